@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amqtask.cli import complete
+from amqtask.cli import params
 from amqtask.cli.broker import known_queues, open_admin
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, echo_text, json_option, print_json
@@ -134,7 +134,7 @@ def _queue_options(function: Any) -> Any:
     one_queue = click.option(
         "-Q",
         "--queue",
-        shell_complete=complete.queues,
+        shell_complete=params.complete_queues,
         help="The work queue (its dead-letter queue is meant) [the default queue].",
     )
     every = click.option("--all-queues", is_flag=True, help="Of all queues that the application knows.")

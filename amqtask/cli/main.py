@@ -15,36 +15,36 @@ from amqtask.cli.globals import PROGRAM, Globals
 from amqtask.cli.output import echo, echo_text
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground import VERSION
-from amqtask.ground.plugins import did_you_mean, load
+from amqtask.ground.plugins import did_you_mean, load_path
 from amqtask.ground.printable import printable_lines
 from amqtask.ground.startup import make_usable, no_collection
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
-# name → help; the module of that name beside this one has a click command `command`.
+# name → (module beside this one : its click command, help).
 COMMANDS = {
-    "beat": "Send periodic tasks when they are due.",
-    "call": "Publish a task by its name.",
-    "completion": "Print a shell's completion script.",
-    "control": "Change running workers (rate limits, pool size, queues, shutdown …).",
-    "dead": "List, show, retry or purge dead-lettered messages.",
-    "events": "Show workers and tasks as they work, print events, take snapshots.",
-    "flower": "Start Flower, the web monitor, where it is installed.",
-    "graph": "Draw the topology, or who consumes what, as DOT.",
-    "inspect": "Ask running workers what they do.",
-    "list": "List tasks, or bindings.",
-    "migrate": "Move messages between brokers or queues.",
-    "multi": "Start and stop several workers on this host.",
-    "purge": "Delete all messages that wait in queues.",
-    "queues": "Depth, consumers, rates and age of queues.",
-    "relay": "Publish the calls that committed transactions left in the outbox.",
-    "report": "Versions and settings for a bug report.",
-    "result": "Print the result of a task.",
-    "shell": "Python with the application and its tasks.",
-    "status": "List the workers that answer.",
-    "topology": "Show, declare or check exchanges, queues and bindings.",
-    "worker": "Start a worker.",
+    "beat": ("beat:command", "Send periodic tasks when they are due."),
+    "call": ("call:call_command", "Publish a task by its name."),
+    "completion": ("params:completion_command", "Print a shell's completion script."),
+    "control": ("remote:control_command", "Change running workers (rate limits, pool size, queues, shutdown …)."),
+    "dead": ("dead:command", "List, show, retry or purge dead-lettered messages."),
+    "events": ("events:command", "Show workers and tasks as they work, print events, take snapshots."),
+    "flower": ("flower:command", "Start Flower, the web monitor, where it is installed."),
+    "graph": ("topology:graph_command", "Draw the topology, or who consumes what, as DOT."),
+    "inspect": ("remote:inspect_command", "Ask running workers what they do."),
+    "list": ("queues:list_command", "List tasks, or bindings."),
+    "migrate": ("migrate:command", "Move messages between brokers or queues."),
+    "multi": ("multi:command", "Start and stop several workers on this host."),
+    "purge": ("purge:command", "Delete all messages that wait in queues."),
+    "queues": ("queues:queues_command", "Depth, consumers, rates and age of queues."),
+    "relay": ("relay:command", "Publish the calls that committed transactions left in the outbox."),
+    "report": ("report:command", "Versions and settings for a bug report."),
+    "result": ("call:result_command", "Print the result of a task."),
+    "shell": ("shell:command", "Python with the application and its tasks."),
+    "status": ("remote:status_command", "List the workers that answer."),
+    "topology": ("topology:topology_command", "Show, declare or check exchanges, queues and bindings."),
+    "worker": ("worker:command", "Start a worker."),
 }
 
 
@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         with no_collection():
-            command: click.Command = load(f"{__package__}.{cmd_name}").command
+            command: click.Command = load_path(f"{__package__}.{COMMANDS[cmd_name][0]}")
         return command
 
     def resolve_command(
@@ -72,12 +72,14 @@ class LazyGroup(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Commands, without importing them all; else options."""
-        commands = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        commands = [
+            CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)
+        ]
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(sorted(COMMANDS.items()))
+            formatter.write_dl(sorted((name, text) for name, (_, text) in COMMANDS.items()))
 
 
 @click.group(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import click
 
 from amqtask.app import AmqTask
-from amqtask.cli import complete
+from amqtask.cli import params
 from amqtask.cli.broker import api_option, known_queues, refuse_memory
 from amqtask.cli.globals import Globals
 from amqtask.cli.move_messages import as_sent, declare_queue, delayed_transfers, is_wanted
@@ -46,7 +46,7 @@ class Transfer(NamedTuple):
     "--queues",
     type=CommaList(),
     default=(),
-    shell_complete=complete.queues,
+    shell_complete=params.complete_queues,
     help="Queues to move: a,b or old:new [the application's].",
 )
 @click.option("-T", "--tasks", type=CommaList(), default=(), help="Only these tasks; others stay.")

@@ -2,16 +2,92 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import socket
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem, get_completion_class
 
 from amqtask import signals
-from amqtask.cli import complete
-from amqtask.cli.globals import ParamType
+from amqtask.cli.globals import COMPLETE_VARIABLE, PROGRAM, Globals, ParamType
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+
+
+# -- What a shell may offer for an argument: pools, the application's queues and tasks.
+#
+# A failure offers nothing: while a line is being typed there is nowhere to report it, and the command itself will.
+
+
+def complete_pools(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The registered pools."""
+    from importlib.metadata import entry_points
+
+    return _fitting((point.name for point in entry_points(group="amqtask.pools")), incomplete)
+
+
+def complete_queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The application's queues; of a list `a,b` the last one is completed."""
+    before, comma, last = incomplete.rpartition(",")
+    names = _names_from_app(ctx, _queue_names)
+    return [CompletionItem(f"{before}{comma}{item.value}") for item in _fitting(names, last)]
+
+
+def complete_tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The application's tasks."""
+    return _fitting(_names_from_app(ctx, _task_names), incomplete)
+
+
+def _queue_names(app: AmqTask) -> Iterable[str]:
+    from amqtask.cli.broker import known_queues
+
+    return [queue.name for queue in known_queues(app)]
+
+
+def _task_names(app: AmqTask) -> Iterable[str]:
+    from amqtask.cli.broker import task_routes
+
+    return [route.task for route in task_routes(app)]
+
+
+def _names_from_app(ctx: click.Context, question: Callable[[AmqTask], Iterable[str]]) -> Iterable[str]:
+    """Names from the application, which is loaded from the options of the line that is being completed."""
+    root_params = ctx.find_root().params
+    settings = Globals(app=ctx.params.get("told_app") or root_params.get("app"), config=root_params.get("config"))
+    nowhere = io.StringIO()  # what the modules print is no completion
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            return question(settings.load())
+    except Exception:  # noqa: BLE001 - the user's modules are imported here; see above
+        return ()
+
+
+def _fitting(names: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in sorted(set(names)) if name.startswith(incomplete)]
+
+
+# -- `amqtask completion SHELL`: what makes a shell complete our commands, options, pools, queues and tasks.
+
+HOWTO = {
+    "bash": 'eval "$(amqtask completion bash)" in ~/.bashrc',
+    "zsh": 'eval "$(amqtask completion zsh)" in ~/.zshrc, after compinit',
+    "fish": "amqtask completion fish > ~/.config/fish/completions/amqtask.fish",
+}
+
+
+@click.command("completion", epilog="\b\n" + "\n".join(f"  {line}" for line in HOWTO.values()))
+@click.argument("shell", type=click.Choice(list(HOWTO)))
+@click.pass_context
+def completion_command(ctx: click.Context, shell: str) -> None:
+    """Print the completion script of a shell."""
+    completion_class = get_completion_class(shell)
+    if completion_class is None:
+        raise click.ClickException(f"the installed click has no completion for {shell}")
+    click.echo(completion_class(ctx.find_root().command, {}, PROGRAM, COMPLETE_VARIABLE).source())
 
 
 class CommaList(ParamType):
@@ -30,7 +106,7 @@ queues_option = click.option(
     "--queues",
     type=CommaList(),
     default=(),
-    shell_complete=complete.queues,
+    shell_complete=complete_queues,
     help="Only these queues [all that the application knows].",
 )
 
@@ -84,3 +160,45 @@ def _app_of(args: list[str]) -> str | None:
         if argument.startswith("--app="):
             return argument.partition("=")[2]
     return None
+
+
+# -- Node names (`celery@host`) and the %-fields that names and file paths may carry.
+
+DEFAULT_NAME = "celery"
+
+
+def node_name(template: str | None) -> str:
+    """A full node name: `%h` host name, `%n` the part before @, `%d` domain, `%%`; without @ the host is added.
+
+    The default name is Celery's (`celery@host`), so that tools which look for it find us.
+    """
+    host = socket.gethostname()
+    name = template or f"{DEFAULT_NAME}@%h"
+    if "@" not in name:
+        name = f"{name}@%h"
+    return expand(name, f"{DEFAULT_NAME}@{host}")
+
+
+def expand(text: str, node: str, index: str = "") -> str:
+    """Replace `%h %n %d %p %i %I %%` in a name or path; `%i`/`%I` are empty in the main process (as in Celery)."""
+    name, _, host = node.partition("@")
+    _, _, domain = host.partition(".")
+    fields = {
+        "h": host,
+        "n": name,
+        "d": domain,
+        "p": node,
+        "i": index or "0",
+        "I": f"-{index}" if index else "",
+        "%": "%",
+    }
+    out: list[str] = []
+    position = 0
+    while position < len(text):
+        if text[position] == "%" and position + 1 < len(text) and text[position + 1] in fields:
+            out.append(fields[text[position + 1]])
+            position += 2
+        else:
+            out.append(text[position])
+            position += 1
+    return "".join(out)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amqtask.cli import complete
+from amqtask.cli import params
 from amqtask.cli.broker import open_admin, refuse_memory
-from amqtask.cli.delayed import MOST_COUNTED, Delayed
 from amqtask.cli.globals import Globals
+from amqtask.cli.move_messages import MOST_COUNTED, Delayed
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AmqTaskError, QueueNotFound
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 @click.command("purge")
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
-@click.option("-Q", "--queues", type=CommaList(), default=(), shell_complete=complete.queues, help="Only these queues.")
+@click.option(
+    "-Q", "--queues", type=CommaList(), default=(), shell_complete=params.complete_queues, help="Only these queues."
+)
 @click.option("-X", "--exclude-queues", type=CommaList(), default=(), help="All configured queues but these.")
 @click.option(
     "--delayed", is_flag=True, help="Also the tasks that wait for their time (eta, countdown, retries) to go there."

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amqtask.cli.broker import api_option, chosen_queues, open_admin, open_api
+from amqtask.cli.broker import api_option, chosen_queues, known_queues, open_admin, open_api, task_routes
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.cli.params import queues_option
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.task import PUBLISHED_AT
-from amqtask.topology.declarations import dead_letter_queue
+from amqtask.topology.declarations import all_bindings, dead_letter_queue
 from amqtask.transport.contract import Admin, QueueState
 from amqtask.transport.inventory import ManagementApi
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.ground.shapes import Headers, JsonFields
+    from amqtask.ground.shapes import Headers, JsonFields, JsonObject
 
 # (title, field) in the order they are printed; a column that nobody knows anything of is left out.
 COLUMNS = (
@@ -75,7 +75,7 @@ class Row:
 @api_option
 @json_option
 @click.pass_obj
-def command(
+def queues_command(
     settings: Globals,
     queues: tuple[str, ...],
     interval: float | None,
@@ -246,3 +246,87 @@ def _print(rows: Sequence[Row], as_json: bool, *, one_line: bool = False) -> Non
 
 def _is_known(data: Sequence[JsonFields], field: str) -> bool:
     return any(entry[field] is not None for entry in data)
+
+
+# -- `amqtask list`: the application's tasks and where they go; the bindings of its queues.
+
+# Each worker that consumes a broadcast has a queue of its own, `bcast.<unique>`.
+ANY_BROADCAST = "bcast.*"
+
+
+@click.group("list")
+def list_command() -> None:
+    """List tasks, or bindings."""
+
+
+@list_command.command("tasks", short_help="Registered tasks, and where they go.")
+@json_option
+@click.pass_obj
+def tasks(settings: Globals, as_json: bool) -> None:
+    """The registered tasks, and the queue, exchange and routing key that a call of each goes to."""
+    rows: list[JsonObject] = [
+        {
+            "task": name,
+            "queue": route.queue.name if route is not None and route.queue is not None else None,
+            "exchange": None if route is None else route.exchange,
+            "routing_key": None if route is None else route.routing_key,
+        }
+        for name, route in task_routes(settings.load())
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ["TASK", "QUEUE", "EXCHANGE", "ROUTING KEY"],
+        [[row["task"], row["queue"], _exchange(row["exchange"]), row["routing_key"]] for row in rows],
+    )
+
+
+@list_command.command("bindings", short_help="Queues, exchanges and routing keys.")
+@api_option
+@json_option
+@click.pass_obj
+def bindings(settings: Globals, api: str | None, as_json: bool) -> None:
+    """Queues, exchanges and routing keys: of the application's plan, or with --api all that the broker has."""
+    app = settings.load()
+    rows = _bound_on_broker(app, api) if api else list(_planned(app))
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("destination", "source", "routing_key")
+    cells = [[row["destination"], _exchange(row["source"]), row["routing_key"]] for row in rows]
+    print_table([name.replace("_", " ").upper() for name in columns], cells)
+    if not api:
+        echo("These are planned; --api asks the broker's management plugin what is there.", err=True)
+
+
+def _planned(app: AmqTask) -> Iterator[JsonObject]:
+    for queue in known_queues(app):
+        if not queue.broadcast:
+            yield _row("", queue.name, "queue", queue.name, {})
+        for binding in all_bindings(queue):
+            destination_type = "exchange" if binding.to_exchange else "queue"
+            to = ANY_BROADCAST if queue.broadcast else binding.destination
+            yield _row(binding.source.name, to, destination_type, binding.routing_key, dict(binding.arguments))
+
+
+def _bound_on_broker(app: AmqTask, api: str) -> list[JsonObject]:
+    fields = ("source", "destination", "destination_type", "routing_key", "arguments")
+    rows = [_row(*(entry[field] for field in fields)) for entry in open_api(app, api).bindings()]
+    return sorted(rows, key=lambda row: (row["destination"], row["source"], row["routing_key"]))
+
+
+def _row(
+    source: str, destination: str, destination_type: str, routing_key: str, arguments: dict[str, object]
+) -> JsonObject:
+    return {
+        "source": source,
+        "destination": destination,
+        "destination_type": destination_type,
+        "routing_key": routing_key,
+        "arguments": arguments,
+    }
+
+
+def _exchange(name: str | None) -> str | None:
+    return "(default)" if name == "" else name

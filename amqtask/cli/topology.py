@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -10,7 +11,8 @@ import click
 from amqtask.cli.broker import api_option, chosen_queues, open_admin, open_api, refuse_memory
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
-from amqtask.cli.params import queues_option
+from amqtask.cli.params import CommaList, queues_option
+from amqtask.cli.remote import Unavailable
 from amqtask.ground.printable import count
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.declarations import all_bindings, dead_letter_queue, too_many
@@ -22,7 +24,7 @@ from amqtask.transport.inventory import declare as declare_by_amqp
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.ground.shapes import JsonObject
+    from amqtask.ground.shapes import JsonObject, Replies
 
 
 def planned(app: AmqTask, names: tuple[str, ...]) -> list[Declaration]:
@@ -44,11 +46,11 @@ def planned_delays(app: AmqTask, names: tuple[str, ...]) -> list[Declaration]:
 
 
 @click.group("topology")
-def command() -> None:
+def topology_command() -> None:
     """Exchanges, queues and bindings of the application: show, declare, or check them on the broker."""
 
 
-@command.command("show", short_help="Print the plan.")
+@topology_command.command("show", short_help="Print the plan.")
 @queues_option
 @json_option
 @click.pass_obj
@@ -153,7 +155,7 @@ def _flags(entity: Queue | Exchange) -> str:
     return f"  ({', '.join(flags)})" if flags else ""
 
 
-@command.command("declare", short_help="Make what is missing on the broker.")
+@topology_command.command("declare", short_help="Make what is missing on the broker.")
 @queues_option
 @json_option
 @click.pass_obj
@@ -165,7 +167,7 @@ def declare(settings: Globals, queues: tuple[str, ...], as_json: bool) -> int:
     return _print_findings(findings, as_json)
 
 
-@command.command("check", short_help="Name each difference on the broker.")
+@topology_command.command("check", short_help="Name each difference on the broker.")
 @queues_option
 @api_option
 @json_option
@@ -221,3 +223,119 @@ def _finding(finding: Finding) -> JsonObject:
     entity_type = type(entity).__name__.lower()
     name = f"{entity.source.name} -> {entity.destination}" if isinstance(entity, Binding) else entity.name
     return {"kind": entity_type, "name": name, "status": finding.status, "detail": finding.detail}
+
+
+# -- `amqtask graph`: exchanges, queues and workers as a drawing in DOT (`… | dot -Tsvg`).
+
+
+@click.group("graph")
+def graph_command() -> None:
+    """Draw the topology, or who consumes what, in Graphviz' language: amqtask graph topology | dot -Tsvg -o it.svg"""
+
+
+@graph_command.command("topology", short_help="Exchanges, queues and bindings as planned.")
+@queues_option
+@click.pass_obj
+def topology(settings: Globals, queues: tuple[str, ...]) -> None:
+    """Exchanges, queues, bindings and dead-letter ways as the settings have them. The broker is not asked."""
+    _print(drawn(planned(settings.load(), queues)))
+
+
+@graph_command.command("workers", short_help="Workers that answer, and what they consume.")
+@click.option("-t", "--timeout", type=float, default=1.0, show_default=True, help="Seconds to wait for replies.")
+@click.option("-d", "--destination", type=CommaList(), default=(), help="Only these nodes (celery@host,…).")
+@click.pass_obj
+def workers(settings: Globals, timeout: float, destination: tuple[str, ...]) -> None:
+    """The workers that answer, and the queues and exchanges that each consumes from."""
+    app = settings.load()
+    refuse_memory(app)
+    replies = app.control.inspect(destination=list(destination) or None, timeout=timeout).active_queues()
+    app.close()
+    if not replies:
+        raise Unavailable("No nodes replied within time constraint. Is a worker running on this broker?")
+    _print(consuming(replies))
+
+
+@graph_command.command("bootsteps", hidden=True)
+def bootsteps() -> None:
+    """Celery's command has no meaning here."""
+    raise click.ClickException(
+        "amqtask's workers have no boot steps that could be drawn. There are `amqtask graph topology` and "
+        "`amqtask graph workers`."
+    )
+
+
+def drawn(entities: Iterable[Declaration]) -> Iterator[str]:
+    """Nodes and edges of a plan."""
+    for entity in entities:
+        if isinstance(entity, Exchange):
+            yield _exchange(entity.name, entity.type)
+        elif isinstance(entity, Queue):
+            yield _queue(entity.name, str(entity.argument_map.get("x-queue-type", "")))
+            yield from _dead_letters(entity)
+        else:
+            yield _bound(entity)
+
+
+def consuming(replies: Mapping[str, Sequence[Replies]]) -> Iterator[str]:
+    """Nodes and edges of `active_queues` replies."""
+    lines: dict[str, None] = {}
+    for node, queues in sorted(replies.items()):
+        lines[f"{_name('worker', node)} [label={_text(node)}, shape=component];"] = None
+        for queue in queues:
+            name, exchange = str(queue["name"]), queue.get("exchange") or {}
+            lines[_queue(name, "")] = None
+            lines[f"{_name('queue', name)} -> {_name('worker', node)};"] = None
+            source = str(exchange.get("name") or "")
+            if source:
+                exchange_type = str(exchange.get("type") or "")
+                lines[_exchange(source, exchange_type)] = None
+                # A fanout exchange does not look at it.
+                key = "" if exchange_type == "fanout" else str(queue.get("routing_key") or "")
+                lines[f"{_name('exchange', source)} -> {_name('queue', name)} [label={_text(key)}];"] = None
+    yield from lines
+
+
+def _print(lines: Iterable[str]) -> None:
+    echo("digraph amqtask {")
+    echo("  rankdir=LR;")
+    for line in lines:
+        echo(f"  {line}")
+    echo("}")
+
+
+def _exchange(name: str, exchange_type: str) -> str:
+    return f"{_name('exchange', name)} [label={_label(name, exchange_type)}, shape=ellipse];"
+
+
+def _queue(name: str, queue_type: str) -> str:
+    return f"{_name('queue', name)} [label={_label(name, queue_type)}, shape=box];"
+
+
+def _bound(binding: Binding) -> str:
+    node_type = "exchange" if binding.to_exchange else "queue"
+    label = _label(binding.routing_key, *(f"{name}={value}" for name, value in binding.arguments))
+    return f"{_name('exchange', binding.source.name)} -> {_name(node_type, binding.destination)} [label={label}];"
+
+
+def _dead_letters(queue: Queue) -> Iterator[str]:
+    arguments = queue.argument_map
+    exchange = arguments.get("x-dead-letter-exchange")
+    key = str(arguments.get("x-dead-letter-routing-key") or queue.name)
+    if exchange is not None:
+        target = _name("exchange", str(exchange)) if exchange else _name("queue", key)
+        yield f"{_name('queue', queue.name)} -> {target} [style=dashed, label=dead];"
+
+
+def _label(*lines: str) -> str:
+    return _text("\n".join(filter(None, lines)))
+
+
+def _name(node_type: str, name: str) -> str:
+    """The node's name in DOT, with its type: exchanges, queues and workers may share a name."""
+    return _text(f"{node_type} {name}")
+
+
+def _text(text: str) -> str:
+    """A quoted string; DOT's escapes are those of JSON that can occur here."""
+    return json.dumps(text, ensure_ascii=False)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from amqtask.assembly import build_worker
-from amqtask.cli import complete, daemon
-from amqtask.cli.banner import banner
+from amqtask.cli import daemon, params
 from amqtask.cli.globals import Globals, ParamType
 from amqtask.cli.logs import LEVELS, check_logfile, enable_own_loggers, is_in_json, set_up
-from amqtask.cli.nodename import expand, node_name
 from amqtask.cli.output import echo_text
-from amqtask.cli.params import CommaList, Extensible, own_options
+from amqtask.cli.params import CommaList, Extensible, expand, node_name, own_options
 from amqtask.exceptions import PoolNotFound
+from amqtask.ground import VERSION
 from amqtask.ground.printable import bounded_logger, count, mask_urls
 from amqtask.pool import GREEN_POOLS, OURS, find_pool
 from amqtask.worker.options import WorkerOptions, usable_processors
@@ -26,6 +26,44 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.ground.shapes import JsonObject, OptionDict
     from amqtask.worker.worker import Worker
+
+_TITLE = "amqtask {version} on {system}"
+
+
+def banner(
+    *,
+    node: str,
+    app: str,
+    broker: str,
+    results: str,
+    pool: str,
+    concurrency: str,
+    task_events: bool,
+    queues: Sequence[tuple[str, str, str]],
+    tasks: Iterable[str],
+    show_tasks: bool,
+) -> str:
+    """The text; URLs come without passwords, `queues` as (name, exchange, routing key)."""
+    title = _TITLE.format(version=VERSION, system=platform.system())
+    rows = [
+        ("app", app),
+        ("broker", broker),
+        ("results", results),
+        ("concurrency", f"{concurrency} ({pool})"),
+        ("task events", "ON" if task_events else "OFF (-E lets monitors see this worker's tasks)"),
+    ]
+    lines = ["", f" {node} · {title}", "", "[config]"]
+    lines += [f"  {name:<12} {value}" for name, value in rows]
+    lines += ["", "[queues]"]
+    width = max((len(name) for name, _, _ in queues), default=0)
+    for name, exchange, key in queues:
+        where = f"exchange={exchange or '(default)'} key={key}"
+        lines.append(f"  {name:<{width}}  {where}")
+    if show_tasks:
+        lines += ["", "[tasks]"]
+        lines += [f"  {name}" for name in sorted(tasks)] or ["  (none: is the module with your tasks imported?)"]
+    return "\n".join([*lines, ""])
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[Callable[..., object]], Callable[..., object]]
@@ -128,7 +166,7 @@ WORKER: list[Decorator] = [
 POOL: list[Decorator] = [
     click.option("-c", "--concurrency", type=Concurrency(), help="Slots [number of processors]."),
     click.option(
-        "-P", "--pool", envvar="AMQTASK_POOL", callback=_pool_name, metavar="NAME", shell_complete=complete.pools,
+        "-P", "--pool", envvar="AMQTASK_POOL", callback=_pool_name, metavar="NAME", shell_complete=params.complete_pools,
         help="prefork, threads, solo, eventlet, gevent, asyncio, or a plug-in's.",
     ),
     click.option("-E", "--task-events", "--events", is_flag=True, help="Send task events for monitors."),
@@ -147,7 +185,7 @@ QUEUES: list[Decorator] = [
         "--queues",
         type=CommaList(),
         default=(),
-        shell_complete=complete.queues,
+        shell_complete=params.complete_queues,
         help="Queues to consume [task_queues, or default].",
     ),
     click.option("-X", "--exclude-queues", type=CommaList(), default=(), help="Configured queues to leave alone."),

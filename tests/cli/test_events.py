@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask
-from amqtask.cli.events import _as_line
-from amqtask.cli.events_screen import QUIET, Screen
+from amqtask.cli.events import QUIET, Screen, _as_line
 from amqtask.cli.main import run
 from amqtask.events.state import State
 

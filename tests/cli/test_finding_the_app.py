@@ -13,7 +13,7 @@ from amqtask import AmqTask, current_app
 from amqtask.cli.find_app import find_app
 from amqtask.cli.globals import Globals
 from amqtask.cli.main import run
-from amqtask.cli.nodename import expand, node_name
+from amqtask.cli.params import expand, node_name
 from amqtask.exceptions import AppNotFound
 from amqtask.ground.current import replaced
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Broadcast, Exchange, Queue
-from amqtask.cli.graph import consuming
 from amqtask.cli.main import COMMANDS, run
+from amqtask.cli.topology import consuming
 
 APP = """
 from amqtask import AmqTask, Queue

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from amqtask.cli.capture_output import redirected
+from amqtask.cli.logs import redirected
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import Context, current
 from amqtask.log import TaskFields
