@@ -1,4 +1,4 @@
-"""The Django application: its label, which is also the prefix of its tables."""
+"""The Django application: its label, which is the prefix of its tables, too."""
 
 from __future__ import annotations
 

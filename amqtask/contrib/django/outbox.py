@@ -1,4 +1,4 @@
-"""The transactional outbox for Django's ORM: `task.delay()` in `transaction.atomic()` is a row of that transaction.
+"""The transactional outbox for Django's ORM: `task.delay()` in `transaction.atomic()` becomes a row of that transaction.
 
 `outbox = True` (CELERY_OUTBOX, AMQTASK_OUTBOX in Django's settings) makes `app.outbox` a DjangoOutbox. It follows the
 transactions of one database, which is also where its rows are: `outbox_database`, Django's alias.

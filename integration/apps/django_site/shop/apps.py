@@ -1,4 +1,4 @@
-"""Its configuration."""
+"""The shop's configuration."""
 
 from __future__ import annotations
 
