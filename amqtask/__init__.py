@@ -60,10 +60,11 @@ _WHERE = {
     "uuid": "utils",
     "xmap": "canvas",
     "xstarmap": "canvas",
-    "__version__": "ground.version:VERSION",
+    "__version__": "ground:VERSION",
     # Only programs written for Celery ask for these.
     "VERSION": "compat.versions",
     "bugreport": "compat.apps",
+    "registry": "compat.apps",
     "subtask": "canvas:signature",
     "version_info": "compat.versions:VERSION",
 }

@@ -40,7 +40,8 @@ def evaluated(args: Iterable[object], kwargs: Keywords) -> tuple[tuple[object, .
     )
 
 
-# celery/beat.py (apply_async) and django_celery_beat/schedulers.py; the third is ours.
+# celery/beat.py (apply_async) and django_celery_beat/schedulers.py, by which readers of results know what published a task
+# (django_celery_results/backends/database.py); the third is ours.
 BEAT_HEADER = "celery_beat_task"
 NAME_HEADER = "periodic_task_name"
 DUE_HEADER = "periodic_task_due"

@@ -19,7 +19,6 @@ FOLDER = Path(__file__).parent
 PACKAGE = "amqtask."
 # Names of modules that exist: module → name → where it is.
 NAMES: dict[str, dict[str, str]] = {
-    "amqtask": {"registry": "amqtask.compat.registry"},
     "amqtask.app": {
         "app_or_default": "amqtask.compat.apps:app_or_default",
         "bugreport": "amqtask.compat.apps:bugreport",

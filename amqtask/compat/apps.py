@@ -1,10 +1,11 @@
-"""Functions of `celery.app`."""
+"""Functions of `celery.app`, and `celery.registry`."""
 
 from __future__ import annotations
 
 import platform
 from typing import TYPE_CHECKING
 
+from amqtask.compat import registry as registry
 from amqtask.ground import VERSION
 from amqtask.ground.current import current_app
 

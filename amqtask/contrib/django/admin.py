@@ -25,9 +25,9 @@ from amqtask.contrib.django.models import (
     PeriodicTasks,
     SolarSchedule,
     TaskResult,
-    options_of,
 )
 from amqtask.contrib.django.project import project_app
+from amqtask.contrib.django.schedulers import options_of
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.plugins import near_names
 

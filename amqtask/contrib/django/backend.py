@@ -24,8 +24,8 @@ from django.db import router, transaction
 from amqtask import states
 from amqtask.backends.contract import BackendOptions, Codec, RetryPolicy, retrying, unreadable
 from amqtask.backends.polling import PollingBackend
+from amqtask.beat.sender import NAME_HEADER
 from amqtask.client.registry import prepare_django
-from amqtask.contrib.django.models import NAME_HEADER
 from amqtask.contrib.django.zones import aware, stored
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
 from amqtask.ground.printable import clause

@@ -15,15 +15,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django import db
 
 from amqtask.beat.contract import Entry, Run, StoreOptions
+from amqtask.beat.sender import NAME_HEADER
 from amqtask.beat.settings_store import entries_of
 from amqtask.contrib.django.around import close_broken_connections
 from amqtask.contrib.django.backend import find_models
-from amqtask.contrib.django.models import NAME_HEADER, options_of
 from amqtask.contrib.django.zones import aware, stored
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import bounded_logger, described
@@ -31,6 +32,7 @@ from amqtask.schedules import clocked, crontab, schedule, solar
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.contrib.django.models import PeriodicTask
     from amqtask.ground.shapes import OptionDict
 
 logger = bounded_logger("amqtask.beat")
@@ -211,3 +213,20 @@ def _json(name: str, value: list[object] | Mapping[str, object]) -> str:
 
 def _moment(value: Any) -> Any:
     return None if value is None else aware(value)
+
+
+def options_of(periodic: PeriodicTask) -> OptionDict:
+    """The options of `apply_async` for a row. Raises: ValueError for headers that are no JSON object."""
+    options: OptionDict = {
+        name: value
+        for name in ("queue", "exchange", "routing_key", "priority")
+        if (value := getattr(periodic, name)) is not None
+    }
+    expires = periodic.expires_
+    if expires is not None:
+        options["expires"] = aware(expires) if isinstance(expires, datetime) else expires
+    headers = json.loads(periodic.headers or "{}")
+    if not isinstance(headers, dict):
+        raise ValueError(f"the headers of periodic task {periodic.name!r} are no JSON object: {periodic.headers}")
+    options["headers"] = {**headers, NAME_HEADER: periodic.name}
+    return options
