@@ -52,7 +52,8 @@ class Ledger:
 
     def __init__(self, epoch: int = 0) -> None:
         self.epoch = epoch
-        self._open: dict[int, None] = {}
+        # The queue of each.
+        self._open: dict[int, str] = {}
         self._finished: list[int] = []
 
     def begin(self, epoch: int) -> None:
@@ -61,9 +62,9 @@ class Ledger:
         self._open = {}
         self._finished = []
 
-    def add(self, tag: int) -> None:
-        """A delivery came; tags come in rising order."""
-        self._open[tag] = None
+    def add(self, tag: int, queue: str = "") -> None:
+        """A delivery of the queue came; tags come in rising order."""
+        self._open[tag] = queue
 
     def is_open(self, tag: int) -> bool:
         """Whether the delivery has neither an answer nor been finished."""
@@ -98,6 +99,10 @@ class Ledger:
     def outstanding(self) -> int:
         """How many deliveries have no answer yet (finished ones that wait for the flush included)."""
         return len(self._open) + len(self._finished)
+
+    def outstanding_of(self, queue: str) -> int:
+        """How many of them are the queue's, at most: of those that wait for the flush it is not known."""
+        return sum(name == queue for name in self._open.values()) + len(self._finished)
 
     @property
     def open_tags(self) -> tuple[int, ...]:
@@ -240,7 +245,7 @@ class Deliveries:
         """A delivery came; from now on it needs an answer."""
         if delivery.epoch != self._ledger.epoch:
             self.begin(delivery.epoch)
-        self._ledger.add(delivery.tag)
+        self._ledger.add(delivery.tag, delivery.queue)
 
     def is_present(self, request: Request) -> bool:
         """Whether the channel that it came on is still open."""
@@ -250,6 +255,10 @@ class Deliveries:
     def outstanding(self) -> int:
         """How many deliveries have no answer yet."""
         return self._ledger.outstanding
+
+    def outstanding_of(self, queue: str) -> int:
+        """How many deliveries of the queue have no answer yet, at most."""
+        return self._ledger.outstanding_of(queue)
 
     # -- answers
 

@@ -463,7 +463,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self.lifecycle.shutdown.fail(error)
 
     def unanswered(self, queue: str) -> int:
-        return self.deliveries.outstanding
+        return self.deliveries.outstanding_of(queue)
 
     def on_warning(self, text: str) -> None:
         logger.warning("%s", text)

@@ -176,6 +176,20 @@ def test_a_task_with_an_eta_goes_to_the_delay_levels_confirm_first_ack_second(he
     assert bench.started == []
 
 
+
+def test_the_consumer_is_told_how_many_deliveries_of_one_queue_have_no_answer() -> None:
+    bench = Bench(slots=2)
+    bench.deliver("one", "two", "three")
+
+    assert bench.worker.unanswered("q") == 3
+    assert bench.worker.unanswered("another") == 0
+
+    bench.end("one")
+    bench.loop.turn()
+
+    assert bench.worker.unanswered("q") == 2
+
+
 def test_an_expired_task_is_acked_and_does_not_run() -> None:
     bench = Bench()
     bench.deliver("a", expires="2001-01-01T00:00:00+00:00")
