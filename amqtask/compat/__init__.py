@@ -1,7 +1,8 @@
 """Names that only Celery's users look for, at Celery's places: nothing of ours imports what is in here.
 
-`amqtask.utils.time` is `compat/utils/time.py`: a module of that name which is nowhere else is looked for here (see `Finder`).
-A module that is there already asks `lookup` for the names that it has not, an object `attribute`.
+`amqtask.utils.time` is `compat/utils/time.py`: a module of that name which is nowhere else is looked for here (see `Finder`),
+unless it only names what is elsewhere (`MODULES`). A module that is there already asks `lookup` for the names that it has not, an
+object `attribute`.
 """
 
 from __future__ import annotations
@@ -115,6 +116,26 @@ NAMES: dict[str, dict[str, str]] = {
 }
 
 
+# Modules that only name what is elsewhere: module → name → where it is.
+MODULES: dict[str, dict[str, str]] = {
+    "amqtask.app.base": {"AmqTask": "amqtask.app:AmqTask", "Celery": "amqtask.app:AmqTask"},
+    "amqtask.app.events": {"Events": "amqtask.events.client:Events"},
+    "amqtask.app.log": {"TaskFormatter": "amqtask.log:TaskFormatter"},
+    "amqtask.app.registry": {"TaskRegistry": "amqtask.client.registry:TaskRegistry"},
+    "amqtask.app.task": {"Context": "amqtask.execution.context:Context", "Task": "amqtask.task:Task"},
+    "amqtask.bin.beat": {"beat": "amqtask.cli.beat:command"},
+    "amqtask.bin.worker": {"worker": "amqtask.cli.worker:command"},
+    # Ours, where programs for Celery ask kombu: serializers and JSON types of one's own.
+    "amqtask.serialization": {name: f"amqtask.protocol.serialization:{name}" for name in ("register", "register_type")},
+    "amqtask.utils.graph": {"DependencyGraph": "amqtask.results:DependencyGraph"},
+    "amqtask.utils.iso8601": {"parse_iso8601": "amqtask.compat.utils.time:parse_iso8601"},
+    "amqtask.utils.saferepr": {"saferepr": "amqtask.protocol.task:saferepr"},
+    "amqtask.worker.control": {
+        name: f"amqtask.remote.commands:{name}" for name in ("control_command", "inspect_command")
+    },
+}
+
+
 def lookup(module: str, name: str) -> Any:
     """A name that the module has only for others' sake. Raises: AttributeError."""
     where = NAMES.get(module, {}).get(name)
@@ -130,12 +151,12 @@ ATTRIBUTES = {
     "amqtask.app.AmqTask": "amqtask.compat.attributes.app:OfApp",
     "amqtask.backends.contract.KnownStore": "amqtask.compat.attributes.backend:OfStore",
     "amqtask.backends.redis.RedisBackend": "amqtask.compat.attributes.redis:OfRedis",
-    "amqtask.execution.request.Request": "amqtask.compat.attributes.request:OfRequest",
-    "amqtask.result.AsyncResult": "amqtask.compat.attributes.result:OfResult",
-    "amqtask.results.ResultSet": "amqtask.compat.attributes.result:OfResults",
-    "amqtask.settings.Settings": "amqtask.compat.attributes.settings:OfSettings",
-    "amqtask.signals.Signal": "amqtask.compat.attributes.signal:OfSignal",
-    "amqtask.task.Task": "amqtask.compat.attributes.task:OfTask",
+    "amqtask.execution.request.Request": "amqtask.compat.attributes.objects:OfRequest",
+    "amqtask.result.AsyncResult": "amqtask.compat.attributes.objects:OfResult",
+    "amqtask.results.ResultSet": "amqtask.compat.attributes.objects:OfResults",
+    "amqtask.settings.Settings": "amqtask.compat.attributes.objects:OfSettings",
+    "amqtask.signals.Signal": "amqtask.compat.attributes.objects:OfSignal",
+    "amqtask.task.Task": "amqtask.compat.attributes.objects:OfTask",
     "amqtask.worker.worker.Worker": "amqtask.compat.attributes.worker:OfWorker",
 }
 
@@ -160,6 +181,8 @@ class Finder:
     @staticmethod
     def find_spec(fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """As the import system asks."""
+        if fullname in MODULES:
+            return ModuleSpec(fullname, Listed())
         relative_name = fullname.removeprefix(PACKAGE)
         folder = FOLDER.joinpath(*relative_name.split("."))
         is_package = (folder / "__init__.py").is_file()
@@ -197,3 +220,18 @@ class Same(Loader):
     def exec_module(self, module: ModuleType) -> None:
         """It has been run."""
         module.__spec__ = self._spec  # the import system has put its own there
+
+
+class Listed(Loader):
+    """Makes a module of MODULES, whose names are looked up when they are asked for."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give it its names."""
+        names = MODULES[module.__name__]
+
+        def find(name: str) -> Any:
+            if name not in names:
+                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+            return load_path(names[name])
+
+        module.__dict__.update(__all__=list(names), __getattr__=find)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from amqtask import states
 from amqtask.exceptions import Unroutable
 from amqtask.execution.request import Answer
+from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.printable import bounded_logger, printable
 from amqtask.protocol.message import Message, Properties, properties_of_copy, strip_transit_headers
 from amqtask.protocol.task import saferepr
@@ -184,7 +185,7 @@ class Lost:
 
     def hold(self, request: Request) -> None:
         """Requeue the request after a pause."""
-        seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(request.attempts, 16))
+        seconds = exponential_backoff(request.attempts, factor=FIRST_PAUSE, maximum=LONGEST_PAUSE)
         self._waiting[request.number] = request, self._loop.call_later(seconds, lambda: self._requeue_now(request))
 
     def stop(self) -> None:

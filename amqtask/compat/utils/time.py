@@ -144,3 +144,8 @@ def get_exponential_backoff_interval(factor: int, retries: int, maximum: int, fu
     """Seconds before a retry."""
     countdown = min(maximum, factor * 2**retries)
     return max(0, random.randrange(countdown + 1) if full_jitter else countdown)
+
+
+def parse_iso8601(datestring: str) -> datetime:
+    """The datetime of a text. Raises: ValueError."""
+    return datetime.fromisoformat(datestring.replace("Z", "+00:00"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.printable import bounded_logger
 from amqtask_pools.prefork.child import SHORT
 
@@ -162,7 +163,7 @@ class Respawn:
                 if not self._forked():
                     return
         elif self._missing() > 0:
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._deaths - QUICK_DEATHS, 16))
+            pause = _pause(self._deaths - QUICK_DEATHS)
             logger.error(
                 "%d pool processes in a row ended before they had run anything; the next starts in %g s",
                 self._deaths,
@@ -182,7 +183,7 @@ class Respawn:
             self._fork()
         except OSError as error:
             self._refusals += 1
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._refusals - 1, 16))
+            pause = _pause(self._refusals - 1)
             logger.error("no pool process can be started (%s); the next attempt is in %g s", error, pause)
             self._timer = self._loop.call_later(pause, self._try_one)
             return False
@@ -194,3 +195,7 @@ class Respawn:
         if self._missing() > 0 and self._forked():
             self.fill()
             self._on_late()
+
+
+def _pause(failures: int) -> float:
+    return exponential_backoff(failures, factor=FIRST_PAUSE, maximum=LONGEST_PAUSE)

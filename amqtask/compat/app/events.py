@@ -1,5 +1,0 @@
-"""`celery.app.events`."""
-
-from amqtask.events.client import Events
-
-__all__ = ["Events"]

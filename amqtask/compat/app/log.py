@@ -1,5 +1,0 @@
-"""`celery.app.log`."""
-
-from amqtask.log import TaskFormatter
-
-__all__ = ["TaskFormatter"]

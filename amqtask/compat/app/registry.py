@@ -1,5 +1,0 @@
-"""`celery.app.registry`."""
-
-from amqtask.client.registry import TaskRegistry
-
-__all__ = ["TaskRegistry"]

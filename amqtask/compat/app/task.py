@@ -1,6 +1,0 @@
-"""`celery.app.task`."""
-
-from amqtask.execution.context import Context
-from amqtask.task import Task
-
-__all__ = ["Context", "Task"]

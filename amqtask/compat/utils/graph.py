@@ -1,5 +1,0 @@
-"""`celery.utils.graph`."""
-
-from amqtask.results import DependencyGraph
-
-__all__ = ["DependencyGraph"]

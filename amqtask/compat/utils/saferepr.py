@@ -1,5 +1,0 @@
-"""`celery.utils.saferepr`."""
-
-from amqtask.protocol.task import saferepr
-
-__all__ = ["saferepr"]
