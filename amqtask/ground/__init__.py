@@ -1,4 +1,9 @@
-"""What every row above uses, and what uses nothing of ours itself."""
+"""What every row above uses, and what uses nothing of ours itself.
+
+`printable` (text for people; which values are secret), `plugins` (names that only the running program knows; what lower rows
+ask of upper ones), `lazy` (made once), `loop` (a loop's contract, pauses), `deadlines` (asyncio), `startup` (before anything
+is imported), `current` (the current application), `shapes` (types that recur).
+"""
 
 from __future__ import annotations
 

@@ -176,7 +176,6 @@ def test_a_task_with_an_eta_goes_to_the_delay_levels_confirm_first_ack_second(he
     assert bench.started == []
 
 
-
 def test_the_consumer_is_told_how_many_deliveries_of_one_queue_have_no_answer() -> None:
     bench = Bench(slots=2)
     bench.deliver("one", "two", "three")
