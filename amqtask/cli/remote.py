@@ -18,8 +18,7 @@ from amqtask.cli.output import echo, echo_text
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, ConfigurationError, PublishError
 from amqtask.ground.printable import printable, printable_lines
-from amqtask.remote.commands import BUILTIN, CommandInfo, Kind, commands_of, find_command
-from amqtask.remote.control import MATCHERS
+from amqtask.remote.commands import BUILTIN, MATCHERS, CommandInfo, Kind, commands_of, find_command
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, JsonFields, Replies

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import KeywordDict, OptionDict
 
 Kind = Literal["control", "inspect"]
+# What a pattern of workers' names may be.
+MATCHERS = ("glob", "pcre")
 Function = TypeVar("Function", bound=Callable[..., Any])
 # An argument's name, and what makes its value of a word on the command line (None: the word itself).
 Argument = tuple[str, Callable[[str], Any] | None]

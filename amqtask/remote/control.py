@@ -15,6 +15,7 @@ from amqtask.exceptions import ConfigurationError, DuplicateNodenameWarning, Mes
 from amqtask.ground.lazy import lazy
 from amqtask.ground.printable import printable
 from amqtask.protocol.control import Command, check_pattern, command_message, read_reply, reply_exchange, reply_queue
+from amqtask.remote.commands import MATCHERS
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, Headers, Options, Replies
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 
 # -- Inspect: what workers can be asked, by Celery's names (celery/app/control.py).
-
-MATCHERS = ("glob", "pcre")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
