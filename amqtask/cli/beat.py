@@ -11,10 +11,11 @@ import click
 from amqtask.beat.build import build_beat, find_store, leader_name, make_scheduler, short_name
 from amqtask.beat.contract import BeatOptions, KeepsTime, StoreOptions
 from amqtask.cli import daemon
+from amqtask.cli.daemon import expand, node_name
 from amqtask.cli.globals import Globals, ParamType
 from amqtask.cli.logs import LEVELS, check_logfile, is_in_json, set_up
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
-from amqtask.cli.params import Extensible, expand, node_name, own_options
+from amqtask.cli.params import Extensible, own_options
 from amqtask.ground import VERSION
 from amqtask.ground.printable import bounded_logger
 

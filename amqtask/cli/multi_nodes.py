@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import click
 
-from amqtask.cli.params import expand
+from amqtask.cli.daemon import expand
 
 RANGE_PREFIX = "celery"  # as in Celery, and as in the default node name
 PIDFILE = "%n.pid"

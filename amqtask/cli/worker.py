@@ -12,10 +12,11 @@ import click
 
 from amqtask.assembly import build_worker
 from amqtask.cli import daemon, params
+from amqtask.cli.daemon import expand, node_name
 from amqtask.cli.globals import Globals, ParamType
 from amqtask.cli.logs import LEVELS, check_logfile, enable_own_loggers, is_in_json, set_up
 from amqtask.cli.output import echo_text
-from amqtask.cli.params import CommaList, Extensible, expand, node_name, own_options
+from amqtask.cli.params import CommaList, Extensible, own_options
 from amqtask.exceptions import PoolNotFound
 from amqtask.ground import VERSION
 from amqtask.ground.printable import bounded_logger, count, mask_urls

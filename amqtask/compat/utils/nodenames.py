@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from amqtask.cli.params import expand, node_name
+from amqtask.cli.daemon import expand, node_name
 from amqtask.protocol.entities import Queue
 
 __all__ = [
