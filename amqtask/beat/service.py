@@ -223,7 +223,7 @@ class Beat:
     def _fail(self, error: Exception) -> None:
         # What was said on purpose needs no traceback.
         logger.critical("beat: cannot start: %s", error, exc_info=None if isinstance(error, AmqTaskError) else error)
-        self.on_failed(error)
+        self._on_failed(error)
 
     def _cancel_timers(self) -> None:
         if self._timer is not None:
@@ -290,6 +290,7 @@ class Beat:
 
     def on_failed(self, error: Exception) -> None:
         """This beat cannot take part."""
+        logger.critical("beat: cannot go on: %s", error)
         self._on_failed(error)
 
     # -- a due time

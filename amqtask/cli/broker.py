@@ -22,7 +22,7 @@ def refuse_memory(app: AmqTask) -> None:
     if not app.broker.is_shared:
         raise ConfigurationError(
             "the application's broker is memory://, which lives inside each process: there is nothing that this "
-            "command could see. Name a RabbitMQ: amqtask -b amqp://user:password@host/vhost …"
+            "command could see. Name another one: amqtask -b amqp://user:password@host/vhost …"
         )
 
 

@@ -56,7 +56,7 @@ def command(settings: Globals, arguments: tuple[str, ...]) -> None:
     settings.broker, arguments = broker_of(arguments, settings.broker)
     app = settings.load()
     if not app.broker.is_shared:
-        raise click.ClickException("Flower needs RabbitMQ; memory:// lives inside each process")
+        raise click.ClickException("Flower needs RabbitMQ or Redis; memory:// lives inside each process")
     quiet = ["--quiet"] if settings.quiet else []
     celery_app(app).start([*quiet, "flower", *arguments])
 

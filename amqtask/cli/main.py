@@ -48,6 +48,24 @@ COMMANDS = {
 }
 
 
+def _take_app_too(command: click.Command) -> None:
+    """Let a command take `-A` as well, which tutorials write after it. What hands its options on finds it by itself."""
+    if command.context_settings.get("allow_interspersed_args") is False:
+        return
+    if not any("--app" in parameter.opts for parameter in command.params):
+        option = click.Option(
+            ["-A", "--app"], hidden=True, expose_value=False, allow_from_autoenv=False, callback=_use_app
+        )
+        command.params.append(option)
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        _take_app_too(inner)
+
+
+def _use_app(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.ensure_object(Globals).app = value
+
+
 class LazyGroup(click.Group):
     """Finds a sub-command's module when the sub-command is used, so that a worker boots without the others."""
 
@@ -59,6 +77,7 @@ class LazyGroup(click.Group):
             return None
         with no_collection():
             command: click.Command = load_path(f"{__package__}.{COMMANDS[cmd_name][0]}")
+        _take_app_too(command)
         return command
 
     def resolve_command(

@@ -193,7 +193,7 @@ def _forget_dead(node: Node) -> None:
 
 
 def _start(node: Node, say: Say) -> bool:
-    say.note(f"\t> {node.name}: ", nl=False)
+    say.note(f"    > {node.name}: ", nl=False)
     for file in (node.pidfile, node.logfile):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     say.more(shlex.join(node.argv))
@@ -222,7 +222,7 @@ def _send(targets: Sequence[Node], say: Say, signum: signal.Signals) -> list[tup
         if pid is None:
             say.note(f"> {node.name}: DOWN")
             continue
-        say.note(f"\t> {node.name}: {signum.name.removeprefix('SIG')} -> {pid}")
+        say.note(f"    > {node.name}: {signum.name.removeprefix('SIG')} -> {pid}")
         try:
             os.kill(pid, signum)
         except ProcessLookupError:
@@ -242,7 +242,7 @@ def _stop_and_wait(targets: Sequence[Node], say: Say, signum: signal.Signals) ->
         say.note(f"> Waiting for {count(len(signalled), 'node')} -> {pids}...")
     for node, pid in signalled:
         _wait(lambda node=node, pid=pid: running(node) != pid)  # type: ignore[misc]
-        say.note(f"\t> {node.name}: OK")
+        say.note(f"    > {node.name}: OK")
 
 
 # -- actions

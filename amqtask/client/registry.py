@@ -171,7 +171,13 @@ def django_apps() -> list[str]:
 
 
 def import_related(package: str, related_name: str) -> None:
-    """Import `<package>.<related_name>` if there is such a module; errors inside it are shown as they are."""
+    """Import `<package>.<related_name>` if there is such a module; errors inside it are shown as they are.
+
+    A package that is not there, in one that is, is told in a warning, and the module is looked for beside it: as in Celery
+    (celery/loaders/base.py, find_related_module), where a name may also be that of a Django AppConfig.
+
+    Raises: ConfigurationError where there is no such package at all.
+    """
     if not related_name:
         load(package)
         return
@@ -180,10 +186,17 @@ def import_related(package: str, related_name: str) -> None:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise ConfigurationError(f"autodiscover_tasks names {package!r}, and there is no such package") from error
+        text = f"autodiscover_tasks names {package!r}, and there is no such package"
+        package = package.rpartition(".")[0]
+        if not package:
+            raise ConfigurationError(text) from error
+        logger.warning("%s", text)
     full = f"{package}.{related_name}"
-    if importlib.util.find_spec(full) is not None:
+    try:
         load(full)
+    except ModuleNotFoundError as error:
+        if error.name != full:
+            raise
 
 
 def name_of_main() -> str:

@@ -116,8 +116,8 @@ class Panel:
             logger.warning("control: a message that is not a command: %s", error)
             return
         self._control.lamport.adjust((properties.headers or {}).get("clock"))
-        if self._mingle is not None and command.method == "hello":
-            self._mingle.heard(command)
+        if self._mingle is not None and command.method == "hello" and self._mingle.heard(command):
+            return
         if command.is_for(self._hostname):
             self._obey(command)
 

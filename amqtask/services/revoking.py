@@ -30,8 +30,6 @@ def revoked(control: Control, arguments: CommandArguments) -> object:
 
 def hello(control: Control, arguments: CommandArguments) -> object:
     """A worker that starts sends its revokes and asks for ours."""
-    if arguments.get("from_node") == control.worker.setup.hostname:
-        return None
     after = arguments.get("revoked_after")
     answer = revoked_state(
         control, after=float(after) if after else 0.0, without=frozenset(arguments.get("revoked") or ())
@@ -166,6 +164,10 @@ QUIET_SECONDS = 0.03
 HOLD_SECONDS = 0.3
 LISTEN_SECONDS = 5.0
 PREFETCH = 100
+NAMESAKE = (
+    "another worker named %s is running: commands for one of them reach both, and monitors take them for one. Give each worker a "
+    "name of its own (-n w2@%%h)."
+)
 # Clocks of two hosts differ, and a lost connection is noticed late (broker_heartbeat).
 MARGIN_SECONDS = 600.0
 
@@ -239,10 +241,14 @@ class Mingle:
         self._cancel_deaf_timer()
         self._deaf_timer = self._loop.call_later(LISTEN_SECONDS, lambda: self._be_deaf(consumer))
 
-    def heard(self, hello: Command) -> None:
-        """A `hello` came: if it is our own, all neighbours have it."""
+    def heard(self, hello: Command) -> bool:
+        """A `hello` came: whether it is one of our own. Of the last one, all neighbours have their copies now."""
         if hello.ticket == self._ticket:
             self._release_soon()
+        if hello.reply_key == self._oid:
+            return True
+        self._compare(str(hello.arguments.get("from_node")))
+        return False
 
     def on_reply(self, delivery: Delivery) -> None:
         """A neighbour's answer."""
@@ -260,7 +266,13 @@ class Mingle:
             return
         self._neighbours += 1
         logger.info("mingle: sync with %s", reply.nodename)
+        self._compare(reply.nodename)
         self._release_soon()
+
+    def _compare(self, nodename: str) -> None:
+        # RabbitMQ has one mailbox for a name, so the second worker is refused; Redis has one for everybody.
+        if nodename == self._control.worker.setup.hostname:
+            logger.warning(NAMESAKE, nodename)
 
     # -- holding
 

@@ -115,7 +115,7 @@ def real_worker(
 
 def _check(app: AmqTask) -> None:
     if not app.broker.is_shared:
-        raise ConfigurationError("a worker process needs RabbitMQ, and this application's broker is memory://")
+        raise ConfigurationError("a worker process needs RabbitMQ or Redis, and this application's broker is memory://")
     if not app.backend_url:
         raise BackendNotConfigured(
             "tests read results, and this application keeps none: set result_backend, or AMQTASK_RESULT_BACKEND=rpc://"

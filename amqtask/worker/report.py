@@ -136,9 +136,9 @@ class Report:
         elif state == states.REVOKED:
             logger.info("Task %s[%s] revoked: %s", name, task_id, outcome.reason or outcome.summary, extra=extra)
         elif outcome.answer is Answer.DEAD_LETTER:
-            logger.error(
-                "Task %s[%s] is dead-lettered: %s: %s", name, task_id, outcome.reason, outcome.summary, extra=extra
-            )
+            # An error's repr often says no more than the reason.
+            why = outcome.reason if outcome.reason in outcome.summary else f"{outcome.reason}: {outcome.summary}"
+            logger.error("Task %s[%s] is dead-lettered: %s", name, task_id, why, extra=extra)
         elif outcome.answer is Answer.REQUEUE:
             logger.warning("Task %s[%s] is requeued: %s", name, task_id, outcome.reason or outcome.summary, extra=extra)
         elif state == states.FAILURE:

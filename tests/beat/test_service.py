@@ -13,6 +13,7 @@ from amqtask.beat import BeatLazyFunc
 from amqtask.beat.contract import Entry
 from amqtask.beat.scheduler import Due
 from amqtask.beat.sender import AppSender
+from amqtask.exceptions import AccessRefused
 from amqtask.protocol.entities import arguments
 from amqtask.transport.memory.broker import MemoryBroker
 from tests.beat.bench import QUEUE, Bench, ListStore, entry
@@ -79,6 +80,16 @@ def test_the_id_of_a_task_follows_from_entry_and_due_time(bench: Bench) -> None:
     assert another.task_id(Due(due_at + timedelta(seconds=10), entry())) != task_id
     assert AppSender(bench.app, "other").task_id(Due(due_at, entry())) != task_id
     beat.stop()
+
+
+def test_a_beat_that_the_broker_refuses_says_why_it_ends(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    ended: list[Exception] = []
+    error = AccessRefused("the password is wrong")
+
+    bench.beat(ListStore(), on_failed=ended.append).on_failed(error)
+
+    assert "beat: cannot go on: the password is wrong" in caplog.text
+    assert ended == [error]
 
 
 def test_a_lost_connection_ends_leading_and_nothing_is_lost(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -85,6 +85,15 @@ def test_an_error_of_ours_is_said_with_the_line_of_the_module_that_raised_it(
     assert said.startswith(f"amqtask: no result\n  {folder / 'elsewhere.py'}, line 2: raise exceptions.TimeoutError(")
 
 
+@pytest.mark.parametrize("line", ["list tasks -A elsewhere", "list -A elsewhere tasks", "report --app=elsewhere"])
+def test_the_application_may_be_named_after_every_command(
+    folder: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    (folder / "elsewhere.py").write_text("from amqtask import AmqTask\napp = AmqTask('found', broker='memory://')\n")
+
+    assert run(line.split()) == 0, capsys.readouterr().err
+
+
 def test_a_package_with_a_celery_module(folder: Path) -> None:
     write(folder / "proj" / "celery.py")
     (folder / "proj" / "__init__.py").write_text("")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from amqtask.protocol.control import Command, read_command, reply_message
 from amqtask.protocol.message import Delivery, Message, Properties
@@ -36,9 +39,9 @@ class Starting(Remote):
         """Its own hello comes round."""
         self.tell(hello)
 
-    def answer(self, hello: Command, **payload: Any) -> None:
+    def answer(self, hello: Command, nodename: str = "other@h", **payload: Any) -> None:
         """A neighbour answers."""
-        reply = reply_message(hello, "other@h", payload)
+        reply = reply_message(hello, nodename, payload)
         self.panel.on_delivery(Delivery(reply.body, reply.properties, reply.exchange, "", False, self.replies, 1, 1))
         self.bench.loop.turn()
 
@@ -74,6 +77,23 @@ def test_a_worker_without_neighbours_begins_at_once() -> None:
     worker.bench.loop.advance(0.06)
 
     assert worker.bench.started == ["a"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_workers_of_one_name_are_told_of_each_other(is_first: bool, caplog: pytest.LogCaptureFixture) -> None:
+    worker = Starting()
+    hello = worker.consumes()
+    worker.hear(hello)
+    assert "another worker" not in caplog.text
+
+    if is_first:  # the other one starts now
+        answer = worker.ask("hello", **{**hello.arguments, "from_node": "w@h"})
+        assert answer["revoked"] == []
+        worker.tell(replace(hello, ticket="theirs", reply_key="theirs"))
+    else:
+        worker.answer(hello, nodename="w@h", revoked=[])
+
+    assert "another worker named w@h is running" in caplog.text
 
 
 def test_a_mailbox_that_cannot_be_had_does_not_hold_the_worker_up() -> None:

@@ -221,7 +221,6 @@ def test_hello_exchanges_revoked_ids() -> None:
 
     assert answer["revoked"] == ["a"]
     assert remote.ask("revoked") == ["a", "b"]
-    assert remote.tell(Command("hello", {"from_node": "w@h"}, ticket="t")) == []
 
 
 @pytest.mark.parametrize("known", [["b", "c"], {"b": 12.5, "c": 13.0}])
