@@ -17,16 +17,16 @@ BIN = Path(sys.executable).parent
 class Project:
     """Runs command lines in `folder`, with `python` and `amqtask` from this virtual environment.
 
-    Broker and result store come from the environment (CELERY_BROKER_URL, CELERY_RESULT_BACKEND), which wins over what the
-    project says: the examples name servers on their usual ports.
+    Broker and result store come from the environment (CELERY_BROKER_URL, CELERY_RESULT_BACKEND) where they are given, which
+    wins over what the project says: the examples name servers on their usual ports.
     """
 
-    def __init__(self, folder: Path, *, broker_url: str, backend: str, **environment: str) -> None:
+    def __init__(self, folder: Path, *, broker_url: str = "", backend: str = "", **environment: str) -> None:
         self.folder = folder
+        servers = {"CELERY_BROKER_URL": broker_url, "CELERY_RESULT_BACKEND": backend}
         self.environment = {
             **environment,
-            "CELERY_BROKER_URL": broker_url,
-            "CELERY_RESULT_BACKEND": backend,
+            **{name: url for name, url in servers.items() if url},
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         }
 
