@@ -1,8 +1,10 @@
 """`make bench`: the table of costs, ours beside bare pika, Celery, Dramatiq and Taskiq, written to RESULTS.md.
 
-    python -m benchmarks [drain] [roundtrip] [burst] [flows] [publish] [service] [boot] [--ours]
+    python -m benchmarks [drain] [roundtrip] [burst] [flows] [publish] [service] [boot]
+                         [redis-drain] [redis-green] [redis-roundtrip] [redis-flows] [redis-delayed] [--ours] [--keep]
 
-`--ours` leaves the peers out. Ratios hold within one run on one machine; the figures of two runs do not compare.
+`--ours` leaves the peers out, `--keep` puts tables measured on Redis into RESULTS.md. Ratios hold within one table on one
+machine; the figures of two runs do not compare.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import time
 from collections.abc import Callable, Sequence
 
 import pika
+import redis
 
-from benchmarks import measure, peers
+from benchmarks import measure, on_redis, peers
 from benchmarks.measure import ROOT, Drained
 from integration.nodes import free_port
 
@@ -41,6 +44,8 @@ OUR_POOLS = {
     "asyncio": ("-P", "asyncio", "-c", "100"),
 }
 LEAST = {"solo": 0.9, "prefork": 0.75, "threads": 0.65, "eventlet": 0.65, "gevent": 0.65, "asyncio": 0.65}
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+REDIS_HEADING = "## On Redis"
 Row = tuple[str, ...]
 
 
@@ -351,6 +356,18 @@ def boots(with_peers: bool) -> list[Row]:
     return rows
 
 
+def redis_drains(title: str, *pools: str) -> list[Row]:
+    """Ours and Celery's on one Redis; and ours on RabbitMQ."""
+    count = GREEN_COUNT if "eventlet" in pools else on_redis.CELERY_COUNT
+    return on_redis.drain_rows(
+        title,
+        pools,
+        ours=lambda pool: median(lambda: on_redis.drain_ours(pool, our_worker)),
+        theirs=lambda pool: on_redis.drain_celery(pool, celery_worker, count),
+        rabbit=lambda pool: median(lambda: drain_ours(pool)),
+    )
+
+
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "drain": drains,
     "roundtrip": roundtrips,
@@ -359,11 +376,23 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "publish": publishes,
     "service": services,
     "boot": boots,
+    "redis-drain": lambda _: redis_drains("drain on Redis", "prefork", "threads", "solo", "asyncio"),
+    "redis-green": lambda _: redis_drains("drain on Redis, green pools", "eventlet", "gevent"),
+    "redis-roundtrip": lambda _: on_redis.roundtrips(our_worker, celery_worker),
+    "redis-flows": lambda _: on_redis.flows(our_worker, celery_worker),
+    "redis-delayed": lambda _: on_redis.delayed(our_worker, celery_worker),
 }
 
 
+def table_text(table: Sequence[Row]) -> str:
+    """One table in Markdown."""
+    head, *body = table
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])
+
+
 def markdown(tables: Sequence[Sequence[Row]], with_peers: bool) -> str:
-    """The whole report."""
+    """The report, without what was measured on Redis."""
     versions = peers.versions() if with_peers else {}
     names = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
@@ -374,11 +403,26 @@ def markdown(tables: Sequence[Sequence[Row]], with_peers: bool) -> str:
         "",
         "Written by `make bench`. Ratios within one run compare; figures of two runs or machines do not.",
     ]
-    for table in tables:
-        head, *body = table
-        lines += ["", "| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
-        lines += ["| " + " | ".join(row) + " |" for row in body]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(["\n".join(lines), *map(table_text, tables)]) + "\n"
+
+
+def redis_markdown(tables: Sequence[str]) -> str:
+    """The part of the report that was measured on Redis."""
+    lines = [
+        REDIS_HEADING,
+        "",
+        f"{datetime.date.today().isoformat()} · Redis {on_redis.version()}, without persistence · redis-py {redis.__version__}. "
+        "Both systems, one after the other on the same Redis; Celery has its defaults, and acknowledges before it runs a task.",
+    ]
+    return "\n\n".join(["\n".join(lines), *tables]) + "\n"
+
+
+def keep(tables: Sequence[Sequence[Row]]) -> None:
+    """Put tables measured on Redis into RESULTS.md, each in place of the one of its name."""
+    main_part, _, redis_part = RESULTS.read_text().partition(REDIS_HEADING)
+    kept = {text.partition(" | ")[0]: text for text in redis_part.strip().split("\n\n") if text.startswith("| ")}
+    kept |= {text.partition(" | ")[0]: text for text in map(table_text, tables)}
+    RESULTS.write_text(f"{main_part.rstrip()}\n\n{redis_markdown(list(kept.values()))}")
 
 
 def main() -> int:
@@ -386,16 +430,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure [everything]")
     parser.add_argument("--ours", action="store_true", help="leave the peers out")
+    parser.add_argument("--keep", action="store_true", help="put the tables of parts on Redis into RESULTS.md")
     options = parser.parse_args()
     url = os.environ["AMQTASK_BROKER_URL"]
     if url.endswith("//"):  # the default vhost as Celery spells it, which bare pika takes for an empty name
         os.environ["AMQTASK_BROKER_URL"] = f"{url[:-1]}%2F"
     with_peers = not options.ours
-    tables = [PARTS[part](with_peers) for part in options.parts or PARTS]
-    text = markdown(tables, with_peers)
-    print("\n" + text)
+    # On Redis there is nothing to compare ours with but Celery.
+    parts = options.parts or [part for part in PARTS if with_peers or not part.startswith("redis-")]
+    tables = {part: PARTS[part](with_peers) for part in parts}
+    on_redis_too = [table for part, table in tables.items() if part.startswith("redis-")]
+    text = markdown([table for part, table in tables.items() if not part.startswith("redis-")], with_peers)
+    print("\n" + text + "\n" + "\n\n".join(map(table_text, on_redis_too)))
     if not options.parts and with_peers:
-        (ROOT / "benchmarks" / "RESULTS.md").write_text(text)
+        RESULTS.write_text(text)
+    if on_redis_too and (options.keep or not options.parts):
+        keep(on_redis_too)
     return 0
 
 

@@ -75,7 +75,7 @@ def drain(command: Sequence[str], count: int, *, timeout: float = 120.0, **envir
             cpu = _session_cpu(process.pid)
             last = _await_mark(Path(folder) / "last", process, timeout)
             cpu = _session_cpu(process.pid) - cpu
-            memory = _session_memory(process.pid)
+            memory = session_memory(process.pid)
     return Drained(count / (last - first), cpu / count * 1e6, first - started, memory)
 
 
@@ -105,7 +105,8 @@ def _session_cpu(leader: int) -> float:
     return sum((int(fields[11]) + int(fields[12])) / TICK for _, fields in _session(leader))
 
 
-def _session_memory(leader: int) -> float:
+def session_memory(leader: int) -> float:
+    """The proportional set size of a session's processes, in MiB."""
     total = 0.0
     for pid, _ in _session(leader):
         try:

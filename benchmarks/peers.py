@@ -11,19 +11,19 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".venv-bench"
 PACKAGES = (
     "celery==5.7.0", "eventlet", "gevent", "dramatiq[rabbitmq]>=2.2,<3", "taskiq>=0.13,<0.14",
-    "taskiq-aio-pika>=0.6,<0.7", "pika", "redis",
+    "taskiq-aio-pika>=0.6,<0.7", "pika", "redis", "packaging",
 )  # fmt: skip
 
 
 def python() -> str:
     """The peers' interpreter, installed on first use."""
     interpreter = FOLDER / "bin" / "python"
-    if not (FOLDER / ".installed-2").exists():
+    if not (FOLDER / ".installed-3").exists():
         print("installing Celery, Dramatiq and Taskiq into .venv-bench …", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(FOLDER)], check=True)
         pip = [str(interpreter), "-m", "pip", "-q", "--disable-pip-version-check", "install", *PACKAGES]
         subprocess.run(pip, check=True)
-        (FOLDER / ".installed-2").touch()
+        (FOLDER / ".installed-3").touch()
     return str(interpreter)
 
 

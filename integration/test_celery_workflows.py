@@ -1,4 +1,4 @@
-"""Compositions across systems: a real Celery's and ours, published by either, run by either and by both together."""
+"""Compositions across systems on both brokers: Celery's and ours, published by either, run by either and by both together."""
 
 from __future__ import annotations
 
@@ -20,37 +20,44 @@ from integration.workers import WorkerProcess
 OURS, THEIRS = "integration.apps.flows", "integration.apps.celery_flows"
 
 
+@pytest.fixture(params=["rabbitmq", "redis"])
+def broker(request: pytest.FixtureRequest, broker_url: str, redis_url: str) -> str:
+    """Both brokers that we share with Celery."""
+    return broker_url if request.param == "rabbitmq" else redis_url
+
+
 @pytest.fixture
-def queue(rabbit: Broker) -> str:
-    """A queue as Celery declares it."""
+def queue(rabbit: Broker, broker: str) -> str:
+    """A queue as Celery declares it; on Redis it is a name."""
     name = rabbit.queue("celery-flows")
-    channel = rabbit.channel()
-    channel.queue_declare(name, durable=True)
-    channel.close()
+    if broker == rabbit.url:
+        channel = rabbit.channel()
+        channel.queue_declare(name, durable=True)
+        channel.close()
     return name
 
 
 @pytest.fixture(params=["ours", "theirs", "both"])
-def workers(request: pytest.FixtureRequest, rabbit: Broker, redis_url: str, queue: str) -> Iterator[str]:
+def workers(request: pytest.FixtureRequest, broker: str, redis_url: str, queue: str) -> Iterator[str]:
     """Who runs the tasks."""
     with ExitStack() as running:
         if request.param in ("ours", "both"):
-            environment = {"FLOWS_BACKEND": redis_url, "FLOWS_QUEUE": queue}
+            environment = {"FLOWS_BACKEND": redis_url, "FLOWS_QUEUE": queue, "AMQTASK_BROKER_URL": broker}
             running.enter_context(WorkerProcess(OURS, "-Q", queue, "-c", "2", environment=environment))
         if request.param in ("theirs", "both"):
-            running.enter_context(_celery_worker(rabbit, redis_url, queue))
+            running.enter_context(_celery_worker(broker, redis_url, queue))
         yield request.param
 
 
-def _celery_worker(rabbit: Broker, redis_url: str, queue: str) -> CeleryWorker:
-    environment = celery_peer.environment(rabbit.url, redis_url, queue)
+def _celery_worker(broker: str, redis_url: str, queue: str) -> CeleryWorker:
+    environment = celery_peer.environment(broker, redis_url, queue)
     return CeleryWorker(environment, queue, "-n", "peer@%h", app=THEIRS)
 
 
-def test_what_celery_publishes_gives_its_values(rabbit: Broker, redis_url: str, queue: str, workers: str) -> None:
+def test_what_celery_publishes_gives_its_values(broker: str, redis_url: str, queue: str, workers: str) -> None:
     # Celery 5.7 turns the members of a group inside a chord's header round.
     names = [name for name in (*COMPOSITIONS, *ERRORS) if name != "groups in a chord"]
-    environment = celery_peer.environment(rabbit.url, redis_url, queue)
+    environment = celery_peer.environment(broker, redis_url, queue)
 
     printed = celery_peer.call(f"run_all({names!r})", environment, THEIRS, timeout=300)
 
@@ -65,8 +72,8 @@ def _is_right(name: str, found: dict[str, Any]) -> bool:
     return "as told" in found.get("text", "")
 
 
-def test_what_we_publish_gives_its_values(rabbit: Broker, redis_url: str, queue: str, workers: str) -> None:
-    app = define(AmqTask("client", broker=rabbit.url, backend=redis_url, **PATIENT))
+def test_what_we_publish_gives_its_values(broker: str, redis_url: str, queue: str, workers: str) -> None:
+    app = define(AmqTask("client", broker=broker, backend=redis_url, **PATIENT))
     app.conf.task_default_queue = queue
     tasks = Tasks(app)
     wrong: dict[str, Any] = {}

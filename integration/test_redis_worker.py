@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -190,6 +191,96 @@ def test_a_delayed_call_reaches_celerys_worker_while_any_worker_of_ours_runs(on_
         assert time.time() - began >= 2
     other.app.close()
     other.client.close()
+
+
+PRIORITIES = (9, 3, 0, 6, 9, 0)
+
+
+def test_celerys_priorities_hold_in_our_worker_and_ours_in_celerys(on_redis: OnRedis, tmp_path: Path) -> None:
+    called = "\n".join(
+        f"app.send_task('sample.leave', ({str(tmp_path / 'ours')!r}, '{number}'), priority={number})"
+        for number in PRIORITIES
+    )
+    celery_peer.call(called, on_redis.celery)
+    with on_redis.worker("-P", "solo"):
+        eventually(lambda: (tmp_path / "ours").exists() and len((tmp_path / "ours").read_text().split()) == 6)
+    for number in PRIORITIES:
+        on_redis.send("leave", str(tmp_path / "theirs"), str(number), priority=number)
+    with CeleryWorker(on_redis.celery, on_redis.queue, "-P", "solo"):
+        eventually(lambda: (tmp_path / "theirs").exists() and len((tmp_path / "theirs").read_text().split()) == 6)
+
+    for side in ("ours", "theirs"):
+        assert (tmp_path / side).read_text().split() == ["0", "0", "3", "6", "9", "9"], side
+
+
+LISTEN = """
+def on_event(event):
+    if event["hostname"].startswith({node!r}):
+        seen.append(event["type"])
+        if len(seen) == 1:
+            add.delay(1, 1)
+    receiver.should_stop = "task-succeeded" in seen
+
+seen = []
+with app.connection() as connection:
+    receiver = app.events.Receiver(connection, handlers={{"*": on_event}})
+    receiver.capture(timeout=90)
+print(*sorted(set(seen) & {{"task-received", "task-started", "task-succeeded"}}))
+"""
+
+
+def test_celery_hears_our_worker_s_events(on_redis: OnRedis) -> None:
+    with on_redis.worker("-c", "1", "-E"):
+        heard = celery_peer.call(LISTEN.format(node=on_redis.queue), on_redis.celery)
+
+    assert heard.split() == ["task-received", "task-started", "task-succeeded"]
+
+
+def test_we_hear_celerys_worker_s_events_and_ask_and_change_it(on_redis: OnRedis) -> None:
+    node = f"{on_redis.queue}@here"
+    seen: list[str] = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event.get("hostname") == node:
+            seen.append(event["type"])
+            if len(seen) == 1:
+                on_redis.send("add", 1, 1)
+        receiver.should_stop = "task-succeeded" in seen
+
+    with CeleryWorker(on_redis.celery, on_redis.queue, "-n", node, "-E"):
+        receiver = on_redis.app.events.Receiver(None, handlers={"*": on_event})
+        receiver.capture(timeout=90)
+        assert "sample.add" in on_redis.asked("registered", node)[node]
+        (queue,) = on_redis.asked("active_queues", node)[node]
+        assert queue["name"] == on_redis.queue
+        answers = on_redis.app.control.pool_grow(1, destination=[node], reply=True, timeout=10)
+        assert answers == [{node: {"ok": "pool will grow"}}]
+    assert "task-received" in seen
+
+
+def test_celerys_command_line_asks_and_changes_our_worker(on_redis: OnRedis) -> None:
+    node = f"{on_redis.queue}@here"
+
+    def says(*words: str) -> Any:
+        code, printed = celery_peer.cli(on_redis.celery, *words, "-d", node, "--json", "-t", "10")
+        assert code == 0, printed
+        found = json.loads(printed)
+        (reply,) = found if isinstance(found, list) else [found]
+        return reply[node]
+
+    with on_redis.worker("-c", "1", "-n", node):
+        later = on_redis.send("add", 1, 1, countdown=600)
+        assert "sample.add" in says("inspect", "registered")
+        assert later.id in str(says("inspect", "scheduled"))
+        assert says("inspect", "stats")["broker"]["transport"] == "redis"
+        assert says("inspect", "active") == []
+        assert says("control", "pool_grow", "1") == {"ok": "pool will grow"}
+        assert says("inspect", "stats")["pool"]["max-concurrency"] == 2
+
+
+def test_celerys_worker_retries_what_we_call(on_redis: OnRedis, tmp_path: Path) -> None:
+    with CeleryWorker(on_redis.celery, on_redis.queue):
+        assert on_redis.send("retry", str(tmp_path / "unused"), 2).get(timeout=90) == 2
 
 
 def test_both_workers_share_a_queue(on_redis: OnRedis, tmp_path: Path) -> None:

@@ -62,6 +62,13 @@ def publish_each(count: int) -> None:
         noop.delay()
 
 
+def publish_delayed(count: int) -> None:
+    """Tasks for the next hour, confirmed together."""
+    with app.pipeline():
+        for _ in range(count):
+            noop.apply_async(countdown=3600)
+
+
 def run_group(count: int) -> None:
     """From the call to all results."""
     found = group(noop.s() for _ in range(count)).apply_async().get(timeout=120)
@@ -93,6 +100,7 @@ if __name__ == "__main__":
             "pipeline": lambda n: clients.publishing(publish_pipeline, n),
             "publish_many": lambda n: clients.publishing(publish_many, n),
             "publish": lambda n: clients.publishing(publish_each, n),
+            "delayed": publish_delayed,
         }
     )
     app.close()

@@ -48,6 +48,12 @@ def publish(count: int) -> None:
         noop.delay()
 
 
+def publish_delayed(count: int) -> None:
+    """Tasks for the next hour."""
+    for _ in range(count):
+        noop.apply_async(countdown=3600)
+
+
 def run_group(count: int) -> None:
     """From the call to all results."""
     found = group(noop.s() for _ in range(count)).apply_async().get(timeout=120)
@@ -74,5 +80,6 @@ if __name__ == "__main__":
             "roundtrip": lambda n: clients.roundtrip(lambda: noop.delay().get(timeout=10), n),
             "burst": lambda n: clients.burst(noop.delay, lambda result: result.get(timeout=60), n),
             "publish": lambda n: clients.publishing(publish, n),
+            "delayed": publish_delayed,
         }
     )

@@ -22,6 +22,13 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
+@app.task(name="sample.leave")
+def leave(path: str, text: str = "ran") -> None:
+    """Append a line to a file."""
+    with Path(path).open("a") as file:
+        file.write(f"{text}\n")
+
+
 @app.task(name="sample.wait_for")
 def wait_for(started: str, release: str) -> str:
     """Say that it runs, then wait until a file appears."""
