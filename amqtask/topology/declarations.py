@@ -19,6 +19,10 @@ CLASSIC = "classic"
 # From more quorum queues on there is a warning: RabbitMQ 3.10 opens three files for each, and the usual limit is 1,024.
 MANY_QUORUM_QUEUES = 200
 
+# The broker counts a delivery of all that was prefetched over a connection that is lost, whether or not a task began. So its own
+# limit, past which it dead-letters by itself, is so many times the workers' one, who know what became of their connections.
+_BROKER_FACTOR = 4
+
 # RabbitMQ 4 gives every quorum queue a delivery limit of 20; reading a dead-letter queue and requeuing the message
 # must never drop it. (-1, which means "no limit" in 4.x, is refused by 3.x.)
 _NO_LIMIT = 1_000_000
@@ -32,7 +36,8 @@ DISCONNECTED = {"x-consumer-disconnected-timeout": 500}
 class QueueDefaults:
     """The default arguments of a queue.
 
-    `delivery_limit` None leaves the limit to the broker; `max_priority` is for classic queues (quorum queues refuse it).
+    `delivery_limit` is how often workers run a message whose process dies; None leaves the limit to the broker. `max_priority` is
+    for classic queues (quorum queues refuse it).
     """
 
     queue_type: str = QUORUM
@@ -40,6 +45,11 @@ class QueueDefaults:
     dead_letter: bool = True
     dead_letter_suffix: str = ".dead"
     max_priority: int | None = None
+
+
+def broker_limit(delivery_limit: int | None) -> int | None:
+    """The `x-delivery-limit` of queues whose messages workers deliver at most `delivery_limit` times."""
+    return None if delivery_limit is None else delivery_limit * _BROKER_FACTOR
 
 
 def work_queue(
@@ -85,7 +95,7 @@ def _default_arguments(
 ) -> QueueArgumentDict:
     default_arguments: QueueArgumentDict = {"x-queue-type": queue_type}
     if queue_type == QUORUM:
-        default_arguments["x-delivery-limit"] = defaults.delivery_limit
+        default_arguments["x-delivery-limit"] = broker_limit(defaults.delivery_limit)
         default_arguments.update(DISCONNECTED)
     elif queue_type == CLASSIC:
         default_arguments["x-max-priority"] = defaults.max_priority

@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 logger = bounded_logger(__name__)
 
 NEVER = float("inf")
-# For so long after a connection was lost the delivery limit is not believed (seconds).
+# For so long after a connection was lost the count of deliveries is not believed. What begins anew waits no longer (seconds).
 LOSS_SECONDS = 10.0
-# So many deliveries before the limit a message in doubt begins anew: more connections may be lost before it has, and what is
-# over the limit the broker dead-letters by itself.
+# So many deliveries before the broker's own limit a message in doubt begins anew: more connections may be lost before it has.
 SPARE = 2
 # How often a message may begin anew, in the header of that name: one that breaks connections must come to its end.
 MOST_NEW_BEGINNINGS = 3
@@ -57,6 +56,7 @@ class Intake:
         delays: Delays,
         endings: Endings,
         delivery_limit: Callable[[str], int | None],
+        broker_limit: Callable[[str], int | None],
         silence_seconds: float,
         answer: Callable[[Request, Answer], None],
         ready: Callable[[Request], None],
@@ -71,8 +71,9 @@ class Intake:
         self._delays = delays
         self._endings = endings
         self._delivery_limit = delivery_limit
+        self._broker_limit = broker_limit
         self._silence_seconds = silence_seconds
-        # Until then the delivery limit is not believed.
+        # Until then the count of deliveries is not believed.
         self._in_doubt_until = 0.0
         self._answer = answer
         self._ready = ready
@@ -89,9 +90,11 @@ class Intake:
         if strategy.task is None:
             return self._refuse_unknown(request, strategy)
         limit = self._delivery_limit(request.queue)
-        if limit and request.attempts >= max(1, limit - SPARE) and self._is_in_doubt(request):
-            self._begin_anew(request)
-            return False
+        if limit and request.attempts and self._is_in_doubt(request):
+            if request.attempts >= max(1, (self._broker_limit(request.queue) or limit) - SPARE):
+                self._begin_anew(request)
+                return False
+            limit = None
         verdict = judge(request, self._wall_clock, delivery_limit=limit)
         if verdict.deadline is not None and verdict.action is Action.RUN:
             watched[request.number] = verdict.deadline
@@ -143,8 +146,8 @@ class Intake:
         return self._in_doubt_until > self._wall_clock() and _begun_anew(request) < MOST_NEW_BEGINNINGS
 
     def _begin_anew(self, request: Request) -> None:
-        """The message comes again with a count of its own, once the broker must have closed the connections that were lost."""
-        seconds = self._in_doubt_until - self._wall_clock()
+        """The message comes again with a count of its own, after a while in which fewer connections may be lost."""
+        seconds = min(LOSS_SECONDS, self._in_doubt_until - self._wall_clock())
         logger.warning(
             "Task %s[%s] begins anew in %.0f s: it was delivered before (%d times), perhaps only over connections that were lost",
             request.task, request.id, seconds, request.attempts,

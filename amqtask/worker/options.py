@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from amqtask.pool import Loop
+from amqtask.topology.declarations import broker_limit
 from amqtask.worker.revoked import MAX_IDS
 
 if TYPE_CHECKING:
@@ -127,10 +128,15 @@ class WorkQueues(dict[str, WorkQueue]):
         return work.dead_letter if work is not None else None
 
     def delivery_limit(self, queue: str) -> int | None:
-        """How often a message of a queue may be delivered: the queue's argument, else the setting."""
+        """How often a message of a queue may be delivered to a task: the queue's own argument, else the setting."""
+        limit = self.broker_limit(queue)
+        return self._delivery_limit if limit is None or limit == broker_limit(self._delivery_limit) else limit
+
+    def broker_limit(self, queue: str) -> int | None:
+        """After how many deliveries the broker dead-letters a message of a queue by itself; None: it does not."""
         work = self.get(queue)
-        queue_limit = work.queue.argument_map.get("x-delivery-limit") if work is not None else None
-        return queue_limit if isinstance(queue_limit, int) else self._delivery_limit
+        limit = work.queue.argument_map.get("x-delivery-limit") if work is not None else None
+        return limit if isinstance(limit, int) else None
 
 
 class RunnableLoop(Loop, Protocol):

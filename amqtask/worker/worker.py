@@ -150,6 +150,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
             delays=self.setup.delays,
             endings=endings,
             delivery_limit=self.work_queues.delivery_limit,
+            broker_limit=self.work_queues.broker_limit,
             silence_seconds=self.setup.silence_seconds,
             answer=self.deliveries.answer,
             ready=self._enqueue,

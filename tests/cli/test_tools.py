@@ -98,7 +98,7 @@ def test_the_plan_names_exchanges_queues_bindings_and_delays(capsys: pytest.Capt
         ("reports.dead", "dead-letter"),
         ("reports", "work"),
     ]
-    assert plan["queues"][1]["arguments"]["x-delivery-limit"] == 5
+    assert plan["queues"][1]["arguments"]["x-delivery-limit"] == 20
     assert [(found["source"], found["destination"], found["routing_key"]) for found in plan["bindings"]] == [
         ("media", "images", "image.*")
     ]

@@ -76,7 +76,7 @@ def test_every_difference_of_a_queue_is_named() -> None:
 
     assert status == "differs"
     assert detail.split("; ") == [
-        "x-delivery-limit is not set, wanted 5",
+        "x-delivery-limit is not set, wanted 20",
         "x-max-length is 10, wanted not set",
         "x-queue-type is 'classic', wanted 'quorum'",
     ]

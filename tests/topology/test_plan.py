@@ -25,7 +25,7 @@ TOPIC = Exchange("topics", type="topic")
 def test_a_queue_is_quorum_with_a_delivery_limit_and_dead_letters_by_default() -> None:
     assert work_queue("jobs", DEFAULTS).argument_map == {
         "x-queue-type": "quorum",
-        "x-delivery-limit": 5,
+        "x-delivery-limit": 20,
         "x-consumer-disconnected-timeout": 500,
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": "jobs.dead",

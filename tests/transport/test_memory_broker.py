@@ -239,7 +239,7 @@ def test_a_message_whose_consumers_die_ends_in_the_dead_letter_queue(bench: Benc
     bench.publisher.declare([dead, queue])
     bench.publish("work", b"poison")
 
-    for _ in range(4):
+    for _ in range(13):
         _, consumer = bench.consume(queue)
         consumer.stop()
         bench.turn()

@@ -65,7 +65,15 @@ def follow_up(task_id: str = "next") -> Message:
 class Bench:
     """A worker with everything around it in the test's hands."""
 
-    def __init__(self, *, slots: int = 2, dead_letter: Queue | None = DEAD, endings: Any = None, **setup: Any) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int = 2,
+        dead_letter: Queue | None = DEAD,
+        endings: Any = None,
+        queue: Queue = QUEUE,
+        **setup: Any,
+    ) -> None:
         self.loop, self.pool, self.publisher, self.consumer = (
             HandLoop(),
             HandPool(slots),
@@ -76,7 +84,7 @@ class Bench:
         self.worker = Worker(
             WorkerSetup(
                 hostname="w@h",
-                queues=(WorkQueue(QUEUE, dead_letter),),
+                queues=(WorkQueue(queue, dead_letter),),
                 tasks=tasks,
                 delays=DelayPlan(),
                 install_signals=False,
@@ -91,7 +99,7 @@ class Bench:
             clock=lambda: self.loop.now,
         )
         self.operations = Operations(self.worker)
-        self.worker.lifecycle.consume(QUEUE, dead_letter)
+        self.worker.lifecycle.consume(queue, dead_letter)
         self.epoch = 1
         self.tag = 0
         self.worker.on_consuming(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from amqtask import states
 from amqtask.exceptions import MessageTooLarge, PublishError, Unroutable
 from amqtask.execution.request import Answer
 from amqtask.protocol.message import Delivery, OddHeaders, Properties
+from amqtask.topology.declarations import QueueDefaults, work_queue
+from amqtask.topology.delays import due_at
 from amqtask.transport.contract import HostLeft
 from tests.worker.bench import DEAD, Bench, result
 
@@ -236,6 +239,43 @@ def test_deliveries_to_connections_that_were_lost_are_not_counted_against_a_task
     bench.publisher.confirm()
 
     assert bench.frames == [("ack", 1, False)]
+
+
+def test_while_connections_are_lost_a_task_runs_again_until_the_brokers_own_limit_is_near() -> None:
+    bench = Bench(queue=work_queue("q", QueueDefaults(delivery_limit=5)))
+    bench.lose_connection()
+    counted: dict[str, Any] = {"x-delivery-count": 17}
+    bench.deliver("runs", redelivered=True, **counted)
+    assert bench.started == ["runs"]
+
+    counted = {"x-delivery-count": 18}
+    bench.deliver("anew", redelivered=True, **counted)
+    (later,) = bench.publisher.sent
+    assert later.exchange.startswith("amqtask.delay")
+    assert bench.started == ["runs"]
+
+
+def test_what_begins_anew_after_a_silent_connection_comes_back_within_seconds() -> None:
+    bench = Bench(silence_seconds=180.0)
+    bench.lose_connection(TimeoutError("the broker has not answered for 2 s"))
+    counted: dict[str, Any] = {"x-delivery-count": 4}
+    bench.deliver("a", redelivered=True, **counted)
+
+    (later,) = bench.publisher.sent
+    assert later.routing_key == "q"
+    due = due_at(later.properties.headers)
+    assert due is not None
+    assert due < time.time() + 11
+
+
+def test_a_count_of_deliveries_is_believed_by_a_worker_that_lost_no_connection() -> None:
+    bench = Bench(queue=work_queue("q", QueueDefaults(delivery_limit=5)))
+    counted: dict[str, Any] = {"x-delivery-count": 5}
+    bench.deliver("a", redelivered=True, **counted)
+    bench.publisher.confirm_all()
+
+    assert bench.publisher.sent[-1].routing_key == "q.dead"
+    assert bench.started == []
 
 
 def test_a_task_that_begins_anew_too_often_is_dead_lettered() -> None:
