@@ -64,20 +64,16 @@ class Looped:
         self._publishers.append(made)
         return made
 
-    def stop(self, consumer: PikaConsumer) -> None:
+    def stop(self, user: PikaConsumer | PikaLoopPublisher) -> None:
         """And wait until it has."""
         stopped: list[bool] = []
-        consumer.stop(on_stopped=lambda: stopped.append(True))
+        user.stop(on_stopped=lambda: stopped.append(True))
         self.until(lambda: stopped)
 
     def close(self) -> None:
         """Stop everything."""
-        for publisher in self._publishers:
-            publisher.stop()
-        for consumer in self._consumers:
-            self.stop(consumer)
-        for publisher in self._publishers:
-            self.until(lambda publisher=publisher: not publisher.is_connected)  # type: ignore[misc]
+        for user in (*self._publishers, *self._consumers):
+            self.stop(user)
         self.loop.run_once(0.1)  # for attempts to connect that end now
         self.loop.close()
 

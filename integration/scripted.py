@@ -23,12 +23,14 @@ class Script:
 
     `ends_at`: the method at which it ends the connection without a word, or (`says`) after connection.close with a code and text.
     `verdict`: how it answers publishes: ack, nack, silence. `away`: queues that it has, on a node that is down.
+    `mute`: queues whose declarations it does not answer.
     """
 
     ends_at: type[Any] | None = None
     says: tuple[int, str] | None = None
     verdict: str = "ack"
     away: set[str] = field(default_factory=set)
+    mute: set[str] = field(default_factory=set)
     # What happened: connections, the bodies that were published, the queues that were declared.
     connections: int = 0
     published: list[str] = field(default_factory=list)
@@ -126,7 +128,7 @@ class _Session:
                 f"NOT_FOUND - home node 'rabbit@away' of durable queue '{queue}' in vhost '/' is down or inaccessible"
             )
             self._say(spec.Channel.Close(404, text, 50, 10), channel)
-        else:
+        elif queue not in self._script.mute:
             self._script.declared.append(queue)
             self._say(spec.Queue.DeclareOk(queue, 0, 0), channel)
 

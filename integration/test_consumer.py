@@ -429,6 +429,28 @@ def test_a_host_that_falls_silent_is_left_for_the_next_long_before_its_heartbeat
     assert "has not answered" in str(listener.lost[0])
 
 
+def test_a_busy_host_that_falls_silent_has_no_more_time_because_another_one_was_silent_before(
+    rabbit: Broker, looped: Looped, queue: Queue, broker_url: str
+) -> None:
+    sent = Sent(looped.publisher(broker_url))
+    with Forwarder(broker_url) as first, Forwarder(broker_url) as second:
+        listener, _ = looped.consuming(queue, url=[first.url, second.url])
+        listener.acks = True
+        first.stall(new_ones=True)
+        looped.until(lambda: len(listener.consuming) == 2)
+
+        def is_busy() -> bool:
+            sent.publish(b"", queue.name)
+            return len(listener.deliveries) > 300
+
+        looped.until(is_busy, turn=0.01)
+        second.stall(new_ones=True)
+        first.heal()
+        looped.until(lambda: len(listener.lost) == 2)
+
+    assert [str(error) for error in listener.lost] == ["the broker has not answered for 2 s"] * 2
+
+
 def test_a_firewall_that_forgot_the_connection_to_the_only_host_is_noticed(
     looped: Looped, queue: Queue, way: Forwarder
 ) -> None:

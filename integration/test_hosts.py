@@ -22,6 +22,7 @@ from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
 from integration.faults import Forwarder
+from integration.looped import Looped, Sent
 from integration.nodes import free_port
 from integration.scripted import Script, scripted
 
@@ -214,6 +215,56 @@ def test_a_coroutine_leaves_a_host_that_answers_and_confirms_nothing_within_the_
 
 
 # -- what somebody has deleted
+
+
+def test_a_queue_that_was_declared_before_takes_messages_while_no_host_answers_its_declaration(
+    host: Host, make: Make
+) -> None:
+    first, other = host(), host()
+    publisher = make(first.url, other.url, timeout=8.0)
+    publisher.publish(to("q"))
+    first.mute.add("q")
+    other.mute.add("q")
+    first.cut()
+
+    publisher.publish(to("q"))
+
+    assert len(first.published) + len(other.published) == 2
+
+
+def test_a_coroutine_sends_to_a_queue_that_was_declared_before_while_its_declaration_is_not_answered(
+    host: Host,
+) -> None:
+    only = host()
+
+    async def calls() -> None:
+        publisher = AioPikaPublisher(parse_broker_urls([only.url]), timeout=20.0)
+        await publisher.publish(to("q"))
+        only.mute.add("q")
+        only.cut()
+        await publisher.publish(to("q"))
+        await publisher.close()
+
+    asyncio.run(calls())
+
+    assert only.published == ["q", "q"]
+
+
+def test_a_worker_sends_to_a_queue_that_was_declared_before_while_its_declaration_is_not_answered(
+    host: Host, looped: Looped
+) -> None:
+    only = host()
+    sent = Sent(looped.publisher(only.url))
+    sent.publish(b"first", "q", declare=(Queue("q"),))
+    looped.until(lambda: sent.done)
+    only.mute.add("q")
+    only.cut()
+
+    sent.publish(b"second", "q", declare=(Queue("q"),))
+    looped.until(lambda: len(sent.done) == 2)
+
+    assert sent.errors == {}
+    assert only.published == ["q", "q"]
 
 
 def test_a_queue_that_was_deleted_is_declared_anew(rabbit: Broker, broker_url: str, make: Make) -> None:

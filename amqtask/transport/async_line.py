@@ -370,10 +370,15 @@ class Line:
         """Declare these entities again when they are needed again: somebody may have deleted them."""
         self._declared.difference_update(entities)
 
-    async def declare(self, entities: Sequence[Declaration], deadline: float, warn: Warn) -> None:
-        """Make sure that entities exist, each once per connection; what exists with other arguments is used as found."""
+    def trust(self, entities: Sequence[Declaration]) -> None:
+        """Take these to exist."""
+        self._declared.update(entities)
+
+    async def declare(self, entities: Sequence[Declaration], deadline: float, warn: Warn) -> bool:
+        """Make sure that entities exist, each once per connection; what exists with other arguments is used as found. Whether the
+        broker was asked."""
         if self._declared.issuperset(entities):
-            return
+            return False
         await self._have_turn(deadline, "waiting for another task's declarations")
         try:
             for entity in self._declared.missing(entities):
@@ -383,6 +388,7 @@ class Line:
                     self._declared.use_found(entity, refusal, absence, warn)
         finally:
             self._turn.release()
+        return True
 
     async def _declare_on_its_own_channel(
         self, entity: Declaration, deadline: float, *, passive: bool

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from amqtask.exceptions import PublishError, PublishRefused, PublishTimeout, Unroutable
 from amqtask.ground.deadlines import cancel_all, ended
+from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
 from amqtask.transport.async_line import Line, LineLost, Nacked, Suspected, connect
 from amqtask.transport.confirms import (
@@ -32,6 +33,7 @@ from amqtask.transport.confirms import (
     MessageIds,
     Refusing,
 )
+from amqtask.transport.declare import PATIENCE, KnownEntities
 from amqtask.transport.errors import connection_closed_for
 from amqtask.transport.url import BrokerAddress, beginning_with
 
@@ -89,6 +91,7 @@ class AioPikaPublisher:
         self._client_name = client_name
         self._nack_patience = nack_patience
         self._refusing = Refusing()
+        self._known = KnownEntities()
         self._warn = on_warning or _warn
         self._ids = MessageIds()
         self._pid = os.getpid()
@@ -146,7 +149,7 @@ class AioPikaPublisher:
         message, deadline = sending.message, sending.deadline
         line = await self._line(deadline)
         try:
-            await line.declare(message.declare, deadline, self._warn)
+            await self._declare(line, message.declare, deadline)
             await (line.publish_alone if sending.is_suspect else line.publish)(message, deadline)
         except Suspected:
             sending.is_suspect = True
@@ -170,6 +173,18 @@ class AioPikaPublisher:
         else:
             return True
         return False
+
+    async def _declare(self, line: Line, entities: Sequence[Declaration], deadline: float) -> None:
+        """What is known from before is taken to exist when the broker does not answer in a part of the time."""
+        is_known, now = self._known.issuperset(entities), _now()
+        patience = min(PATIENCE, (deadline - now) / 4) if is_known else deadline - now
+        try:
+            if await line.declare(entities, now + patience, self._warn):
+                self._known.note(entities)
+        except PublishTimeout:
+            if not is_known:
+                raise
+            line.trust(entities)
 
     async def _pause_after(self, sending: _Sending, lost: LineLost) -> None:
         if _now() + sending.pause >= sending.deadline:
@@ -201,7 +216,7 @@ class AioPikaPublisher:
             for losses in itertools.count(1):
                 line = await self._connect(sending.deadline)
                 try:
-                    await line.declare(sending.message.declare, sending.deadline, self._warn)
+                    await self._declare(line, sending.message.declare, sending.deadline)
                     await line.publish_alone(sending.message, sending.deadline)
                 except Nacked as nacked:
                     raise nacked.error from nacked

@@ -100,6 +100,8 @@ class LivenessMonitor:
             return  # the connection is closing
         if self._has_moved() or self.is_suspended:
             self._quiet = 0
+            if self._patience > self._least_patience and not self.is_suspended:
+                self._ask()  # a busy connection, too, shows that it answers
             return
         self._quiet += 1
         if self._quiet == 1:

@@ -7,8 +7,9 @@ refused, too: a publish to the exchange shows whether it routes anywhere.
 A refused declaration closes its channel (403, 404, 405, 406: https://www.rabbitmq.com/amqp-0-9-1-reference), and every
 unanswered delivery and unconfirmed publish of that channel would be lost. So on a loop declarations have a channel of their own.
 
-A broker may not answer a declaration at all: RabbitMQ 4.0 waits for a minute for a classic queue whose node is down. Then all
-waiting callers get an error, and declare again over another channel.
+A broker may not answer a declaration at all: RabbitMQ 4.0 waits for a minute for a classic queue whose node is down, and for a
+quorum queue whose leader stands still. Then what was declared before, over any connection, is taken to exist (KnownEntities);
+who waits for others gets an error, and declares again over another channel.
 """
 
 from __future__ import annotations
@@ -63,6 +64,17 @@ class FoundEntities(set[Declaration]):
             warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
         elif not isinstance(entity, Binding):
             warn(describe_difference(entity, refusal.reply_text))
+
+
+class KnownEntities(set[Declaration]):
+    """What a publisher has declared, over any of its connections. When the broker does not answer a declaration, it is taken to
+    exist: a message to a queue that is gone after all comes back as unroutable, and its entities are declared anew."""
+
+    def note(self, entities: Iterable[Declaration]) -> None:
+        """These exist."""
+        if len(self) > MOST_DECLARED:
+            self.clear()  # chords' queues come and go
+        self.update(entities)
 
 
 class DeclaredEntities(set[Declaration]):
@@ -246,7 +258,7 @@ class Declarer:
             channel.close()
         head = runs[0]
         name = entity_name(head.entities[head.position]) if head.position < len(head.entities) else "the last of a list"
-        error = PublishRefused(f"the broker has not answered the declaration of {name} for {seconds:g} s")
+        error = NotAnswered(f"the broker has not answered the declaration of {name} for {seconds:g} s")
         for run in runs:
             run.on_done(error)
 
@@ -341,6 +353,10 @@ def _error(entity: Declaration, error: ChannelClosedByBroker) -> OperationalErro
     if error.reply_code == RESOURCE_LOCKED:
         return QueueLocked(f"{entity_name(entity)} belongs to another connection: {error.reply_text}")
     return declare_error(entity_name(entity), error)
+
+
+class NotAnswered(PublishRefused):
+    """The broker does not answer a declaration, and may answer others."""
 
 
 class QueueLocked(OperationalError):

@@ -429,15 +429,21 @@ class Link:
 
     # -- declaring
 
-    def declare(self, entities: Sequence[Declaration], deadline: float, warn: Warn) -> None:
-        """Make sure that entities exist, each once per connection; some are used as they are found.
+    def declare(self, entities: Sequence[Declaration], deadline: float, warn: Warn) -> bool:
+        """Make sure that entities exist, each once per connection; some are used as they are found. Whether the broker was asked.
 
         Raises: LinkLost, PublishTimeout, ConnectionBlocked, AccessRefused, PublishError.
         """
-        if not self._declared.issuperset(entities):
-            self._declared.declare(
-                entities, lambda entity, passive: self.declare_one(entity, deadline, passive=passive), warn
-            )
+        if self._declared.issuperset(entities):
+            return False
+        self._declared.declare(
+            entities, lambda entity, passive: self.declare_one(entity, deadline, passive=passive), warn
+        )
+        return True
+
+    def trust(self, entities: Sequence[Declaration]) -> None:
+        """Take these to exist."""
+        self._declared.update(entities)
 
     def forget(self, entities: Sequence[Declaration]) -> None:
         """Declare these entities again when they are needed: they may have been deleted."""

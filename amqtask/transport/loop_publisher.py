@@ -41,7 +41,7 @@ from amqtask.transport.confirms import (
 )
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
-from amqtask.transport.declare import MOST_DECLARED, Declarer
+from amqtask.transport.declare import MOST_DECLARED, Declarer, KnownEntities, NotAnswered
 from amqtask.transport.errors import (
     NOT_FOUND,
     channel_error,
@@ -134,6 +134,8 @@ class PikaLoopPublisher:
         self._renewed_at = self._left_at = float("-inf")
         self._is_leaving = False
         self._leaving: Timer | None = None
+        self._known = KnownEntities()
+        # Of these, what was declared over this connection.
         self._declared: set[Declaration] = set()
         self._declared_tuples: dict[int, tuple[Declaration, ...]] = {}
         # Messages that wait for their declarations, by these declarations; other messages go on when one is late.
@@ -208,13 +210,13 @@ class PikaLoopPublisher:
             self._is_due = True
             self._loop.call_last(self._flush)
 
-    def stop(self) -> None:
-        """Write the waiting messages, then close. Their callbacks are not called any more: an owner that needs the confirms waits
-        for `outstanding` to be 0 first."""
+    def stop(self, on_stopped: Callable[[], None] | None = None) -> None:
+        """Write the waiting messages, then close; `on_stopped` follows. Their callbacks are not called any more: an owner that
+        needs the confirms waits for `outstanding` to be 0 first."""
         self._flush()
         self._is_stopped = True
         self._forget_timers()
-        self._connection.stop()
+        self._connection.stop(on_stopped)
 
     # -- publishing
 
@@ -398,11 +400,12 @@ class PikaLoopPublisher:
     def _on_declared(self, declare: tuple[Declaration, ...], error: OperationalError | None) -> None:
         pending_messages = self._undeclared.pop(declare, [])
         self._let_pass(is_late=self._is_late and bool(self._undeclared))
-        if error is None:
+        if error is None or (isinstance(error, NotAnswered) and self._known.issuperset(declare)):
             if len(self._declared) > MOST_DECLARED:
                 self._declared.clear()
                 self._declared_tuples.clear()
             self._declared.update(declare)
+            self._known.note(declare)
             self._waiting.extendleft(reversed(pending_messages))
         else:
             refused = error if isinstance(error, PublishError) else PublishError(str(error))

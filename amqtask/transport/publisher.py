@@ -39,6 +39,7 @@ from amqtask.transport.confirms import (
     Returns,
     pause_after,
 )
+from amqtask.transport.declare import KnownEntities
 from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed_for, culprits, refused, unroutable
 from amqtask.transport.link import Link, LinkLost, Links, connect, say_goodbye
 from amqtask.transport.url import BrokerAddress, beginning_after, beginning_with
@@ -74,6 +75,8 @@ class _Work:
         # Hosts that refused over a connection that was made for this call; below, hosts that did not answer.
         self.refusing: list[BrokerAddress] = []
         self.silent: list[BrokerAddress] = []
+        # A host has not answered a declaration: what is known from before is not declared again.
+        self.trusts_known = False
         # Whether any host has refused a message, also over an old connection; until when, and after which pause, to try others.
         self.is_refused = False
         self.refused_until = 0.0
@@ -248,6 +251,7 @@ class PikaPublisher:
         self._links = ByProcess(partial(Links, self._pool_limit, make), Links[PublishingLink].forget)
         weakref.finalize(self, say_goodbye, self._links, 1.0)
         self._refusing = Refusing(BELIEVED)
+        self._known = KnownEntities()
 
     # -- the contract
 
@@ -404,12 +408,16 @@ class PikaPublisher:
         deadline = work.deadline
         if self._has_another_host(link, work):
             deadline = (time.monotonic() + deadline) / 2
+        if work.trusts_known and self._known.issuperset(entities):
+            link.trust(entities)
         try:
-            link.declare(entities, deadline, self._warn)
+            if link.declare(entities, deadline, self._warn):
+                self._known.note(entities)
         except PublishTimeout as late:
             if deadline == work.deadline:
                 raise
             work.silent.append(link.address)
+            work.trusts_known = True
             link.fail(late)
             raise LinkLost(late) from late
 
