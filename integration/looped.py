@@ -72,7 +72,8 @@ class Looped:
 
     def close(self) -> None:
         """Stop everything."""
-        for user in (*self._publishers, *self._consumers):
+        users: list[PikaConsumer | PikaLoopPublisher] = [*self._publishers, *self._consumers]
+        for user in users:
             self.stop(user)
         self.loop.run_once(0.1)  # for attempts to connect that end now
         self.loop.close()

@@ -86,8 +86,7 @@ def test_a_stop_writes_out_what_was_published_before(rabbit: Broker, looped: Loo
 
     for body in numbered(200):
         sent.publish(body, queue.name)
-    publisher.stop()
-    looped.until(lambda: not publisher.is_connected)
+    looped.stop(publisher)
 
     eventually(lambda: rabbit.count(queue.name) == 201)
 
