@@ -225,6 +225,25 @@ class AmqTask(WithOthersNames):
             raise ConfigurationError(f"the environment variable {variable_name} names no configuration module")
         self.config_from_object(name, silent=silent, force=force)
 
+    def setup_security(
+        self,
+        allowed_serializers: Iterable[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
+        key_password: bytes | str | None = None,
+        cert: str | os.PathLike[str] | None = None,
+        store: str | os.PathLike[str] | None = None,
+        digest: str | None = None,
+        serializer: str = "json",
+    ) -> None:
+        """Sign and verify messages in this process (the serializer `auth`): for all its applications, as Celery does.
+
+        What is None is taken from the settings `security_key` and so on. `serializer` writes what is signed; JSON, it and
+        `allowed_serializers` are read. Raises: ConfigurationError.
+        """
+        from amqtask.security import setup_security
+
+        setup_security(allowed_serializers, key, key_password, cert, store, digest, serializer, app=self)
+
     def _settings_changed(self) -> None:
         """Drop what was made from settings; it is made again when it is asked for."""
         self.runtime = self.runtime.renewed()

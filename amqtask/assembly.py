@@ -23,7 +23,7 @@ from amqtask.ground.printable import bounded_logger, count, masked_plain, printa
 from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, limits_of
 from amqtask.protocol.control import mailbox
 from amqtask.protocol.entities import Queue
-from amqtask.protocol.serialization import content_types
+from amqtask.protocol.serialization import check_usable, content_types, control_serializer, is_private, is_protected
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.command_context import Control
 from amqtask.services.commands import asked_queue
@@ -74,6 +74,7 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
     _load_tasks(app, options)
     pool_class = find_pool(options.pool or app.conf.worker_pool)
     _check_limits(app, pool_class)
+    _check_protection(app)
     if app.conf.outbox_relay:
         _check_relay(app, pool_class)
     elif app.outbox is not None:
@@ -199,6 +200,24 @@ def _outbox(app: AmqTask) -> Outbox:
             "that the application's `include` or `imports` names"
         )
     return app.outbox
+
+
+def _check_protection(app: AmqTask) -> None:
+    """Raises: ConfigurationError for signing or encryption without keys; warns of results that say what messages hide."""
+    conf = app.conf
+    own = {task.serializer for task in app.tasks.values() if task.serializer}
+    check_usable({conf.task_serializer, conf.result_serializer, conf.event_serializer, *conf.accept_content, *own})
+    hidden = sorted(name for name in app.tasks.own if is_private(app.tasks[name].serializer))
+    if hidden and app.backend is not None and not is_private(conf.result_serializer):
+        names = f"{', '.join(hidden[:3])}{' …' if len(hidden) > 3 else ''}"
+        logger.warning(
+            "the messages of %s are encrypted, but what they return or raise is stored as it is: "
+            "set result_serializer = 'encrypted'",
+            names,
+        )
+    unread = sorted({name for name in own if not content_types([name]) <= content_types(conf.accept_content)})
+    if any(map(is_protected, unread)):
+        logger.warning("this worker has tasks whose serializer its accept_content refuses: %s", ", ".join(unread))
 
 
 def _check_hostname(name: str, prefix: str) -> None:
@@ -511,6 +530,7 @@ class _Builder:
             make_consumer=lambda listener: self.consumer(listener, "control", no_ack=True),
             make_publisher=lambda: self.telling,
             accept=content_types(self.conf.accept_content),
+            serializer=control_serializer(self.conf.task_serializer),
             prefix=self.conf.control_exchange,
             queue_ttl=self.conf.control_queue_ttl,
             queue_expires=self.conf.control_queue_expires,

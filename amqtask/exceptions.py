@@ -112,6 +112,10 @@ class ContentDisallowed(MessageError):
     """The content type is not in `accept_content`."""
 
 
+class SecurityError(MessageError):
+    """The body's signature is wrong, or it cannot be decrypted; it was not decoded."""
+
+
 class InvalidTaskError(MessageError):
     """The body decodes, but is no task message."""
 

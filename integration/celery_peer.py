@@ -12,7 +12,16 @@ from integration.machine import kill_session
 from integration.workers import ROOT, eventually
 
 FOLDER = ROOT / ".venv-celery"
-PACKAGES = ("celery==5.7.0", "redis", "packaging", "SQLAlchemy", "psycopg[binary]", "pymemcache", "pymongo", "Django")
+PACKAGES = (
+    "celery[auth]==5.7.0",
+    "redis",
+    "packaging",
+    "SQLAlchemy",
+    "psycopg[binary]",
+    "pymemcache",
+    "pymongo",
+    "Django",
+)
 APP = "integration.apps.celery_app"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,15 @@ from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.plugins import WithOthersNames
 from amqtask.ground.printable import bounded_logger, described
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict
-from amqtask.protocol.serialization import LARGEST_BODY, content_type, content_types, dumps, loads
+from amqtask.protocol.serialization import (
+    LARGEST_BODY,
+    content_type,
+    content_types,
+    dumps,
+    is_private,
+    is_text,
+    loads,
+)
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options, SettingValues
@@ -244,7 +253,9 @@ class Codec:
         self.serializer = options.serializer
         mime_type = content_type(options.serializer)
         # Whether what is written is text.
-        self.is_text = mime_type.endswith(("json", "yaml"))
+        self.is_text = is_text(mime_type)
+        # Whether nobody but the holders of keys may read what is written.
+        self.is_private = is_private(mime_type)
         self._format = (mime_type, "utf-8" if self.is_text else "binary")
         self._accept = content_types(options.accept) | {mime_type}
 
@@ -269,6 +280,22 @@ class Codec:
                 f"{label}, {described(value)}, cannot be written as {self.serializer} ({reason}); return plain data, "
                 "or choose another result_serializer"
             ) from error
+
+    def text(self, text: str | None) -> str | None:
+        """A text that stands beside the result (a traceback), for a column of text. Raises: EncodeError."""
+        if text is None or not self.is_private:
+            return None if text is None else text.replace("\x00", "\ufffd")
+        return base64.b64encode(self.value(text, "a text")).decode()
+
+    def read_text(self, text: str | None) -> str | None:
+        """Read what `text` wrote; a plain one from before results were encrypted, too. Raises: SecurityError, Undecodable."""
+        if text is None or not self.is_private:
+            return text
+        try:
+            written = base64.b64decode(text, validate=True)
+        except ValueError:
+            return text
+        return str(self.read(written))
 
     def read(self, value: bytes | str) -> Any:
         """Read what `value` wrote. Raises: ContentDisallowed, Undecodable."""

@@ -100,7 +100,7 @@ class MongoBackend(PollingBackend):
             "_id": result.task_id,
             "status": result.status,
             "result": self._stored(result.result, f"the result of task {result.task_id}"),
-            "traceback": result.traceback,
+            "traceback": self._codec.text(result.traceback),
             "children": result.children,
             # Also for states on the way, so that clean-up finds what never ended.
             "date_done": datetime.now(timezone.utc)
@@ -116,6 +116,8 @@ class MongoBackend(PollingBackend):
 
     def _plain(self, name: str, value: object) -> object:
         """A value as BSON has it, so that it can be searched for, else as the serializer writes it."""
+        if self._codec.is_private and name in ("args", "kwargs"):
+            return self._stored(value, name)
         try:
             bson.encode({name: value})
             return value
@@ -141,7 +143,7 @@ class MongoBackend(PollingBackend):
                 document["_id"],
                 document["status"],
                 None if document.get("result") is None else self._codec.read(document["result"]),
-                document.get("traceback"),
+                self._codec.read_text(document.get("traceback")),
                 list(document.get("children") or ()),
                 done.isoformat() if is_ready and done is not None else None,
                 document.get("group_id"),

@@ -38,7 +38,7 @@ from amqtask.ground.plugins import others_names
 from amqtask.ground.printable import described
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
-from amqtask.protocol.serialization import content_type, content_types, dumps, loads
+from amqtask.protocol.serialization import content_type, content_types, dumps, is_text, loads
 from amqtask.transport.redis.servers import Cluster, SentinelMaster, deployment_of
 
 # -- Chords counted in Redis, under Celery's keys and in its encoding, so that workers of both systems end one header together.
@@ -248,7 +248,7 @@ class RedisBackend(RedisChords, KnownStore):
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
         self._type = content_type(options.serializer)
-        self._encoding = "utf-8" if self._type.endswith(("json", "yaml")) else "binary"
+        self._encoding = "utf-8" if is_text(self._type) else "binary"
         self._accept = content_types(options.accept) | {self._type}
         transport_options = dict(options.transport_options)
         prefix = key_prefix(transport_options)

@@ -189,7 +189,7 @@ class SqlBackend(PollingBackend):
             "result": codec.value(result.result, f"the result of task {result.task_id}"),
             # Also for states on the way, so that clean-up finds what never ended.
             "date_done": _naive(result.date_done),
-            "traceback": None if result.traceback is None else result.traceback.replace("\x00", "\ufffd"),
+            "traceback": codec.text(result.traceback),
             "children": codec.value(result.children, "the list of children") if result.children else None,
         }
         if extra:
@@ -227,7 +227,7 @@ class SqlBackend(PollingBackend):
                 row["task_id"],
                 row["status"],
                 None if row["result"] is None else codec.read(row["result"]),
-                row["traceback"],
+                codec.read_text(row["traceback"]),
                 codec.read(row["children"]) if row.get("children") else [],
                 _aware(row["date_done"]) if row["status"] in states.READY_STATES else None,
             )

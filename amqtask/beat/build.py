@@ -19,7 +19,7 @@ from amqtask.beat.service import Beat, Clerk
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load_path
 from amqtask.ground.printable import bounded_logger
-from amqtask.protocol.serialization import content_types
+from amqtask.protocol.serialization import check_usable, content_types, control_serializer
 from amqtask.transport.loop import PikaLoop
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def _pinged(app: AmqTask, options: BeatOptions, loop: Any) -> Pinged | None:
             app, loop, f"{nodename} control", heartbeat=app.conf.broker_heartbeat, no_ack=True
         ),
         accept=content_types(app.conf.accept_content),
+        serializer=control_serializer(app.conf.task_serializer),
         prefix=app.conf.control_exchange,
     )
 
@@ -161,6 +162,7 @@ def _beat(
     on_start: Callable[[Any], None],
 ) -> BeatService:
     conf = app.conf
+    check_usable([conf.task_serializer])
     factory = find_store(options.scheduler or conf.beat_scheduler)
     if isinstance(factory, KeepsTime):
         return factory.make_beat(app, options, loop, on_start=on_start, on_failed=on_failed)

@@ -37,12 +37,14 @@ class Pinged:
         loop: Loop,
         make_transport: Callable[[], tuple[Callable[[ConsumerListener], Consumer], LoopPublisher]],
         accept: frozenset[str],
+        serializer: str = "json",
         prefix: str = PREFIX,
     ) -> None:
         self.nodename = nodename
         self._loop = loop
         self._make_transport = make_transport
         self._accept = accept
+        self._serializer = serializer
         self._mailbox = mailbox(nodename, prefix)
         self._consumer: Consumer | None = None
         self._publisher: LoopPublisher | None = None
@@ -87,7 +89,8 @@ class Pinged:
             logger.debug("beat: a message that is not a command: %s", error)
             return
         if command.method == "ping" and command.wants_reply and command.is_for(self.nodename) and self._publisher:
-            self._publisher.publish(reply_message(command, self.nodename, {"ok": "pong"}), lambda error: None)
+            reply = reply_message(command, self.nodename, {"ok": "pong"}, serializer=self._serializer)
+            self._publisher.publish(reply, lambda error: None)
 
     def on_consuming(self, epoch: int) -> None:
         """The mailbox is consumed."""

@@ -14,9 +14,11 @@ from amqtask.cli import params
 from amqtask.cli.broker import known_queues, open_admin
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, echo_text, json_option, print_json
-from amqtask.exceptions import QueueNotFound
+from amqtask.exceptions import QueueNotFound, SecurityError
 from amqtask.ground.printable import count
+from amqtask.protocol.encryption import key_id_of
 from amqtask.protocol.message import Delivery, Message
+from amqtask.protocol.serialization import ENCRYPTED
 from amqtask.protocol.task import PUBLISHED_AT, saferepr
 from amqtask.topology.declarations import dead_letter_queue
 from amqtask.transport.contract import Admin
@@ -248,7 +250,17 @@ def show(settings: Globals, task_id: str, queue: str | None, all_queues: bool, a
         return
     for delivery in deliveries:
         print_json(delivery.properties.headers)
-        echo_text(delivery.body.decode(errors="replace"))
+        echo_text(_readable(delivery))
+
+
+def _readable(delivery: Delivery) -> str:
+    """The body for a terminal. One that is encrypted stays so, also for who has the keys: terminals are recorded."""
+    if delivery.properties.content_type != ENCRYPTED:
+        return delivery.body.decode(errors="replace")
+    try:
+        return f"({len(delivery.body)} bytes, encrypted with the key {key_id_of(delivery.body)})"
+    except SecurityError as error:
+        return f"({error})"
 
 
 def _full_entry(delivery: Delivery) -> JsonObject:

@@ -13,9 +13,10 @@ from amqtask import option_types, signals
 from amqtask.calls.signature import listed
 from amqtask.exceptions import ConfigurationError, EncodeError
 from amqtask.execution.context import Context, current
+from amqtask.ground.printable import described
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Message, Properties
-from amqtask.protocol.serialization import JSON, compress, dumps
+from amqtask.protocol.serialization import JSON, compress, dumps, is_private
 from amqtask.protocol.task import (
     PROTOCOL_HEADERS,
     PUBLISHED_AT,
@@ -312,9 +313,9 @@ def _naming(call: TaskCall, serializer: str) -> EncodeError | None:
         try:
             dumps(value, serializer)
         except EncodeError as error:
+            text = described(value) if is_private(serializer) else option_types.shown(value)
             return EncodeError(
-                f"task {call.task}: {argument} is {option_types.shown(value)}, and {error}; "
-                "pass plain data, or choose another serializer"
+                f"task {call.task}: {argument} is {text}, and {error}; pass plain data, or choose another serializer"
             )
     return None
 
@@ -353,7 +354,7 @@ def body_of(message: Message) -> tuple[object, object, JsonObject]:
 
 def _write_body(message: Message, body: TaskBody) -> None:
     properties = message.properties
-    encoded = dumps(body, properties.content_type or JSON).body
+    encoded = dumps(body, properties.content_type or JSON, properties.headers).body
     compression = properties.headers.get("compression")
     message.body = compress(encoded, compression)[0] if compression else encoded
 

@@ -20,7 +20,7 @@ from amqtask.exceptions import ConfigurationError
 from amqtask.ground.lazy import lazy
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Exchange, Queue, arguments, queue_of
-from amqtask.protocol.serialization import LARGEST_BODY, content_types
+from amqtask.protocol.serialization import LARGEST_BODY, content_types, control_serializer, is_protected
 from amqtask.settings import Settings
 from amqtask.topology.declarations import QueueDefaults
 from amqtask.topology.delays import DelayPlan
@@ -351,6 +351,7 @@ class Runtime:
             self.publisher,
             prefix=self._conf.control_exchange,
             accept=content_types(self._conf.accept_content),
+            serializer=control_serializer(self._conf.task_serializer),
             queues=lambda: [queue.name for queue in self.queues.consumed],
         )
 
@@ -366,7 +367,7 @@ class Runtime:
             queue_ttl=conf.event_queue_ttl,
             queue_expires=conf.event_queue_expires,
             serializer=conf.event_serializer,
-            accept=content_types({conf.event_serializer, "json"}),
+            accept=content_types({conf.event_serializer, *(() if is_protected(conf.event_serializer) else ("json",))}),
         )
         return Events(
             settings,

@@ -74,7 +74,6 @@ NAMES: dict[str, dict[str, str]] = {
                 "FixupWarning",
                 "IncompleteStream",
                 "NotConfigured",
-                "SecurityError",
                 "SecurityWarning",
                 "TaskError",
                 "WorkerShutdown",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from amqtask.events.client import BrokerConnection
 from amqtask.exceptions import OperationalError
 from amqtask.protocol.message import Message, Properties
-from amqtask.protocol.serialization import compress, content_types, dumps, loads
+from amqtask.protocol.serialization import compress, content_types, dumps, is_private, loads
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -211,9 +211,10 @@ class Producer(_Closing):
         """One message. Raises: PublishError, EncodeError."""
         headers = dict(headers or {})
         if content_type is None:
-            body, content_type, content_encoding = dumps(
-                body, serializer or self.serializer or self.app.conf.task_serializer
-            )
+            name = serializer or self.serializer or self.app.conf.task_serializer
+            if is_private(name):
+                headers |= {text: None for text in ("argsrepr", "kwargsrepr") if text in headers}
+            body, content_type, content_encoding = dumps(body, name, headers)
         if isinstance(body, str):
             body = body.encode(content_encoding or "utf-8")
         if compression:
@@ -321,7 +322,8 @@ class Received:
     def payload(self) -> Any:
         """The decoded body."""
         mime_type = self.properties.content_type
-        return loads(self.body, mime_type, self.properties.content_encoding, content_types([mime_type or "json"]))
+        accept = content_types([mime_type or "json"])
+        return loads(self.body, mime_type, self.properties.content_encoding, accept, self.headers)
 
     def decode(self) -> Any:
         """The decoded body."""

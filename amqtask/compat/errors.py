@@ -19,10 +19,6 @@ class IncompleteStream(TaskError):
     """Never raised."""
 
 
-class SecurityError(AmqTaskError):
-    """Never raised."""
-
-
 class CeleryCommandException(AmqTaskError):
     """Never raised."""
 

@@ -33,13 +33,23 @@ from amqtask.execution.context import AT_END, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
 from amqtask.execution.follow_ups import NOTHING, FollowUpComposer, FollowUps
 from amqtask.execution.no_run import DEFAULT, Bounds, Endings, not_stored, requeued
-from amqtask.execution.request import Abandoned, Answer, ErrorInfo, HardLimitReached, Outcome, of_success
+from amqtask.execution.request import (
+    HIDDEN,
+    Abandoned,
+    Answer,
+    ErrorInfo,
+    HardLimitReached,
+    Outcome,
+    frames_of,
+    of_success,
+    without_values,
+)
 from amqtask.execution.results import Results, is_wanted, keeps_runs
 from amqtask.execution.task_plan import TaskPlan, Wrapper, plan_for
 from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.chord import CHORD_HEADER, read_mark
-from amqtask.protocol.serialization import LARGEST_BODY
+from amqtask.protocol.serialization import LARGEST_BODY, is_private
 from amqtask.protocol.task import NO_FOLLOW_UPS, saferepr
 
 if TYPE_CHECKING:
@@ -131,7 +141,9 @@ class Executor(Endings):
         largest_body: int = LARGEST_BODY,
         bounds: Bounds = DEFAULT,
     ) -> None:
-        results = Results(store, hostname=hostname, extended=extended) if store is not None else None
+        results = (
+            Results(store, hostname=hostname, extended=extended, serializer=serializer) if store is not None else None
+        )
         super().__init__(
             tasks,
             accept=accept,
@@ -337,7 +349,7 @@ class Executor(Endings):
             self._end_chord(request)
         if plan.hooks or signals.task_success.connected or signals.task_postrun.connected:
             self._tell_success(plan, request, context, value, runtime)
-        summary = saferepr(value) if self._verbose[0] else ""
+        summary = "" if not self._verbose[0] else HIDDEN if is_private(request.content_type) else saferepr(value)
         if after is NOTHING:
             return of_success(request.number, runtime, summary, result=result)
         return of_success(
@@ -370,9 +382,9 @@ class Executor(Endings):
             case Ignore():
                 return Outcome(request.number, states.IGNORED, runtime=runtime)
             case Reject(requeue=True):
-                return requeued(request, f"rejected by the task: {error.reason}", runtime)
+                return requeued(request, _rejection(request, error), runtime)
             case Reject():
-                reason = f"rejected by the task: {error.reason}"
+                reason = _rejection(request, error)
                 failed = self._failed(plan, request, context, error, runtime, hooks=False)
                 return failed._replace(answer=Answer.DEAD_LETTER, reason=reason, state=states.REJECTED)
             case Abandoned():
@@ -393,16 +405,25 @@ class Executor(Endings):
                 return self._classify(plan, request, context, error, perf_counter() - started)
         except BaseException as second:  # noqa: BLE001 - this is the last catch; below it only data is put together
             error = second
-        logger.error("internal error after task %s[%s]", request.task, request.id, exc_info=error)
+        is_hidden = is_private(request.content_type)
+        cause = type(error).__name__ if is_hidden else error
+        logger.error(
+            "internal error after task %s[%s]: %s",
+            request.task,
+            request.id,
+            cause,
+            exc_info=None if is_hidden else error,
+        )
         if signals.task_internal_error:
             signals.task_internal_error.send(
                 sender=plan.task, task_id=request.id, args=context.args, kwargs=context.kwargs, request=context,
                 exception=error, traceback=error.__traceback__, einfo=ErrorInfo(error),
             )  # fmt: skip
         summary = saferepr(error, 500)
-        return Outcome(
+        outcome = Outcome(
             request.number, states.FAILURE, Answer.DEAD_LETTER, f"internal error: {summary}", summary=summary
         )
+        return _shown(request, outcome, error)
 
     def _retried(self, plan: TaskPlan, request: Request, context: Context, retry: Retry, runtime: float) -> Outcome:
         try:
@@ -415,7 +436,7 @@ class Executor(Endings):
         if self._results is not None and is_wanted(plan, request):
             result = self._results.retry(request, context, cause, info.traceback)
         self._tell_retry(plan, request, context, retry, info)
-        return Outcome(
+        outcome = Outcome(
             request.number,
             states.RETRY,
             reason=saferepr(cause) if self._verbose[0] else "",
@@ -425,6 +446,7 @@ class Executor(Endings):
             summary=str(retry),
             traceback=info.traceback if self._verbose[0] else "",
         )
+        return _shown(request, outcome, cause)
 
     def _failed(
         self,
@@ -452,7 +474,7 @@ class Executor(Endings):
             self._tell_failure(plan, request, context, error, info)
         summary = saferepr(error, 500)
         is_acked = task.acks_on_failure or not task.acks_late
-        return Outcome(
+        outcome = Outcome(
             request.number,
             states.FAILURE,
             Answer.ACK if is_acked else Answer.DEAD_LETTER,
@@ -465,6 +487,7 @@ class Executor(Endings):
             isinstance(error, tuple(task.throws or ())),
             parts=after.parts,
         )
+        return _shown(request, outcome, error)
 
     def _asked_retries(self, request: Request, context: Context) -> FollowUps:
         """The messages of `retry(throw=False)`; removed from the context, so that one that cannot be encoded fails the task
@@ -538,8 +561,22 @@ class Executor(Endings):
         """Call a hook; an error of it is logged, and does not change the task's outcome."""
         try:
             hook(*arguments)
-        except Exception:
-            logger.exception("hook %s failed", getattr(hook, "__qualname__", hook))
+        except Exception as error:
+            name, context = getattr(hook, "__qualname__", hook), current.get()
+            request = context.request if context is not None else None
+            if request is not None and is_private(request.content_type):
+                logger.error("hook %s failed: %s %s", name, type(error).__name__, HIDDEN)
+            else:
+                logger.exception("hook %s failed", name)
+
+
+def _shown(request: Request, outcome: Outcome, error: BaseException) -> Outcome:
+    """The outcome as logs, events and dead letters may tell it."""
+    return without_values(outcome, error, frames_of(error)) if is_private(request.content_type) else outcome
+
+
+def _rejection(request: Request, error: Reject) -> str:
+    return f"rejected by the task: {HIDDEN if is_private(request.content_type) else error.reason}"
 
 
 def _no_result(request: Request) -> ChordError:

@@ -25,10 +25,10 @@ from amqtask.exceptions import (
 )
 from amqtask.execution.context import Context
 from amqtask.execution.follow_ups import NOTHING, Chords, FollowUps
-from amqtask.execution.request import Answer, Outcome
+from amqtask.execution.request import HIDDEN, Answer, Outcome
 from amqtask.ground.printable import bounded_logger, described, printable
 from amqtask.protocol.chord import size_of
-from amqtask.protocol.serialization import LARGEST_BODY
+from amqtask.protocol.serialization import LARGEST_BODY, is_private
 from amqtask.protocol.task import NO_FOLLOW_UPS, decode_body, light_limit, saferepr
 
 if TYPE_CHECKING:
@@ -226,7 +226,12 @@ class Endings:
             request.body, request.content_type, request.content_encoding, request.headers, self.accept, limit
         )
         if decoded[2] is not NO_FOLLOW_UPS:
-            self._bounds.check(decoded[2])
+            try:
+                self._bounds.check(decoded[2])
+            except InvalidTaskError:
+                if is_private(request.content_type):
+                    raise InvalidTaskError(f"the follow-ups of the message are not valid {HIDDEN}") from None
+                raise
         return decoded
 
 

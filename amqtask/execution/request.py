@@ -238,6 +238,8 @@ class Outcome(NamedTuple):
     going_on: Request | None = None
 
 
+# In place of a value of an encrypted message.
+HIDDEN = "(hidden: the message is encrypted)"
 _new = tuple.__new__
 
 
@@ -258,6 +260,14 @@ def of_success(
             number, states.SUCCESS, Answer.ACK, "", publish, result, runtime, summary, "", False, 0.0, parts, is_step, None
         ),
     )  # fmt: skip
+
+
+def without_values(outcome: Outcome, error: BaseException, frames: str) -> Outcome:
+    """The outcome of a message whose body is private: its texts say which kind of error it was, and nothing that the error says.
+    They go to logs, events and the headers of dead letters."""
+    kind = f"{type(error).__name__} {HIDDEN}"
+    trace = f"{frames}{kind}\n" if outcome.traceback else ""
+    return outcome._replace(reason=outcome.reason and kind, summary=kind, traceback=trace)
 
 
 class ErrorInfo:
@@ -301,6 +311,11 @@ def _format(error: BaseException) -> str:
         return text.encode("utf-8", "backslashreplace").decode()
     except Exception as broken:  # noqa: BLE001 - a user's __str__ or __cause__; what it raised is in the text
         return f"{type(error).__qualname__} (its traceback cannot be printed: {type(broken).__name__})\n"
+
+
+def frames_of(error: BaseException) -> str:
+    """The traceback without what the exception says."""
+    return "Traceback (most recent call last):\n" + "".join(tracebacks.format_tb(error.__traceback__))
 
 
 def _again(error: BaseException, traceback: str) -> ErrorInfo:

@@ -14,6 +14,7 @@ from amqtask import states
 from amqtask.exceptions import BackendUnreachable, EncodeError
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso, stamps_in_result
+from amqtask.protocol.serialization import is_private
 from amqtask.protocol.task import RUN_HEADER, saferepr
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ PERIODIC = "periodic_task_name"
 class Results:
     """Stores results in one result store. `extended` adds the call's own fields to each result (`result_extended`)."""
 
-    def __init__(self, store: ResultStore, *, hostname: str, extended: bool) -> None:
+    def __init__(self, store: ResultStore, *, hostname: str, extended: bool, serializer: str = "json") -> None:
         self._store = store
         self._store_briefly: Store = store.store_briefly
         self._hostname = hostname
         self._extended = extended
+        # What was encrypted must not be written as it is.
+        self._may_tell = is_private(serializer)
         self._keeps_runs = keeps_runs(store)
 
     def success(self, request: Request, context: Context, value: object) -> Message | None:
@@ -100,10 +103,11 @@ class Results:
             headers.get("parent_id"),
         )
         if self._extended:
+            may_tell = self._may_tell or not is_private(request.content_type)
             meta.extra = {
                 "name": request.task,
-                "args": context.args,
-                "kwargs": context.kwargs,
+                "args": context.args if may_tell else None,
+                "kwargs": context.kwargs if may_tell else None,
                 "worker": self._hostname,
                 "retries": context.retries,
                 "queue": request.routing_key,

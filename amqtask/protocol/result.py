@@ -181,7 +181,7 @@ OURS = "amqtask.exceptions"
 TWINS = frozenset(
     {
         "Ignore", "InvalidTaskError", "MaxRetriesExceededError", "NotRegistered", "OperationalError", "QueueNotFound",
-        "Reject", "Retry", "SoftTimeLimitExceeded", "TaskPredicate", "TaskRevokedError", "Terminated",
+        "Reject", "Retry", "SecurityError", "SoftTimeLimitExceeded", "TaskPredicate", "TaskRevokedError", "Terminated",
         "TimeLimitExceeded", "TimeoutError", "WorkerLostError",
     }
 )  # fmt: skip

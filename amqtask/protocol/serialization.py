@@ -1,4 +1,7 @@
-"""Content type ⇄ codec, the accept list, compression; JSON writes dates, UUIDs, decimals and bytes as kombu does."""
+"""Content type ⇄ codec, the accept list, compression; JSON writes dates, UUIDs, decimals and bytes as kombu does.
+
+`subject` is the headers of the task message that a body belongs to, where it belongs to one: an encrypted body is bound to them.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,24 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, Undecodable
+from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, MessageError, Undecodable
 from amqtask.ground.printable import printable
+from amqtask.protocol.encryption import key_ring
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import JsonObject
+    from amqtask.ground.shapes import Headers, JsonObject
 
 JSON = "application/json"
 PICKLE = "application/x-python-serialize"
 YAML = "application/x-yaml"
 MSGPACK = "application/x-msgpack"
+# What is signed: a body of another content type within (celery/security/serialization.py, and kombu's name for any bytes).
+AUTH = "application/data"
+ENCRYPTED = "application/x-amqtask-encrypted"
 
-_BY_NAME = {"json": JSON, "pickle": PICKLE, "yaml": YAML, "msgpack": MSGPACK}
+_BY_NAME = {
+    "json": JSON, "pickle": PICKLE, "yaml": YAML, "msgpack": MSGPACK, "auth": AUTH, "encrypted": ENCRYPTED,
+}  # fmt: skip
 # Bytes that an uncompressed body may have, by default.
 LARGEST_BODY = 128 * 1024 * 1024
 # The text encodings of bodies. Python has many more, and some take quadratic time.
@@ -44,7 +53,9 @@ _MOST_MEMORY = 128 * 1024 * 1024
 _MOST_STREAMS = 100
 # One byte of zstd becomes some tens of kilobytes at most; so it is decompressed in pieces of so many bytes.
 _ZSTD_PIECE = 256
-_ENCODING = {JSON: "utf-8", YAML: "utf-8", PICKLE: "binary", MSGPACK: "binary"}
+_ENCODING = {
+    JSON: "utf-8", YAML: "utf-8", PICKLE: "binary", MSGPACK: "binary", AUTH: "utf-8", ENCRYPTED: "binary",
+}  # fmt: skip
 
 
 class Encoded(NamedTuple):
@@ -131,7 +142,7 @@ _json_plain = json.JSONDecoder()
 _json_typed = json.JSONDecoder(object_hook=_json_object)
 
 
-def _dump_json(value: object) -> bytes:
+def _dump_json(value: object, subject: Headers | None = None) -> bytes:
     text = _json_encoder(value)
     if '"__type__"' in text:
         _check_typed(value)
@@ -153,7 +164,7 @@ def _check_typed(value: object) -> None:
             _check_typed(item)
 
 
-def _load_json(body: bytes, encoding: str) -> object:
+def _load_json(body: bytes, encoding: str, subject: Headers | None = None) -> object:
     text = body.decode(encoding)
     decoder = _json_typed if "__type__" in text else _json_plain
     try:
@@ -167,7 +178,7 @@ def _load_json(body: bytes, encoding: str) -> object:
 # -- the others; their libraries are optional
 
 
-def _dump_yaml(value: object) -> bytes:
+def _dump_yaml(value: object, subject: Headers | None) -> bytes:
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -179,48 +190,115 @@ def _dump_yaml(value: object) -> bytes:
     return text.encode("utf-8")
 
 
-def _load_yaml(body: bytes, encoding: str) -> object:
+def _load_yaml(body: bytes, encoding: str, subject: Headers | None) -> object:
     import yaml
 
     return yaml.safe_load(body.decode(encoding))
 
 
-def _dump_msgpack(value: object) -> bytes:
+def _dump_msgpack(value: object, subject: Headers | None) -> bytes:
     import msgpack
 
     packed: bytes = msgpack.packb(value, use_bin_type=True, default=_own_form)
     return packed
 
 
-def _load_msgpack(body: bytes, encoding: str) -> object:
+def _load_msgpack(body: bytes, encoding: str, subject: Headers | None) -> object:
     import msgpack
 
     return msgpack.unpackb(body, raw=False, strict_map_key=False)
 
 
-def _dump_pickle(value: object) -> bytes:
+def _dump_pickle(value: object, subject: Headers | None) -> bytes:
     return pickle.dumps(value, protocol=4)  # kombu's on every Python but the newest; all that run read it
 
 
-def _load_pickle(body: bytes, encoding: str) -> object:
+def _load_pickle(body: bytes, encoding: str, subject: Headers | None) -> object:
     return pickle.loads(body)
 
 
-_DUMP: dict[str, Callable[[object], bytes]] = {
+# -- what protects a body
+
+
+def _dump_encrypted(value: object, subject: Headers | None) -> bytes:
+    return key_ring().encrypt(_dump_json(value), subject)
+
+
+def _load_encrypted(body: bytes, encoding: str, subject: Headers | None) -> object:
+    return _load_json(key_ring().decrypt(body, subject), "utf-8")
+
+
+def _dump_signed(value: object, subject: Headers | None) -> bytes:
+    raise ConfigurationError(_NO_SIGNING)
+
+
+def _load_signed(body: bytes, encoding: str, subject: Headers | None) -> object:
+    raise ConfigurationError(_NO_SIGNING)
+
+
+_NO_SIGNING = (
+    "the serializer 'auth' signs and verifies with keys: call app.setup_security() where the application is made, with "
+    "security_key, security_certificate and security_cert_store set"
+)
+Dump = Callable[[object, "Headers | None"], bytes]
+Load = Callable[[bytes, str, "Headers | None"], object]
+_DUMP: dict[str, Dump] = {
     JSON: _dump_json,
     YAML: _dump_yaml,
     MSGPACK: _dump_msgpack,
     PICKLE: _dump_pickle,
+    AUTH: _dump_signed,
+    ENCRYPTED: _dump_encrypted,
 }
-_LOAD: dict[str, Callable[[bytes, str], object]] = {
+_LOAD: dict[str, Load] = {
     JSON: _load_json,
     YAML: _load_yaml,
     MSGPACK: _load_msgpack,
     PICKLE: _load_pickle,
+    AUTH: _load_signed,
+    ENCRYPTED: _load_encrypted,
 }
+# Serializers and content types whose bodies nobody but the holders of keys may read.
+_PRIVATE = {"encrypted", ENCRYPTED}
 
 
 SERIALIZERS = tuple(sorted(_BY_NAME))
+
+
+def sign_with(dump: Dump, load: Load, *, is_private: bool) -> None:
+    """How bodies are signed in this process, and verified; `is_private`: what is signed is encrypted."""
+    _DUMP[AUTH], _LOAD[AUTH] = dump, load
+    (_PRIVATE.update if is_private else _PRIVATE.difference_update)(("auth", AUTH))
+
+
+def is_private(serializer: str | None) -> bool:
+    """Whether a body of this serializer (or content type) is encrypted: no text of what is in it may be told to others."""
+    return serializer in _PRIVATE
+
+
+def is_protected(serializer: str) -> bool:
+    """Whether it signs or encrypts."""
+    return _BY_NAME.get(serializer, serializer) in (AUTH, ENCRYPTED)
+
+
+def control_serializer(task_serializer: str) -> str:
+    """What commands and replies of remote control are written in: JSON, but signed or encrypted where tasks are (Celery takes
+    task_serializer in any case)."""
+    return task_serializer if is_protected(task_serializer) else "json"
+
+
+def is_text(mime_type: str) -> bool:
+    """Whether bodies of that content type are text, for stores that keep text and bytes apart."""
+    return mime_type == AUTH or mime_type.endswith(("json", "yaml"))
+
+
+def check_usable(serializers: Iterable[str]) -> None:
+    """Raises: ConfigurationError for one that signs or encrypts, and has no keys in this process."""
+    for mime_type in content_types(serializers):
+        if mime_type == ENCRYPTED:
+            key_ring()
+        elif mime_type == AUTH and _DUMP[AUTH] is _dump_signed:
+            raise ConfigurationError(_NO_SIGNING)
 
 
 def content_type(name: str) -> str:
@@ -244,11 +322,11 @@ def register(
     """
     charset = _TEXTS.get(content_encoding) if content_encoding != "binary" else None
 
-    def dump(value: object) -> bytes:
+    def dump(value: object, subject: Headers | None) -> bytes:
         encoded = encode(value)
         return encoded.encode(charset or "utf-8") if isinstance(encoded, str) else bytes(encoded)
 
-    def load(body: bytes, encoding: str) -> object:
+    def load(body: bytes, encoding: str, subject: Headers | None) -> object:
         return decode(body if charset is None else body.decode(encoding))
 
     _BY_NAME[name] = content_type
@@ -288,46 +366,62 @@ def content_types(names: Iterable[str]) -> frozenset[str]:
     return frozenset(content_type(name) for name in names)
 
 
-def dumps(value: object, serializer: str) -> Encoded:
+def dumps(value: object, serializer: str, subject: Headers | None = None) -> Encoded:
     """Write a value.
 
-    Raises: EncodeError naming the serializer; ConfigurationError for an unknown one.
+    Raises: EncodeError naming the serializer; ConfigurationError for an unknown one, or one without keys.
     """
     mime_type = content_type(serializer)
     try:
-        return Encoded(_DUMP[mime_type](value), mime_type, _ENCODING[mime_type])
+        return Encoded(_DUMP[mime_type](value, subject), mime_type, _ENCODING[mime_type])
     except ImportError as error:
         raise _missing(serializer) from error
+    except (EncodeError, ConfigurationError):  # of what is within a signature
+        raise
     except Exception as error:  # the value's own methods may raise anything
-        if not is_own(error, lambda: _DUMP[mime_type](value)):
+        if not is_own(error, lambda: _DUMP[mime_type](value, subject)):
             raise
         raise EncodeError(f"{serializer} cannot write this {type(value).__name__}: {error}") from error
 
 
-def loads(body: bytes, content_type: str | None, content_encoding: str | None, accept: frozenset[str]) -> Any:
+def loads(
+    body: bytes,
+    content_type: str | None,
+    content_encoding: str | None,
+    accept: frozenset[str],
+    subject: Headers | None = None,
+) -> Any:
     """Read a body; `accept` holds content types.
 
-    Raises: ContentDisallowed before anything is read, Undecodable.
+    Raises: ContentDisallowed before anything is read, SecurityError before anything is decoded, Undecodable.
     """
     mime_type = content_type or JSON
     if not isinstance(mime_type, str) or mime_type not in accept:
-        raise ContentDisallowed(
-            f"content type {printable(repr(mime_type), 200)} is not accepted "
-            f"(accept_content allows {', '.join(sorted(accept))}); "
-            "add its serializer to accept_content only if you trust every producer"
-        )
+        raise _not_accepted(mime_type, accept)
     try:
         encoding = _TEXTS[content_encoding]
     except (KeyError, TypeError):
         encoding = _encoding(content_encoding)
     try:
-        return _LOAD[mime_type](body, encoding)
+        return _LOAD[mime_type](body, encoding, subject)
+    except MessageError:  # of a signature, of encryption, or of what is within
+        raise
     except ImportError as error:
         raise Undecodable(f"the library that reads {mime_type} is not installed: {error}") from error
     except Exception as error:
-        if not is_own(error, lambda: _LOAD[mime_type](body, encoding or "utf-8")):
+        if not is_own(error, lambda: _LOAD[mime_type](body, encoding or "utf-8", subject)):
             raise
         raise Undecodable(f"the body is not valid {mime_type} ({len(body)} bytes): {error}") from error
+
+
+def _not_accepted(mime_type: object, accept: frozenset[str]) -> ContentDisallowed:
+    protected = [word for kind, word in ((AUTH, "signed"), (ENCRYPTED, "encrypted")) if kind in accept]
+    unprotected = f"the message is not {' or '.join(protected)}: its " if protected and mime_type != AUTH else ""
+    return ContentDisallowed(
+        f"{unprotected}content type {printable(repr(mime_type), 200)} is not accepted "
+        f"(accept_content allows {', '.join(sorted(accept))}); "
+        "add its serializer to accept_content only if you trust every producer"
+    )
 
 
 def _encoding(content_encoding: object) -> str:

@@ -23,6 +23,7 @@ from amqtask.protocol.serialization import (
     decompress,
     dumps,
     is_own,
+    is_private,
     loads,
 )
 
@@ -134,9 +135,10 @@ def encode_task(
     embed = call.embed
     if embed is not NO_FOLLOW_UPS and serializer not in _WRITES_SIGNATURES:
         embed = plain(embed)
-    body, content_type, content_encoding = dumps((tuple(call.args), call.kwargs, embed), serializer)
-    headers = task_headers(call)
-    if compression:
+    is_hidden = is_private(serializer)
+    headers = task_headers(call, is_hidden=is_hidden)
+    body, content_type, content_encoding = dumps((tuple(call.args), call.kwargs, embed), serializer, headers)
+    if compression and not is_hidden:  # what is encrypted has no pattern to compress
         body, headers["compression"] = compress(body, compression)
     properties = Properties(
         content_type=content_type,
@@ -161,8 +163,13 @@ def plain(value: object) -> Any:
     return value
 
 
-def task_headers(call: TaskCall) -> HeaderDict:
-    """The application headers, in the order in which Celery writes them."""
+def task_headers(call: TaskCall, *, is_hidden: bool = False) -> HeaderDict:
+    """The application headers, in the order in which Celery writes them; `is_hidden`: without the text of the arguments."""
+    if is_hidden:
+        args_repr, kwargs_repr = call.argsrepr, call.kwargsrepr
+    else:
+        args_repr = call.argsrepr if call.argsrepr is not None else saferepr(tuple(call.args))
+        kwargs_repr = call.kwargsrepr if call.kwargsrepr is not None else saferepr(call.kwargs)
     headers: HeaderDict = {
         "lang": "py",
         "task": call.task,
@@ -177,8 +184,8 @@ def task_headers(call: TaskCall) -> HeaderDict:
         "timelimit": [call.time_limit, call.soft_time_limit],
         "root_id": call.root_id or call.id,
         "parent_id": call.parent_id,
-        "argsrepr": call.argsrepr if call.argsrepr is not None else saferepr(tuple(call.args)),
-        "kwargsrepr": call.kwargsrepr if call.kwargsrepr is not None else saferepr(call.kwargs),
+        "argsrepr": args_repr,
+        "kwargsrepr": kwargs_repr,
         "origin": call.origin or origin(),
         "ignore_result": call.ignore_result,
         "replaced_task_nesting": call.replaced_task_nesting,
@@ -228,7 +235,7 @@ def decode_body(
     compression = headers.get("compression")
     if compression or len(body) > limit:
         body = _unpacked(body, compression, limit)
-    decoded = loads(body, content_type, content_encoding, accept)
+    decoded = loads(body, content_type, content_encoding, accept, headers)
     if decoded.__class__ is dict and "task" in decoded and "id" in decoded:
         embed = {name: decoded.get(name) for name in NO_FOLLOW_UPS}
         return _checked(decoded.get("args") or [], decoded.get("kwargs") or {}, embed)

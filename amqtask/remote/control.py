@@ -171,12 +171,14 @@ class Control:
         *,
         prefix: str,
         accept: frozenset[str],
+        serializer: str = "json",
         queues: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._broker = broker
         self._publisher = publisher
         self._prefix = prefix
         self._accept = accept
+        self._serializer = serializer
         self._queues = queues
         self._clock = itertools.count(1)
 
@@ -314,6 +316,7 @@ class Control:
                 expires=time.time() + options.timeout,
             ),
             self._prefix,
+            serializer=self._serializer,
             clock=clock,
         )
         message.mandatory = False  # no worker may be there, and that is an answer too

@@ -20,7 +20,7 @@ from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import AmqTaskError, ConfigurationError, NotRegistered
 from amqtask.ground.printable import bounded_logger, masked_plain
 from amqtask.protocol.entities import Exchange
-from amqtask.protocol.serialization import dumps
+from amqtask.protocol.serialization import dumps, is_private
 from amqtask.protocol.task import decode_body, saferepr
 from amqtask.services.command_context import Control
 from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
@@ -79,6 +79,8 @@ def _arguments(control: Control, request: Request, *, safe: bool) -> tuple[objec
     """The arguments; or their text, if the sender chose another text than Python's repr (usually to hide a value)."""
     headers = request.headers
     sent_reprs = headers.get("argsrepr"), headers.get("kwargsrepr")
+    if is_private(request.content_type):
+        return sent_reprs
     if sent_reprs != (None, None) and (safe or len(request.body) > LARGE):
         return sent_reprs
     try:

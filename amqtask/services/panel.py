@@ -22,7 +22,7 @@ from amqtask.transport.declare import QueueLocked
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
     from amqtask.pool import Loop, Timer
-    from amqtask.protocol.message import Delivery
+    from amqtask.protocol.message import Delivery, Message
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
 logger = bounded_logger("amqtask.worker")
@@ -48,6 +48,7 @@ class Panel:
         make_consumer: Callable[[ConsumerListener], Consumer],
         make_publisher: Callable[[], LoopPublisher],
         accept: frozenset[str],
+        serializer: str = "json",
         prefix: str = "celery",
         queue_ttl: float = 300.0,
         queue_expires: float = 10.0,
@@ -58,12 +59,21 @@ class Panel:
         self._make_consumer = make_consumer
         self._make_publisher = make_publisher
         self._accept = accept
+        self._serializer = serializer
         self._prefix = prefix
         self._hostname = control.worker.setup.hostname
         self._state = PanelState(control)
         self._mailbox = mailbox(self._hostname, prefix, ttl=queue_ttl, expires=queue_expires)
         self._mingle = (
-            Mingle(control, loop=loop, accept=accept, prefix=prefix, queue_ttl=queue_ttl, queue_expires=queue_expires)
+            Mingle(
+                control,
+                loop=loop,
+                accept=accept,
+                serializer=serializer,
+                prefix=prefix,
+                queue_ttl=queue_ttl,
+                queue_expires=queue_expires,
+            )
             if mingles
             else None
         )
@@ -145,11 +155,11 @@ class Panel:
 
     def _reply(self, command: Command, payload: object) -> None:
         try:
-            message = reply_message(command, self._hostname, payload, clock=self._control.clock)
+            message = self._reply_message(command, payload)
         except EncodeError as error:
             logger.error("control: the reply to %s cannot be sent: %s", command.method, error)
             error_payload = {"error": f"the reply cannot be sent: {error}"}
-            message = reply_message(command, self._hostname, error_payload, clock=self._control.clock)
+            message = self._reply_message(command, error_payload)
         exchange = reply_exchange(self._prefix)
         if command.reply_exchange == exchange.name:
             message.declare = (exchange,)
@@ -157,6 +167,9 @@ class Panel:
             self._publisher = self._make_publisher()
             self._publisher.start()
         self._publisher.publish(message, _note_reply)
+
+    def _reply_message(self, command: Command, payload: object) -> Message:
+        return reply_message(command, self._hostname, payload, serializer=self._serializer, clock=self._control.clock)
 
     # -- the consumer's events
 

@@ -181,6 +181,7 @@ class Mingle:
         *,
         loop: Loop,
         accept: frozenset[str],
+        serializer: str,
         prefix: str,
         queue_ttl: float,
         queue_expires: float,
@@ -188,6 +189,7 @@ class Mingle:
         self._control = control
         self._loop = loop
         self._accept = accept
+        self._serializer = serializer
         self._prefix = prefix
         self._oid = str(uuid.uuid4())
         self.queue = reply_queue(self._oid, prefix, ttl=queue_ttl, expires=queue_expires)
@@ -234,7 +236,9 @@ class Mingle:
             reply_exchange=reply_exchange(self._prefix).name,
             reply_key=self._oid,
         )
-        message = command_message(hello, self._prefix, clock=self._control.lamport.forward())
+        message = command_message(
+            hello, self._prefix, serializer=self._serializer, clock=self._control.lamport.forward()
+        )
         message.declare = ()  # the exchange exists, because the mailbox is bound to it
         logger.debug("mingle: searching for neighbors")
         self._control.worker.publisher.publish(message, _note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
 from amqtask.ground.plugins import load, near_names, plugins
 from amqtask.ground.printable import bounded_logger, described, is_secret, masked
 from amqtask.option_types import Kind, convert
+from amqtask.protocol.encryption import KeysSaid, read_keys, use_keys
 from amqtask.protocol.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
 
@@ -193,6 +195,8 @@ class Settings(MutableMapping[str, Any]):
     def _set(self, name: str, value: object) -> None:
         setting = _TABLE.get(name)
         self._values[name] = value if setting is None else _coerce(setting, value)
+        if name == "encryption_keys":
+            use_keys(lambda: KeysSaid(self.encryption_keys, self.encryption_key_id))
 
     def _set_foreign(self, foreign: SettingValues) -> None:
         """Set names that are no settings of ours, and warn of slips. Raises: SettingUnknown with `strict_settings`."""
@@ -465,6 +469,8 @@ KINDS: dict[str, Kind] = {
     ),
     "serializer": Kind(f"one of {', '.join(SERIALIZERS)}", _named(content_type)),
     "serializers": Kind("a list of serializers or content types", option_types.LIST.convert),
+    "path": Kind("the path of a file or folder", os.fsdecode),
+    "encryption_keys": Kind("a mapping of key ids to keys in base64", read_keys),
     "compression": Kind(f"one of {', '.join(COMPRESSIONS)}", _named(compression_type)),
     "queues": option_types.instance("a list of Queue, or a dictionary", Mapping, list, tuple, set, frozenset),
     "routes": option_types.either(

@@ -154,7 +154,9 @@ def test_an_error_does_not_show_the_value() -> None:
 
 
 def test_an_unknown_serializer_is_named_with_those_that_are_there() -> None:
-    with pytest.raises(ConfigurationError, match="no serializer 'xml'; there are: json, msgpack, pickle, yaml"):
+    with pytest.raises(
+        ConfigurationError, match="no serializer 'xml'; there are: auth, encrypted, json, msgpack, pickle, yaml"
+    ):
         dumps(1, "xml")
     with pytest.raises(ConfigurationError):
         content_types(["json", "xml"])

@@ -43,7 +43,7 @@ class Request(request.Request, metaclass=_OursToo):
         content = message.body if body is None else body
         if not decoded:
             accept = content_types({"json"} if app is None else app.conf.accept_content)
-            content = loads(content, message.content_type, message.content_encoding, accept)
+            content = loads(content, message.content_type, message.content_encoding, accept, fields)
         properties = getattr(message, "properties", None) or {}
         super().__init__(
             number=0,

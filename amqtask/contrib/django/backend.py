@@ -30,7 +30,7 @@ from amqtask.contrib.django.zones import aware, stored
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
 from amqtask.ground.printable import clause
 from amqtask.protocol.result import ResultMessage
-from amqtask.protocol.serialization import content_type, content_types, loads
+from amqtask.protocol.serialization import content_type, content_types, is_text, loads
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -60,7 +60,7 @@ class DatabaseBackend(PollingBackend):
         self._options = options
         self._codec = Codec(options)
         self._type = content_type(options.serializer)
-        self._encoding = "utf-8" if self._type.endswith(("json", "yaml")) else "binary"
+        self._encoding = "utf-8" if is_text(self._type) else "binary"
         self._accept = content_types(options.accept) | {self._type}
         self._patience = RetryPolicy(seconds=float(dict(options.transport_options).get("retry_for", 5.0)))
 
@@ -100,7 +100,7 @@ class DatabaseBackend(PollingBackend):
             "result": self._encode(result.result, f"the result of task {result.task_id}"),
             "content_type": self._type,
             "content_encoding": self._encoding,
-            "traceback": None if result.traceback is None else result.traceback.replace("\x00", "\ufffd"),
+            "traceback": self._codec.text(result.traceback),
             "date_done": stored(datetime.fromisoformat(result.date_done)) if result.date_done else now,
         }
         if result.status == states.STARTED:
@@ -143,7 +143,7 @@ class DatabaseBackend(PollingBackend):
                 row.task_id,
                 row.status,
                 self._decode(row, row.result),
-                row.traceback,
+                self._codec.read_text(row.traceback),
                 meta.pop("children", None) or [],
                 aware(row.date_done).astimezone(timezone.utc).isoformat()
                 if row.status in states.READY_STATES

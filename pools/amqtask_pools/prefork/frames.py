@@ -126,7 +126,7 @@ def socket_pair(socket_type: int | None = None) -> tuple[socket.socket, socket.s
 #
 # The parent reads bytes that any code in the child may have written. So reading makes only plain data and our own
 # dataclasses, each field of which is checked, and raises BrokenFrame for anything else. Only the signature of a chord's body
-# has values of a task; it is written by a serializer that the application accepts from its producers, too (`accept`).
+# has values of a task; it is written by a serializer that the application accepts from its producers, too (`accept`), or as JSON.
 #
 #     OUTCOMES, the length of the text, the text: a list of rows, then the bodies of their messages, one after the other
 #
@@ -259,7 +259,7 @@ class _Writer:
 
     def _part(self, part: ChordPart) -> list[object]:
         for content_type, name in _SERIALIZERS:
-            if content_type not in self._accept:
+            if content_type not in self._accept and content_type != JSON:
                 continue
             try:
                 body = dumps(part.body, name)
@@ -268,7 +268,9 @@ class _Writer:
             self.bodies.append(body.body)
             document = [len(body.body), body.content_type, body.content_encoding]
             return [*part._replace(body=document, message=self._message(part.message))]  # type: ignore[arg-type]
-        raise EncodeError(f"the body of chord {part.group_id} cannot be written by any serializer of accept_content")
+        raise EncodeError(
+            f"the body of chord {part.group_id} cannot be written by any serializer of accept_content, nor as JSON"
+        )
 
 
 def _writable(headers: object) -> object:
@@ -390,7 +392,7 @@ class _Reader:
         part = ChordPart(*document)
         body_document: Any = part.body
         size, content_type, content_encoding = body_document
-        body = loads(self._body(size), content_type, content_encoding, self._accept)
+        body = loads(self._body(size), content_type, content_encoding, self._accept | {JSON})
         _check("the body of a chord", body, dict)
         for name in ("group_id", "task_id"):
             _check(name, getattr(part, name), str)
