@@ -284,6 +284,7 @@ def test_what_a_redriven_dead_letter_says_is_read_again() -> None:
     queue = app.conf.task_default_queue
     with start_worker(app):
         charge.delay(SECRET).get(60, propagate=False)
+    with start_worker(app):  # the first worker has ended, so the dead letter is there
         ((found, body),) = app.memory_broker.messages(f"{queue}.dead")  # type: ignore[union-attr]
         delivery = Delivery(body, found, "", f"{queue}.dead", False, f"{queue}.dead", 1, 1)
         app.publisher.publish(back_to_work(delivery, queue))
