@@ -230,7 +230,7 @@ class MongoBackend(PollingBackend):
         try:
             for name in (self._tasks, self._groups):
                 _index(client[self._database][name])
-        except BaseException:
+        except BaseException:  # also when it is interrupted: nobody else knows the client
             client.close()
             raise
         return client

@@ -224,7 +224,7 @@ class Poller:
         except BackendUnreachable as error:
             self._tell(task_ids, error)
             return self._longest_pause
-        except Exception:
+        except Exception:  # whatever a library raises: the thread serves all who wait
             logger.exception("results cannot be read, trying again")
             return self._longest_pause
         for result in results:
@@ -257,5 +257,5 @@ def _call(
 ) -> None:
     try:
         callback(result_or_error)  # type: ignore[arg-type] # each is called with its own kind
-    except Exception:
+    except Exception:  # a user's callback
         logger.exception("a callback for the result of task %s failed", task_id)

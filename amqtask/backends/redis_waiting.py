@@ -249,7 +249,7 @@ class Callbacks:
     def _arrived(self, subscription: Subscription, key: str, value: bytes) -> None:
         try:
             result = self._decode(value)
-        except Exception:
+        except Exception:  # anybody may write into Redis
             logger.exception("the value of %s in Redis is not a result", key)
             return
         if not result.is_ready:
@@ -262,7 +262,7 @@ class Callbacks:
         for callback in callbacks:
             try:
                 callback(result)
-            except Exception:
+            except Exception:  # a user's callback
                 logger.exception("a callback for the result of task %s failed", result.task_id)
 
 

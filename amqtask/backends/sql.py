@@ -353,7 +353,7 @@ class SqlBackend(PollingBackend):
             if settings.get("database_create_tables_at_setup", True) is not False:
                 create(engine, self._tables)
             columns = known_columns(engine, self._tables.tasks)
-        except BaseException:
+        except BaseException:  # also when it is interrupted: nobody else knows the engine
             engine.dispose()
             raise
         return _Database(engine.execution_options(isolation_level="AUTOCOMMIT"), columns)

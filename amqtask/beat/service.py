@@ -91,7 +91,7 @@ class Clerk:
         if self._store is not None:
             try:
                 self._store.close()
-            except Exception:
+            except Exception:  # a store of the user's own
                 logger.exception("beat: the schedule store could not be closed")
 
     def _tell(self, callback: Callable[[], None]) -> None:
@@ -325,7 +325,7 @@ class Beat:
         for due in dues:
             try:
                 message = self._sender.compose(due)
-            except Exception:
+            except Exception:  # arguments and routers are the user's; the other entries go on
                 logger.exception("beat: %s (%s), due at %s, cannot be sent", due.entry.name, due.entry.task, due.due_at)
                 batch.done(due, None)
                 continue

@@ -153,7 +153,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = NORMAL")
         with connection:
             connection.execute(_TABLE)
-    except BaseException:
+    except BaseException:  # also when it is interrupted: nobody else knows the connection
         connection.close()
         raise
     return connection

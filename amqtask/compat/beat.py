@@ -310,7 +310,7 @@ class Scheduler:
         logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
         try:
             result = self.apply_async(entry, producer=producer, advance=False)
-        except Exception as error:
+        except Exception as error:  # arguments and routers are the user's; the other entries go on
             logger.exception("beat: %s (%s) cannot be sent: %s", entry.name, entry.task, error)
         else:
             logger.debug("%s sent. id->%s", entry.task, getattr(result, "id", None))
@@ -326,7 +326,7 @@ class Scheduler:
             if task is not None:
                 return task.apply_async(args, keywords, producer=producer, **options)
             return self.send_task(entry.task, args, keywords, producer=producer, **options)
-        except Exception as error:
+        except Exception as error:  # one error for all, as in Celery
             raise SchedulingError(f"Couldn't apply scheduled task {entry.name}: {error}") from error
         finally:
             self._tasks_since_sync += 1

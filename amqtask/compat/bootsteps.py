@@ -157,7 +157,7 @@ class Blueprint:
             for step in reversed(started):
                 try:
                     getattr(step, name)(parent)
-                except Exception:
+                except Exception:  # a user's step; the others stop, too
                     logger.exception("worker: %s of the step %s has failed", name, step.alias)
 
     def __iter__(self) -> Iterator[Step]:

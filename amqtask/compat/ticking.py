@@ -57,7 +57,7 @@ class Ticking:
     def _run(self) -> None:
         try:
             self._tick(self._is_stopped, self._on_start)
-        except Exception as error:
+        except Exception as error:  # a user's scheduler
             logger.critical("beat: the scheduler has ended: %s", error, exc_info=True)
             failure = error
             self._loop.call_soon_threadsafe(lambda: self._on_failed(failure))

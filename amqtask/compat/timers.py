@@ -28,7 +28,7 @@ class Entry:
         """Make the call; what it raises is logged."""
         try:
             self._call()
-        except Exception:
+        except Exception:  # a user's function
             logger.exception("worker: a function that a timer calls has failed")
 
     def cancel(self) -> None:

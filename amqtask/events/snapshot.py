@@ -105,7 +105,7 @@ class Polaroid:
         while not self._stop.wait(seconds):
             try:
                 call()
-            except Exception:
+            except Exception:  # a user's camera
                 logger.exception("the camera %s failed", type(self).__qualname__)
 
     def __enter__(self) -> Polaroid:

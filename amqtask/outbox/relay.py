@@ -237,6 +237,6 @@ class Relaying:
         while not self._over.is_set():
             try:
                 self._relay.run()
-            except Exception:
+            except Exception:  # a database's driver: the thread must not end
                 logger.exception("the relay failed, nothing is lost; it starts again in %g s", PAUSE_SECONDS)
                 self._over.wait(PAUSE_SECONDS)

@@ -74,7 +74,7 @@ class Elections:
     def _run(self, election_id: str, action: JsonFields) -> None:
         try:
             self._call(action)
-        except Exception:
+        except Exception:  # routers and receivers of signals are the user's
             logger.exception("election %s: %s could not be called", election_id, action["task"])
 
     def stop(self) -> None:

@@ -100,7 +100,7 @@ def _headers(lines: list[str]) -> dict[str, str]:
 def _turn_to(page: Page, headers: Mapping[str, str]) -> Reply:
     try:
         return page(headers)
-    except Exception as error:
+    except Exception as error:  # a monitor must not end the worker
         logger.exception("a page for monitors failed")
         return text(500, repr(error))
 

@@ -137,7 +137,7 @@ class Panel:
             payload = self._run(command)
         except AmqTaskError as error:
             payload = {"error": str(error)}
-        except Exception as error:
+        except Exception as error:  # a user's command, or arguments of anybody's
             logger.exception("control: command %s failed", command.method)
             payload = {"error": repr(error)}
         if command.wants_reply and payload is not None:

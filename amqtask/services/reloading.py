@@ -44,7 +44,7 @@ def import_again(app: AmqTask, modules: Iterable[str], *, reload: bool) -> set[s
 def _imported(name: str) -> None:
     try:
         load(name)
-    except Exception as error:
+    except Exception as error:  # a user's module
         logger.exception("module %s cannot be imported", name)
         raise ConfigurationError(f"module {name} cannot be imported: {error!r}") from error
 
@@ -57,7 +57,7 @@ def _reloaded(app: AmqTask, module: ModuleType) -> set[str]:
     try:
         importlib.reload(module)
         _check_app(module, before)
-    except Exception as error:
+    except Exception as error:  # a user's module
         for task in module_tasks.values():
             app.tasks.register(task)
         logger.exception("module %s cannot be reloaded", module.__name__)

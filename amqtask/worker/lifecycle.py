@@ -122,7 +122,7 @@ class Lifecycle:
         try:
             self._start()
             self._loop.run()
-        except BaseException:
+        except BaseException:  # whatever ends it, the exit code says so
             self.shutdown.exit_code = EX_FAILURE
             raise
         finally:

@@ -191,7 +191,7 @@ def _notify(observers: tuple[Callable[..., None], ...], *arguments: object) -> N
     for observer in observers:
         try:
             observer(*arguments)
-        except Exception:
+        except Exception:  # a plug-in's
             logger.exception("observer %r failed", observer)
 
 

@@ -259,7 +259,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         except MessageError as error:
             self.intake.refuse(bare_request(delivery, self._number), error)
             return
-        except Exception as exc:
+        except Exception as exc:  # a message that nobody thought of must not end the worker
             logger.exception("a message on %s cannot be read", delivery.queue)
             self.intake.refuse(bare_request(delivery, self._number), InvalidTaskError(repr(exc)))
             return

@@ -161,7 +161,7 @@ class GreenPool(SlotPool):
                 slot.request = None
                 try:
                     self._run(request, slot)
-                except BaseException:
+                except BaseException:  # thrown in from anywhere: the slot goes on
                     logger.exception("a slot failed with %r", request)
                 self._busy.pop(request.number, None)
                 self._idle.append(slot)

@@ -85,7 +85,7 @@ class ThreadCrew:
             function, arguments = call
             try:
                 function(*arguments)
-            except Exception:
+            except Exception:  # the thread goes on
                 logger.exception("%s failed", function)
             del call, function, arguments
 

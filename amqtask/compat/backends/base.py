@@ -161,7 +161,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
         while True:
             try:
                 return func(*args, **kwargs)
-            except Exception as error:
+            except Exception as error:  # the store says which errors pass
                 if not self.always_retry or not self.exception_safe_to_retry(error):
                     raise
                 if retries >= limit:
@@ -174,7 +174,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
     def _tell_hook(self, error: Exception) -> None:
         try:
             self.on_backend_retryable_error(error)
-        except Exception:
+        except Exception:  # a store's own method
             logger.exception("on_backend_retryable_error of %s failed", type(self).__name__)
 
     def _sleep(self, amount: float) -> None:
@@ -326,7 +326,7 @@ class BaseBackend(Asked, PollingBackend, MadeForApp):
         """Read results one by one. Raises: BackendUnreachable."""
         try:
             messages = [message_of_meta(task_id, self.get_task_meta(task_id)) for task_id in task_ids]
-        except Exception as error:
+        except Exception as error:  # whatever the store's library raises
             raise BackendUnreachable(f"{type(self).__name__} cannot be asked for results: {error!r}") from error
         return [message for message in messages if message is not None]
 

@@ -64,12 +64,12 @@ def main(
     try:
         _settle(inherited, options, parent, mask)
         child = Child(sock, executor, options, parent)
-    except BaseException:
+    except BaseException:  # whatever it is, the process ends with its code
         logger.critical("process %d of the pool could not start", os.getpid(), exc_info=True)
         _leave(FAILED_TO_START)
     try:
         code = child.run()
-    except BaseException:
+    except BaseException:  # whatever it is, the process ends with its code
         logger.critical("process %d of the pool failed", os.getpid(), exc_info=True)
         code = FAILED
     if signals.worker_process_shutdown:

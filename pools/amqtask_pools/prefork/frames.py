@@ -301,7 +301,7 @@ def decode_outcomes(message: bytes | memoryview, accept: frozenset[str]) -> list
         return [reader.outcome(row) for row in _load(text)]
     except BrokenFrame:
         raise
-    except Exception as error:
+    except Exception as error:  # bytes of any shape
         raise BrokenFrame(f"{type(error).__name__}: {error}"[:200]) from error
 
 

@@ -87,7 +87,7 @@ class ChildProcess:
         inherited = [end for sibling in siblings for end in (sibling._sock, sibling._child_end)]
         try:
             self.process = self._fork(context, executor, options, [self._sock, *inherited])
-        except BaseException:
+        except BaseException:  # also when it is interrupted
             self._sock.close()
             self._child_end.close()
             raise
