@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from amqtask.exceptions import MessageError
+from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.control import PREFIX, mailbox, read_command, reply_message
 from amqtask.worker.shutdown import EX_FAILURE, EX_OK, SignalHandlers
 
 if TYPE_CHECKING:
     from amqtask.beat.contract import BeatService
-    from amqtask.pool import Loop, Timer
+    from amqtask.pool import Loop
     from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
@@ -41,19 +42,17 @@ class Pinged:
         prefix: str = PREFIX,
     ) -> None:
         self.nodename = nodename
-        self._loop = loop
         self._make_transport = make_transport
         self._accept = accept
         self._serializer = serializer
         self._mailbox = mailbox(nodename, prefix)
         self._consumer: Consumer | None = None
         self._publisher: LoopPublisher | None = None
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         self._is_stopped = False
 
     def start(self) -> None:
         """Begin to consume the mailbox."""
-        self._timer = None
         if self._consumer is None and not self._is_stopped:
             make_consumer, self._publisher = self._make_transport()
             self._consumer = make_consumer(self)
@@ -64,8 +63,7 @@ class Pinged:
     def stop(self) -> None:
         """Stop consuming, and close the connection."""
         self._is_stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self._drop()
 
     def _drop(self) -> None:
@@ -119,7 +117,7 @@ class Pinged:
         )
         self._drop()
         if not self._is_stopped:
-            self._timer = self._loop.call_later(RETRY_SECONDS, self.start)
+            self._timer.set(RETRY_SECONDS, self.start)
 
 
 # Seconds that the end of the process waits for messages on their way to the broker.

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from amqtask.beat.contract import Entry, Run
 from amqtask.beat.scheduler import decode_positions, encode_positions
 from amqtask.exceptions import AmqTaskError, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
-from amqtask.ground.loop import Ticker
+from amqtask.ground.loop import OneTimer, Ticker
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.beat.contract import ScheduleStore
     from amqtask.beat.leader import LeaderListener, Leadership
     from amqtask.beat.scheduler import Due, Position, Scheduler
-    from amqtask.pool import Loop, Timer
+    from amqtask.pool import Loop
     from amqtask.protocol.message import Message
     from amqtask.transport.contract import LoopPublisher
 
@@ -161,7 +161,7 @@ class Beat:
         self._on_failed = on_failed
         self._clock = clock
         self._poll: Ticker | None = None
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         self._is_started = False
         self._is_stopped = False
         self._on_stopped: Callable[[], None] | None = None
@@ -226,9 +226,7 @@ class Beat:
         self._on_failed(error)
 
     def _cancel_timers(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         if self._poll is not None:
             self._poll.stop()
 
@@ -281,9 +279,7 @@ class Beat:
         """Another beat leads, or will."""
         self._term += 1
         self.is_busy = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         logger.warning("beat: not leading any more (%s); another beat goes on, or this one when it can", reason)
         if self._is_stopped and self._on_stopped is not None:
             self._close()
@@ -296,14 +292,12 @@ class Beat:
     # -- a due time
 
     def _tick(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         if not self.is_leading or self.is_busy or self._is_stopped:
             return
         if self._is_refused:
             self._is_refused = False
-            self._timer = self._loop.call_later(AGAIN_SECONDS, self._tick)
+            self._timer.set(AGAIN_SECONDS, self._tick)
             return
         now = self._clock()
         dues = self.scheduler.take(now)
@@ -312,7 +306,7 @@ class Beat:
         elif self._is_dirty or self._saved_at is None or now - self._saved_at >= timedelta(seconds=REFRESH_SECONDS):
             self._save([])
         else:
-            self._timer = self._loop.call_later(self._sleep(now), self._tick)
+            self._timer.set(self._sleep(now), self._tick)
 
     def _sleep(self, now: datetime) -> float:
         following = self.scheduler.next_at

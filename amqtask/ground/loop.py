@@ -43,30 +43,57 @@ class TurnLoop(Loop, Protocol):
         """Run at the very end of this loop turn, after all `call_soon` callbacks."""
 
 
+class OneTimer:
+    """At most one pending call on a loop: `set` takes the place of the one that is pending."""
+
+    __slots__ = ("_loop", "_timer")
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._timer: Timer | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether a call is pending."""
+        return self._timer is not None
+
+    def set(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call once in so many seconds."""
+        self.cancel()
+        self._timer = self._loop.call_later(seconds, lambda: self._fire(callback))
+
+    def cancel(self) -> None:
+        """Do not call; may be called when nothing is pending."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fire(self, callback: Callable[[], None]) -> None:
+        self._timer = None
+        callback()
+
+
 class Ticker:
     """Calls `tick` every `seconds` between `start` and `stop`; both may be called twice."""
 
     def __init__(self, loop: Loop, seconds: float, tick: Callable[[], None]) -> None:
-        self._loop = loop
         self._seconds = seconds
         self._tick = tick
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         self._running = False
 
     def start(self) -> None:
         if not self._running:
             self._running = True
-            self._timer = self._loop.call_later(self._seconds, self._fire)
+            self._timer.set(self._seconds, self._fire)
 
     def stop(self) -> None:
         self._running = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
 
     def _fire(self) -> None:
         if self._running:
-            self._timer = self._loop.call_later(self._seconds, self._fire)
+            self._timer.set(self._seconds, self._fire)
             self._tick()
 
 

@@ -23,7 +23,7 @@ from amqtask.events.dispatcher import sent_fields
 from amqtask.exceptions import EncodeError
 from amqtask.execution.request import Answer
 from amqtask.ground import VERSION
-from amqtask.ground.loop import Ticker
+from amqtask.ground.loop import OneTimer, Ticker
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.event import EventTexts, event_message, fields_text, json_text, texts_message, utc_offset
 from amqtask.worker.report import Observer, name_of
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
     from amqtask.execution.request import Outcome, Request
     from amqtask.ground.shapes import JsonObject
-    from amqtask.pool import Timer
     from amqtask.protocol.message import Message
     from amqtask.transport.contract import LoopPublisher
     from amqtask.worker.worker import Worker
@@ -95,7 +94,7 @@ class EventSender(Observer):
         self._publisher: LoopPublisher | None = None
         self._waiting: deque[str] = deque(maxlen=MOST_WAITING)
         self._on_their_way = 0
-        self._timer: Timer | None = None
+        self._timer = OneTimer(worker.loop)
         # The signals with which running requests are being ended, by number.
         self._signums: dict[int, int] = {}
         self._dropped = 0
@@ -121,7 +120,7 @@ class EventSender(Observer):
         self._is_stopped = True
         self._ticker.stop()
         self.disable()
-        self._cancel_timer()
+        self._timer.cancel()
         self._hand_over(everything=True)
         if self._heartbeat is not None and self._publisher is not None:
             self._tell_worker("worker-offline", **self._numbers(self._heartbeat))
@@ -202,8 +201,8 @@ class EventSender(Observer):
         waiting.append(text)
         if len(waiting) >= BATCH and self._on_their_way < WINDOW:
             self._hand_over()
-        elif self._timer is None:
-            self._timer = self._worker.loop.call_later(GATHER_SECONDS, self._gathered)
+        elif not self._timer.is_set:
+            self._timer.set(GATHER_SECONDS, lambda: self._hand_over(everything=True))
 
     def _drop_one(self) -> None:
         if not self._dropped:
@@ -211,10 +210,6 @@ class EventSender(Observer):
         self._dropped += 1
 
     # -- to the broker
-
-    def _gathered(self) -> None:
-        self._timer = None
-        self._hand_over(everything=True)
 
     def _hand_over(self, *, everything: bool = False) -> None:
         """Publish waiting events in batches, as far as the window allows; only full batches unless `everything`."""
@@ -234,7 +229,7 @@ class EventSender(Observer):
         if error is None and self._dropped and len(self._waiting) < MOST_WAITING:
             logger.warning("events: %d were dropped while the broker did not take any", self._dropped)
             self._dropped = 0
-        if self._waiting and self._timer is None:
+        if self._waiting and not self._timer.is_set:
             self._hand_over(everything=len(self._waiting) < BATCH)
 
     def _to_publish(self) -> LoopPublisher:
@@ -242,11 +237,6 @@ class EventSender(Observer):
             self._publisher = self._make_publisher()
             self._publisher.start()
         return self._publisher
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     # -- the worker itself
 

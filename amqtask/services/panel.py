@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, AmqTaskError, EncodeError, MessageError
+from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.control import Command, mailbox, read_command, reply_exchange, reply_message
 from amqtask.remote.commands import find_custom
@@ -21,7 +22,7 @@ from amqtask.transport.declare import QueueLocked
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
-    from amqtask.pool import Loop, Timer
+    from amqtask.pool import Loop
     from amqtask.protocol.message import Delivery, Message
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
@@ -55,7 +56,6 @@ class Panel:
         mingles: bool = False,
     ) -> None:
         self._control = control
-        self._loop = loop
         self._make_consumer = make_consumer
         self._make_publisher = make_publisher
         self._accept = accept
@@ -79,13 +79,12 @@ class Panel:
         )
         self._consumer: Consumer | None = None
         self._publisher: LoopPublisher | None = None
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         self._has_warned = False
         self._stopped = False
 
     def start(self) -> None:
         if self._consumer is None and not self._stopped:
-            self._timer = None
             self._consumer = self._make_consumer(self)
             self._consumer.add_queue(self._mailbox, prefetch=PREFETCH)
             if self._mingle is not None:
@@ -94,8 +93,7 @@ class Panel:
 
     def stop(self) -> None:
         self._stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         if self._mingle is not None:
             self._mingle.stop()
         if self._publisher is not None:
@@ -202,7 +200,7 @@ class Panel:
             logger.warning("%s: this one takes no remote control. %s (%s)", *self._reason(error), error)
         self._drop_consumer()
         if not self._stopped:
-            self._timer = self._loop.call_later(RETRY_SECONDS, self.start)
+            self._timer.set(RETRY_SECONDS, self.start)
 
     def _reason(self, error: Exception) -> tuple[str, str]:
         """Why the mailbox cannot be consumed, and what to do."""

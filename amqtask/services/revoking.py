@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AmqTaskError, ConfigurationError, PublishError
+from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.control import Command, command_message, read_reply, reply_exchange, reply_queue
 from amqtask.worker.revoked import Revocations, Stamp, stamps_in
@@ -16,7 +17,7 @@ from amqtask.worker.revoked import Revocations, Stamp, stamps_in
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.ground.shapes import CommandArguments, JsonFields, JsonObject
-    from amqtask.pool import Loop, Timer
+    from amqtask.pool import Loop
     from amqtask.protocol.message import Delivery
     from amqtask.services.command_context import Control
     from amqtask.transport.contract import Consumer
@@ -187,7 +188,6 @@ class Mingle:
         queue_expires: float,
     ) -> None:
         self._control = control
-        self._loop = loop
         self._accept = accept
         self._serializer = serializer
         self._prefix = prefix
@@ -200,9 +200,8 @@ class Mingle:
         self._is_holding = False
         self._has_held = False
         # Timers that release the tasks: the latest one, and the one that each answer puts off.
-        self._last_release: Timer | None = None
-        self._next_release: Timer | None = None
-        self._deaf_timer: Timer | None = None
+        self._last_release, self._next_release = OneTimer(loop), OneTimer(loop)
+        self._deaf_timer = OneTimer(loop)
 
     def start(self, consumer: Consumer) -> None:
         """Consume answers with this consumer; the first time also hold the worker's tasks back."""
@@ -210,13 +209,13 @@ class Mingle:
         if not self._has_held:
             self._has_held = self._is_holding = True
             self._control.worker.dispatcher.hold()
-            self._last_release = self._loop.call_later(HOLD_SECONDS, self._release)
+            self._last_release.set(HOLD_SECONDS, self._release)
 
     def listen(self, consumer: Consumer) -> None:
         """Consume the queue for answers again, on a new connection."""
         if self._ticket and not self._lost_at:
             self._lost_at = time.time()
-        self._cancel_deaf_timer()
+        self._deaf_timer.cancel()
         consumer.add_queue(self.queue, prefetch=PREFETCH)
 
     def ask(self, consumer: Consumer) -> None:
@@ -242,8 +241,7 @@ class Mingle:
         message.declare = ()  # the exchange exists, because the mailbox is bound to it
         logger.debug("mingle: searching for neighbors")
         self._control.worker.publisher.publish(message, _note)
-        self._cancel_deaf_timer()
-        self._deaf_timer = self._loop.call_later(LISTEN_SECONDS, lambda: self._be_deaf(consumer))
+        self._deaf_timer.set(LISTEN_SECONDS, lambda: self._be_deaf(consumer))
 
     def heard(self, hello: Command) -> bool:
         """A `hello` came: whether it is one of our own. Of the last one, all neighbours have their copies now."""
@@ -281,10 +279,9 @@ class Mingle:
     # -- holding
 
     def _release_soon(self) -> None:
-        if self._next_release is not None:
-            self._next_release.cancel()
+        self._next_release.cancel()
         if self._is_holding:
-            self._next_release = self._loop.call_later(QUIET_SECONDS, self._release)
+            self._next_release.set(QUIET_SECONDS, self._release)
 
     def _release(self) -> None:
         if self._is_holding:
@@ -292,13 +289,7 @@ class Mingle:
             self._control.worker.dispatcher.release()
             self._control.worker.wake()
 
-    def _cancel_deaf_timer(self) -> None:
-        if self._deaf_timer is not None:
-            self._deaf_timer.cancel()
-            self._deaf_timer = None
-
     def _be_deaf(self, consumer: Consumer) -> None:
-        self._deaf_timer = None
         if not self._neighbours:
             logger.debug("mingle: all alone")
         consumer.cancel_queue(self.queue.name)
@@ -306,8 +297,7 @@ class Mingle:
     def stop(self) -> None:
         """Cancel the timers, and release the held tasks."""
         for timer in (self._last_release, self._next_release, self._deaf_timer):
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
         self._release()
 
 

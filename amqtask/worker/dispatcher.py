@@ -14,9 +14,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from amqtask.ground.loop import OneTimer
+
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
-    from amqtask.pool import Loop, Pool, Timer
+    from amqtask.pool import Loop, Pool
     from amqtask.worker.deliveries import Deliveries
     from amqtask.worker.throttle import Throttle
 
@@ -43,7 +45,6 @@ class Dispatcher:
         self._pool = pool
         # Submits a request to the pool; the worker replaces it while an observer or a log needs to see starts.
         self.submit = pool.submit
-        self._loop = loop
         self._throttle = throttle
         self._admit = admit
         self._acks_early = acks_early
@@ -51,7 +52,7 @@ class Dispatcher:
         self._clock = clock
         self._lines: dict[str, deque[Request]] = {}
         self._turns: deque[deque[Request]] = deque()
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         self._busy = False
         self.running: dict[int, Request] = {}
         self.watched: dict[int, float] = {}
@@ -120,14 +121,10 @@ class Dispatcher:
 
     def _wake_for_held(self) -> None:
         # With no free slot the next outcome calls `run` anyway.
-        if self._timer is None and self._pool.free > 0:
+        if not self._timer.is_set and self._pool.free > 0:
             wait = self._throttle.wait(self._clock())
             if wait is not None:
-                self._timer = self._loop.call_later(max(wait, 0.001), self._held_is_due)
-
-    def _held_is_due(self) -> None:
-        self._timer = None
-        self.run()
+                self._timer.set(max(wait, 0.001), self.run)
 
     # -- waiting requests
 
@@ -150,9 +147,7 @@ class Dispatcher:
         self._turns.clear()
         self._throttle.clear()
         self.watched.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         return requests
 
     def take_line(self, queue: str, *, allowed: Callable[[Request], bool], limit: int) -> list[Request]:

@@ -20,10 +20,11 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
-    from amqtask.pool import Loop, Timer
+    from amqtask.pool import Loop
 
 logger = bounded_logger(__name__)
 
@@ -86,13 +87,12 @@ class Shutdown:
         on_change: Callable[[str | None, str, int], None] | None = None,
     ) -> None:
         self._worker = worker
-        self._loop = loop
         self._grace = grace
         self._soft_timeout = soft_timeout
         self._soft_on_idle = soft_on_idle
         self._term_is_quit = term_is_quit
         self._on_change = on_change
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         self.degree = Degree.RUNNING
         self.exit_code = EX_OK
         # Whether the worker starts again once it has stopped.
@@ -131,7 +131,7 @@ class Shutdown:
         self._begin(Degree.WARM, signal_name, "Warm", EX_OK)
         self._worker.quiet()
         if self._grace is not None:
-            self._timer = self._loop.call_later(self._grace, self._grace_is_over)
+            self._timer.set(self._grace, self._grace_is_over)
         if not self._worker.is_settled:
             logger.warning("worker: waits for %s", self._worker.waits_for)
         self.progress()
@@ -144,7 +144,7 @@ class Shutdown:
         self._begin(Degree.SOFT, signal_name, "Soft", EX_FAILURE)
         self._worker.quiet()
         logger.warning("worker: running tasks have %g seconds to end", self._soft_timeout)
-        self._timer = self._loop.call_later(self._soft_timeout, self.cold)
+        self._timer.set(self._soft_timeout, self.cold)
         if not self._soft_on_idle:
             self.progress()
 
@@ -155,7 +155,7 @@ class Shutdown:
         self._begin(Degree.COLD, signal_name, "Cold", EX_FAILURE)
         self._worker.quiet()
         self._worker.abandon()
-        self._timer = self._loop.call_later(LAST_CONFIRMS_SECONDS, self._close)
+        self._timer.set(LAST_CONFIRMS_SECONDS, self._close)
         self.progress()
 
     def fail(self, error: BaseException) -> None:
@@ -169,7 +169,7 @@ class Shutdown:
             self._close()
 
     def _begin(self, degree: Degree, signal_name: str | None, how: str, exit_code: int) -> None:
-        self._cancel_timer()
+        self._timer.cancel()
         self.degree = degree
         self.exit_code = max(self.exit_code, exit_code)
         logger.warning("worker: %s shutdown%s", how, f" ({signal_name})" if signal_name else "")
@@ -182,14 +182,9 @@ class Shutdown:
 
     def _close(self) -> None:
         if self.degree < Degree.CLOSING:
-            self._cancel_timer()
+            self._timer.cancel()
             self.degree = Degree.CLOSING
             self._worker.close()
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 class SignalHandlers:

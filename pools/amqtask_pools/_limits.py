@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import SoftTimeLimitExceeded
 from amqtask.execution.thread_interrupt import ThreadInterrupt
+from amqtask.ground.loop import OneTimer
 
 if TYPE_CHECKING:
-    from amqtask.pool import Loop, Timer
+    from amqtask.pool import Loop
 
 
 # -- The timer of soft limits, independent of the timers of tasks: `signal.alarm` in a task neither stops it nor is stopped by
@@ -132,26 +133,21 @@ class HardLimits:
     """One timer for all hard limits: it is due at the earliest deadline, and `look` returns the next one."""
 
     def __init__(self, loop: Loop, look: Callable[[], float | None]) -> None:
-        self._loop = loop
         self._look = look
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         self._due = 0.0
 
     def watch(self, deadline: float) -> None:
         """Look no later than at this time (of time.monotonic)."""
-        if self._timer is None or deadline < self._due:
-            self.stop()
+        if not self._timer.is_set or deadline < self._due:
             self._due = deadline
-            self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._is_due)
+            self._timer.set(max(0.0, deadline - time.monotonic()), self._is_due)
 
     def stop(self) -> None:
         """Stop the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
 
     def _is_due(self) -> None:
-        self._timer = None
         deadline = self._look()
         if deadline is not None:
             self.watch(deadline)

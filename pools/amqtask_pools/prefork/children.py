@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from amqtask.ground.loop import exponential_backoff
+from amqtask.ground.loop import OneTimer, exponential_backoff
 from amqtask.ground.printable import bounded_logger
 from amqtask_pools.prefork.child import SHORT
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from amqtask.execution.request import Outcome
-    from amqtask.pool import Loop, Timer
+    from amqtask.pool import Loop
     from amqtask_pools.prefork.process import ChildProcess
 
 # A child may have so many requests at once, while the mean runtime is below SHORT.
@@ -137,14 +137,13 @@ class Respawn:
     def __init__(
         self, loop: Loop, *, fork: Callable[[], None], missing: Callable[[], int], on_late: Callable[[], None]
     ) -> None:
-        self._loop = loop
         self._fork = fork
         self._missing = missing
         self._on_late = on_late
         self._deaths = 0
         # How often in a row the system refused to fork.
         self._refusals = 0
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
 
     def works(self) -> None:
         """A child has answered."""
@@ -156,7 +155,7 @@ class Respawn:
 
     def fill(self) -> None:
         """Start the missing children, now or after the pause."""
-        if self._timer is not None:
+        if self._timer.is_set:
             return
         if self._deaths < QUICK_DEATHS:
             for _ in range(self._missing()):
@@ -169,13 +168,11 @@ class Respawn:
                 self._deaths,
                 pause,
             )
-            self._timer = self._loop.call_later(pause, self._try_one)
+            self._timer.set(pause, self._try_one)
 
     def stop(self) -> None:
         """Start no more children."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
 
     def _forked(self) -> bool:
         """Fork a child; False when the system refused, and another attempt follows."""
@@ -185,13 +182,12 @@ class Respawn:
             self._refusals += 1
             pause = _pause(self._refusals - 1)
             logger.error("no pool process can be started (%s); the next attempt is in %g s", error, pause)
-            self._timer = self._loop.call_later(pause, self._try_one)
+            self._timer.set(pause, self._try_one)
             return False
         self._refusals = 0
         return True
 
     def _try_one(self) -> None:
-        self._timer = None
         if self._missing() > 0 and self._forked():
             self.fill()
             self._on_late()
