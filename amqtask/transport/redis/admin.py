@@ -1,28 +1,140 @@
-"""RedisAdmin: jobs on queues for the command line. Delayed messages are looked at as a queue named `amqtask.delay`."""
+"""RedisJobs, RedisAdmin and RedisDelayed: jobs on queues, and what waits for its time.
+
+Delayed messages are looked at as a queue named `amqtask.delay`.
+"""
 
 from __future__ import annotations
 
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from amqtask.exceptions import PublishError
+from amqtask.exceptions import PublishError, QueueNotFound
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Delivery, Message
-from amqtask.transport.admin import BATCH, publish_pairs
+from amqtask.topology.delays import TO_HEADER, UNTIL_HEADER
 from amqtask.transport.contract import Moved, QueueState, Refusal
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
+from amqtask.transport.admin import BATCH, publish_pairs
 from amqtask.transport.redis.answers import MOST_ANSWERS, NEVER_CAME
-from amqtask.transport.redis.delayed import DELAYED, delivery_of
-from amqtask.transport.redis.envelope import incoming
-from amqtask.transport.redis.jobs import RedisJobs
-from amqtask.transport.redis.layout import LEASE_SECONDS
-from amqtask.transport.redis.scripts import ACK, GIVE_BACK, RENEW, RESERVE, SWEEP, Script
+from amqtask.transport.redis.layout import LEASE_SECONDS, SEPARATOR, Command, Layout, incoming, list_keys
+from amqtask.transport.redis.publisher import FAILURES, borrowed, converse
+from amqtask.transport.redis.publishing import publish_error
+from amqtask.transport.redis.scripts import ACK, DELETE, GIVE_BACK, RENEW, RESERVE, SWEEP, Script
 
 if TYPE_CHECKING:
     from amqtask.protocol.entities import Declaration
+    from amqtask.topology.delays import Address
     from amqtask.transport.contract import Publisher
+    from amqtask.transport.redis.servers import Deployment
+
+
+# Seconds that Redis may take for an answer.
+ANSWER_SECONDS = 10.0
+
+
+class RedisJobs:
+    """See amqtask.transport.contract.QueueJobs."""
+
+    def __init__(self, deployment: Deployment, layout: Layout) -> None:
+        self._server = deployment.name
+        self._client = deployment.client()
+        self._layout = layout
+
+    def __enter__(self) -> RedisJobs:
+        self._ask(("PING",))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def state(self, queue: str) -> QueueState:
+        """How many messages are ready; Redis does not know consumers. Raises: QueueNotFound, PublishError."""
+        is_declared, has_bindings, *sizes = self._ask(
+            ("HEXISTS", self._layout.key("amqtask.queues"), queue),
+            ("EXISTS", self._layout.key(f"_kombu.binding.{queue}")),
+            *(("LLEN", key) for key in self._keys(queue)),
+        )
+        if not is_declared and not has_bindings and not sum(sizes):
+            raise QueueNotFound(f"there is no queue {queue!r} on this broker.")
+        return QueueState(sum(sizes), 0)
+
+    def purge(self, queue: str) -> int:
+        """Delete the ready messages. Raises: QueueNotFound, PublishError."""
+        ready = self.state(queue).ready
+        self._ask(("DEL", *self._keys(queue)))
+        return ready
+
+    def delete(self, queue: str) -> None:
+        """Delete the queue with its messages."""
+        self._ask(("EVAL", DELETE.source, 1, self._layout.prefix, queue, queue))
+
+    def take(self, queue: str) -> Delivery | None:
+        """The first message, which is gone then."""
+        self.state(queue)
+        for key in self._keys(queue):
+            (text,) = self._ask(("RPOP", key))
+            if text is not None:
+                return incoming(text).delivery(queue, 0)
+        return None
+
+    def _keys(self, queue: str) -> list[str]:
+        return list_keys(self._layout.prefix, queue)
+
+    def _ask(self, *commands: Command) -> list[Any]:
+        try:
+            with borrowed(self._client) as connection:
+                replies = converse(connection, commands, time.monotonic() + ANSWER_SECONDS)
+        except FAILURES as error:
+            raise publish_error(error, self._server) from error
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise publish_error(reply, self._server) from reply
+        return replies
+
+
+# The queue in which delayed messages are for those who look at queues.
+DELAYED = "amqtask.delay"
+
+
+class RedisDelayed:
+    """Asks Redis while the caller waits: some milliseconds, at most the client's timeout."""
+
+    def __init__(self, deployment: Deployment, layout: Layout) -> None:
+        self._client: Any = deployment.client()
+        self._due = layout.key("amqtask.delay")
+        self._entries = layout.key("amqtask.delayed")
+
+    def soonest(self, limit: int) -> list[tuple[float, Delivery]]:
+        """At most `limit` delayed messages with their due times (Unix time), the soonest first; none while Redis is away."""
+        try:
+            due = self._client.zrange(self._due, 0, limit - 1, withscores=True)
+            entries = self._client.hmget(self._entries, [name for name, _ in due]) if due else []
+        except FAILURES:
+            return []
+        return [(at / 1000, delivery_of(entry, at)) for (_, at), entry in zip(due, entries, strict=True) if entry]
+
+    def count(self, address: Address) -> int:
+        """None: workers hold no delayed message."""
+        return 0
+
+    def drop(self, address: Address) -> int:
+        """None."""
+        return 0
+
+
+def delivery_of(entry: bytes, due: float) -> Delivery:
+    """A delayed message with the headers that say where it goes, and when (milliseconds of Unix time)."""
+    exchange, key, _, text = entry.split(SEPARATOR.encode(), 3)
+    message = incoming(text)
+    headers = {**message.properties.headers, TO_HEADER: exchange.decode(), UNTIL_HEADER: int(due)}
+    addressed = message._replace(
+        properties=replace(message.properties, headers=headers), exchange=exchange.decode(), routing_key=key.decode()
+    )
+    return addressed.delivery(DELAYED, 0, is_again=False)
+
 
 # How many messages are read at once.
 PAGE = 500

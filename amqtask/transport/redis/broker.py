@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import BrokerOptions, ConsumerListener, LoopPublisher, OnWarning
-    from amqtask.transport.redis.admin import RedisAdmin
+    from amqtask.transport.redis.admin import RedisAdmin, RedisDelayed, RedisJobs
     from amqtask.transport.redis.consumer import RedisConsumer
-    from amqtask.transport.redis.delayed import RedisDelayed
-    from amqtask.transport.redis.jobs import RedisJobs
     from amqtask.transport.redis.loop_publisher import RedisLoopPublisher
-    from amqtask.transport.redis.places import Way
-    from amqtask.transport.redis.publisher import RedisAsyncPublisher, RedisEventPublisher, RedisPublisher
-    from amqtask.transport.redis.reader import RedisQueueReader
-    from amqtask.transport.redis.servers import Deployment
+    from amqtask.transport.redis.publisher import (
+        RedisAsyncPublisher,
+        RedisEventPublisher,
+        RedisPublisher,
+        RedisQueueReader,
+    )
+    from amqtask.transport.redis.servers import Deployment, Way
 
 MISSING = "a broker URL of Redis needs the package `redis`, which is not installed: pip install amqtask[redis]"
 # Schemes of ours and of kombu, and what redis-py calls them.
@@ -135,13 +136,13 @@ class RedisBroker:
 
     def queue_reader(self, queue: Queue, on_delivery: Callable[[Delivery], None], *, name: str) -> RedisQueueReader:
         """Over a connection of its own."""
-        from amqtask.transport.redis.reader import RedisQueueReader
+        from amqtask.transport.redis.publisher import RedisQueueReader
 
         return RedisQueueReader(self._read.deployment, self._read.layout, queue, on_delivery)
 
     def queue_jobs(self) -> RedisJobs:
         """Over a connection of its own."""
-        from amqtask.transport.redis.jobs import RedisJobs
+        from amqtask.transport.redis.admin import RedisJobs
 
         return RedisJobs(self._read.deployment, self._read.layout)
 
@@ -153,7 +154,7 @@ class RedisBroker:
 
     def delayed(self) -> RedisDelayed:
         """In a sorted set."""
-        from amqtask.transport.redis.delayed import RedisDelayed
+        from amqtask.transport.redis.admin import RedisDelayed
 
         return RedisDelayed(self._read.deployment, self._read.layout)
 
@@ -193,8 +194,7 @@ class _Server(NamedTuple):
 
 def _server(urls: str | Sequence[str] | None, options: BrokerOptions) -> _Server:
     """Raises: ConfigurationError."""
-    from amqtask.transport.redis.places import way_to
-    from amqtask.transport.redis.servers import deployment_of
+    from amqtask.transport.redis.servers import deployment_of, way_to
 
     url = _in_clients_words(urls, has_tls=bool(options.use_ssl))
     settings = {"redis_backend_use_ssl": dict(options.use_ssl) if isinstance(options.use_ssl, Mapping) else None}

@@ -18,25 +18,20 @@ from typing import TYPE_CHECKING, Any
 from amqtask.exceptions import AccessRefused, OperationalError, PublishError
 from amqtask.ground.printable import clause
 from amqtask.protocol.entities import Binding, Declaration, Queue
-from amqtask.protocol.message import DELIVERY_LIMIT, REJECTED
 from amqtask.topology.declarations import consumption
-from amqtask.transport.redis.answers import FAILURE, MOST_ANSWERS, NEVER_CAME, NO_FAILURE, Answers
-from amqtask.transport.redis.batch import Declared
-from amqtask.transport.redis.consumed import Consumed, Held
-from amqtask.transport.redis.envelope import incoming
-from amqtask.transport.redis.errors import publish_error
-from amqtask.transport.redis.housekeeping import Housekeeping
-from amqtask.transport.redis.layout import LEASE_ALONE_SECONDS, LEASE_SECONDS, Layout
-from amqtask.transport.redis.link import Link
-from amqtask.transport.redis.resp import Push, ReplyError, ignore_reply
+from amqtask.protocol.message import DELIVERY_LIMIT, REJECTED
+from amqtask.transport.redis.answers import FAILURE, MOST_ANSWERS, NEVER_CAME, NO_FAILURE, Answers, Consumed, Held
+from amqtask.transport.redis.layout import LEASE_ALONE_SECONDS, LEASE_SECONDS, Layout, incoming
+from amqtask.transport.redis.link import Link, Timers
+from amqtask.transport.redis.publishing import Declared, publish_error
 from amqtask.transport.redis.scripts import DELETE, LEAVE, RENEW
-from amqtask.transport.redis.taking import Taking
-from amqtask.transport.redis.timers import Timers
+from amqtask.transport.redis.taking import Housekeeping, Taking
+from amqtask.transport.redis.wire import Push, ReplyError, ignore_reply
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
     from amqtask.transport.contract import ConsumerListener
-    from amqtask.transport.redis.places import Way
+    from amqtask.transport.redis.servers import Way
 
 # Seconds between two attempts to declare what Redis refused.
 RETRY_SECONDS = 0.5

@@ -1,18 +1,61 @@
-"""Layout: how one Redis is used: key prefix, fanout channels, and what declarations are as commands."""
+"""How one Redis is used: keys, fanout channels, declarations as commands, and the envelope of a message.
+
+Keys are kombu's (kombu/transport/redis.py) and ours. All begin with `global_keyprefix`, where that is set.
+
+`<queue>`, `<queue>\\x06\\x163` …  lists, one for each priority step; pushed left, popped right; a lower number goes first
+`_kombu.binding.<exchange>`        set: routing key, pattern (topic exchanges only) and queue, joined by \\x06\\x16
+`_kombu.binding_permanent.<…>`     the same members, where kombu's sweep may not take them
+`unacked`, `unacked_index`         what consumers hold: tag -> [message, exchange, routing key]; tag by time (seconds)
+`amqtask.lease`                    tags of ours by the time at which their consumer must have renewed them (seconds)
+`amqtask.held`                     tag -> queue and step that it came from
+`amqtask.tries`                    hash of a message -> how often its delivery failed; there at all: it is redelivered
+`amqtask.queues`                   queue -> its arguments, as it was declared first
+`amqtask.limits`                   queue -> x-max-length, where such a queue refuses more
+`amqtask.exchanges`                exchange -> its type
+`amqtask.delay`, `amqtask.delayed` id by due time (milliseconds); id -> exchange, routing key, step and message
+`amqtask.active.<queue>`           which consumer has a queue alone, for as long as it renews that
+
+The envelope is that of kombu's virtual transports: JSON around a body in base64 (kombu/transport/virtual/base.py).
+"""
 
 from __future__ import annotations
 
 import json
+import uuid
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import PublishError
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
+from amqtask.protocol.message import LARGEST_HEADERS, Delivery, Message, OddHeaders, Properties
+from amqtask.protocol.serialization import content_types, dumps, loads
 from amqtask.topology.declarations import describe_difference
+from amqtask.topology.delays import DelayPlan, due_at
+from amqtask.transport.content import encode_properties
 from amqtask.transport.declare import check_name
-from amqtask.transport.redis.keys import SEPARATOR
-from amqtask.transport.redis.resp import Argument, ignore_reply
+from amqtask.transport.redis.wire import Argument, ignore_reply
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
+
+SEPARATOR = "\x06\x16"
+STEPS = (0, 3, 6, 9)
+
+
+def step_of(priority: object) -> int:
+    """The priority step of a message: the largest that is not above its priority; 0 without one."""
+    number = priority if isinstance(priority, int) and not isinstance(priority, bool) else 0
+    return max(step for step in STEPS if step <= max(0, number))
+
+
+def list_keys(prefix: str, queue: str) -> list[str]:
+    """The lists of a queue, in the order in which they are served."""
+    return [f"{prefix}{queue}{SEPARATOR}{step}" if step else f"{prefix}{queue}" for step in STEPS]
+
 
 Command = tuple[Argument, ...]
 
@@ -121,3 +164,137 @@ def _regular_expression(key: str) -> str:
         letter if letter.isalnum() or letter in ".#*" else f"\\{letter}" for letter in key.replace("\0", "")
     )
     return "^" + r"\.".join(words.get(word, word) for word in escaped.split(".")) + "$"
+
+
+# What kombu has elsewhere in the envelope.
+_ELSEWHERE = frozenset({"content_type", "content_encoding", "headers"})
+_NUMBERS = ("delivery_mode", "priority", "timestamp")
+_OTHERS = tuple(name for name in Properties.__dataclass_fields__ if name not in _ELSEWHERE)
+_TEXTS = tuple(name for name in _OTHERS if name not in _NUMBERS)
+_JSON = content_types({"json"})
+_DELAYS = DelayPlan()
+
+
+class Outgoing(NamedTuple):
+    """A message as a script takes it. `due` is Unix time in milliseconds, None: now."""
+
+    message: Message
+    exchange: str
+    routing_key: str
+    step: int
+    envelope: bytes
+    due: int | None
+
+
+def outgoing(message: Message) -> Outgoing:
+    """The message as Redis gets it; a delayed one without what RabbitMQ needs for it.
+
+    Raises: PublishError for what AMQP cannot write, so that every queue can be moved to RabbitMQ; MessageTooLarge.
+    """
+    due = due_at(message.properties.headers or {})
+    plain = _DELAYS.undelayed(message)
+    encode_properties(plain)
+    return Outgoing(
+        plain,
+        plain.exchange,
+        plain.routing_key,
+        step_of(plain.properties.priority),
+        envelope(plain.body, plain.properties, plain.exchange, plain.routing_key),
+        None if due is None or plain is message else int(due * 1000),
+    )
+
+
+def envelope(body: bytes, properties: Properties, exchange: str, routing_key: str) -> bytes:
+    """The envelope's text. Raises: EncodeError."""
+    fields: JsonObject = {name: value for name in _OTHERS if (value := getattr(properties, name)) is not None}
+    if isinstance(properties.timestamp, datetime):
+        fields["timestamp"] = int(properties.timestamp.timestamp())
+    fields["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
+    fields["priority"] = properties.priority or 0
+    fields["body_encoding"] = "base64"
+    fields["delivery_tag"] = str(uuid.uuid4())
+    document = {
+        "body": b64encode(body).decode(),
+        "content-encoding": properties.content_encoding,
+        "content-type": properties.content_type,
+        "headers": properties.headers or {},
+        "properties": fields,
+    }
+    return dumps(document, "json").body
+
+
+class Incoming(NamedTuple):
+    """A message as it was found."""
+
+    body: bytes
+    properties: Properties
+    exchange: str
+    routing_key: str
+    redelivered: bool
+
+    def delivery(
+        self, queue: str, tag: int, *, failures: int = 0, is_again: bool | None = None, epoch: int = 0
+    ) -> Delivery:
+        """It as a delivery. `failures`: of its deliveries before. `is_again`: whether it is a redelivery; None: if it says so."""
+        return Delivery(
+            self.body,
+            with_failures(self.properties, failures),
+            self.exchange,
+            self.routing_key,
+            self.redelivered if is_again is None else is_again,
+            queue,
+            tag,
+            epoch,
+        )
+
+
+def incoming(text: bytes) -> Incoming:
+    """Read an envelope; what is none becomes the body of a message whose headers say so, and is dead-lettered like any other."""
+    try:
+        document = loads(text, "application/json", "utf-8", _JSON)
+        fields: Any = document["properties"]
+        headers: Any = document.get("headers") or {}
+        body: Any = document["body"]
+        size = len(text) - len(body)
+        body = b64decode(body, validate=True) if fields.get("body_encoding") == "base64" else body.encode()
+        address: Any = fields.get("delivery_info") or {}
+        others: dict[str, Any] = {name: _text(fields, name) for name in _TEXTS}
+        others |= {name: _number(fields, name) for name in _NUMBERS}
+        properties = Properties(
+            content_type=_text(document, "content-type"),
+            content_encoding=_text(document, "content-encoding"),
+            headers=dict(headers) if size <= LARGEST_HEADERS else _too_large(size),
+            **others,
+        )
+        is_again = bool(headers.get("redelivered") or address.get("redelivered") or document.get("redelivered"))
+        return Incoming(
+            body, properties, _text(address, "exchange") or "", _text(address, "routing_key") or "", is_again
+        )
+    except Exception as error:  # noqa: BLE001 - anybody can write to a list
+        problem = OddHeaders(f"not a message in kombu's envelope: {type(error).__name__}: {str(error)[:200]}")
+        return Incoming(text, Properties(headers=problem), "", "", False)
+
+
+def _text(fields: Any, name: str) -> str | None:
+    value = fields.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    if name == "expiration" and isinstance(value, int):
+        return str(value)
+    raise TypeError(f"{name} is no text")
+
+
+def _number(fields: Any, name: str) -> int | None:
+    value = fields.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{name} is no number")
+
+
+def _too_large(size: int) -> OddHeaders:
+    return OddHeaders(f"the headers have about {size} bytes, and {LARGEST_HEADERS} at most are taken")
+
+
+def with_failures(properties: Properties, failures: int) -> Properties:
+    """The properties as RabbitMQ shows them after so many failed deliveries."""
+    return replace(properties, headers={**properties.headers, "x-delivery-count": failures}) if failures else properties

@@ -8,16 +8,42 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amqtask.transport.connection import Backoff
-from amqtask.transport.redis.errors import publish_error
 from amqtask.transport.redis.layout import Layout
-from amqtask.transport.redis.resp import Argument, Push, ReplyError, ignore_reply
+from amqtask.transport.redis.publishing import publish_error
 from amqtask.transport.redis.scripts import ALL, Script
-from amqtask.transport.redis.wire import OnReply, Wire
+from amqtask.transport.redis.wire import Argument, OnReply, Push, ReplyError, Wire, ignore_reply
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
     from amqtask.ground.loop import Timer, TurnLoop
-    from amqtask.transport.redis.places import Place, Way
+    from amqtask.transport.redis.servers import Place, Way
+
+
+class Timers:
+    """After `stop` none runs any more."""
+
+    def __init__(self, loop: TurnLoop) -> None:
+        self._loop = loop
+        self._timers: dict[str, Timer] = {}
+
+    def later(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        """Call after so many seconds."""
+        before = self._timers.pop(name, None)
+        if before is not None:
+            before.cancel()
+
+        def run() -> None:
+            self._timers.pop(name, None)
+            call()
+
+        self._timers[name] = self._loop.call_later(seconds, run)
+
+    def stop(self) -> None:
+        """Cancel all."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
 
 # How often to look whether Redis still answers, and after how many looks without an answer it is left (seconds, looks).
 LOOK_SECONDS, MOST_LOOKS = 5.0, 4

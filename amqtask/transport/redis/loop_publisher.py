@@ -9,18 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import PublishError
 from amqtask.transport.confirms import Attempt
-from amqtask.transport.redis.batch import Declared, prepare, publishing
-from amqtask.transport.redis.errors import lacks_queue, passes, publish_error, verdict
 from amqtask.transport.redis.link import Link
+from amqtask.transport.redis.publishing import (
+    Declared,
+    lacks_queue,
+    passes,
+    prepare,
+    publish_error,
+    publishing,
+    verdict,
+)
 from amqtask.transport.redis.scripts import PUBLISH
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import Timer, TurnLoop
     from amqtask.protocol.message import Message
-    from amqtask.transport.redis.envelope import Outgoing
-    from amqtask.transport.redis.layout import Layout
-    from amqtask.transport.redis.places import Way
-    from amqtask.transport.redis.resp import Push
+    from amqtask.transport.redis.layout import Layout, Outgoing
+    from amqtask.transport.redis.servers import Way
+    from amqtask.transport.redis.wire import Push
 
 OnDone = Callable[["PublishError | None"], None]
 # Seconds before a message that Redis does not take now (its memory is full …) is sent again.
