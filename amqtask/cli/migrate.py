@@ -143,7 +143,7 @@ def _load(settings: Globals, *, is_told: bool) -> AmqTask:
 
 
 def _open(app: AmqTask, url: str) -> Broker:
-    is_secure = url.startswith(("amqps:", "rediss:", "valkeys:"))
+    is_secure = url.startswith(("amqps:", "rediss", "valkeys"))
     options = BrokerOptions(
         url,
         use_ssl=app.conf.broker_use_ssl if is_secure else None,

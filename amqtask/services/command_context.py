@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.events.dispatcher import LamportClock
 
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from amqtask.topology.delays import Address
     from amqtask.worker.operations import Operations
     from amqtask.worker.worker import Worker
+
+
+class Later(NamedTuple):
+    """The answer of a command that waits for a server: `ask` is called in a thread, `answer` makes the payload of what it found,
+    on the loop."""
+
+    ask: Callable[[], Any]
+    answer: Callable[[Any], object]
 
 
 @dataclass(slots=True)
@@ -43,6 +51,8 @@ class Control:
     elections: Elections | None = None
     # Delayed messages that this worker holds until their time, the soonest first.
     delayed: Callable[[int], Sequence[tuple[float, Delivery]]] = lambda limit: ()
+    # Whether that waits for a server.
+    delayed_blocks: bool = False
     # How many of them are to go to an address; and deleting those.
     count_delayed: Callable[[Address], int] = lambda address: 0
     drop_delayed: Callable[[Address], int] = lambda address: 0

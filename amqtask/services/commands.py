@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqtask.client.registry import BUILT_IN
@@ -22,7 +23,7 @@ from amqtask.ground.printable import bounded_logger, masked_plain
 from amqtask.protocol.entities import Exchange
 from amqtask.protocol.serialization import dumps, is_private
 from amqtask.protocol.task import decode_body, saferepr
-from amqtask.services.command_context import Control
+from amqtask.services.command_context import Control, Later
 from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
 from amqtask.topology.declarations import work_queue
 from amqtask.topology.delays import TO_HEADER, waiting_priority
@@ -325,7 +326,12 @@ def reserved(control: Control, arguments: CommandArguments) -> object:
 def scheduled(control: Control, arguments: CommandArguments) -> object:
     """The tasks whose ETA is near; all other tasks with an ETA, a countdown or a retry wait in the broker."""
     soon = [scheduled_info(control, request) for request in control.operations.soon()]
-    return soon + [delayed_info(control, delivery, due) for due, delivery in control.delayed(MOST_DELAYED)]
+
+    def answer(waiting: Sequence[tuple[float, Delivery]]) -> object:
+        return soon + [delayed_info(control, delivery, due) for due, delivery in waiting]
+
+    ask = partial(control.delayed, MOST_DELAYED)
+    return Later(ask, answer) if control.delayed_blocks else answer(ask())
 
 
 def purge_delayed(control: Control, arguments: CommandArguments) -> object:

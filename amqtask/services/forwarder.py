@@ -120,6 +120,11 @@ class Forwarder:
         self._complaints: set[str] = set()
         self._is_stopped = False
 
+    @property
+    def blocks(self) -> bool:
+        """It holds them itself."""
+        return False
+
     def soonest(self, limit: int) -> list[tuple[float, Delivery]]:
         """At most `limit` held deliveries with their due times, the soonest first."""
         first = heapq.nsmallest(limit, self._waiting, key=lambda entry: entry[2].due)

@@ -7,15 +7,17 @@ has not noticed yet, its own name becomes free by itself.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
 
 from amqtask.exceptions import AccessRefused, AmqTaskError, EncodeError, MessageError
 from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.control import Command, mailbox, read_command, reply_exchange, reply_message
 from amqtask.remote.commands import find_custom
-from amqtask.services.command_context import Control, PanelState
+from amqtask.services.command_context import Control, Later, PanelState
 from amqtask.services.commands import COMMANDS
 from amqtask.services.revoking import Mingle
 from amqtask.transport.declare import QueueLocked
@@ -56,6 +58,7 @@ class Panel:
         mingles: bool = False,
     ) -> None:
         self._control = control
+        self._loop = loop
         self._make_consumer = make_consumer
         self._make_publisher = make_publisher
         self._accept = accept
@@ -131,15 +134,34 @@ class Panel:
 
     def _obey(self, command: Command) -> None:
         logger.debug("control: %s %s", command.method, dict(command.arguments))
+        payload = self._answer(command, partial(self._run, command))
+        if isinstance(payload, Later):
+            arguments = (command, payload)
+            threading.Thread(target=self._ask, args=arguments, name=f"amqtask {command.method}", daemon=True).start()
+        elif command.wants_reply and payload is not None:
+            self._reply(command, payload)
+
+    def _answer(self, command: Command, answer: Callable[[], object]) -> object:
         try:
-            payload = self._run(command)
+            return answer()
         except AmqTaskError as error:
-            payload = {"error": str(error)}
+            return {"error": str(error)}
         except Exception as error:  # a user's command, or arguments of anybody's
             logger.exception("control: command %s failed", command.method)
-            payload = {"error": repr(error)}
-        if command.wants_reply and payload is not None:
-            self._reply(command, payload)
+            return {"error": repr(error)}
+
+    def _ask(self, command: Command, later: Later) -> None:
+        """In a thread of its own: the loop goes on meanwhile."""
+        answer: Callable[[], object]
+        try:
+            answer = partial(later.answer, later.ask())
+        except Exception as error:  # noqa: BLE001 - `_answer` logs it, and it is the answer
+            answer = partial(_raise, error)
+        self._loop.call_soon_threadsafe(lambda: self._found(command, answer))
+
+    def _found(self, command: Command, answer: Callable[[], object]) -> None:
+        if command.wants_reply and not self._stopped:
+            self._reply(command, self._answer(command, answer))
 
     def _run(self, command: Command) -> object:
         custom = find_custom(command.method)
@@ -213,6 +235,10 @@ class Panel:
                 "to be asked says worker_enable_remote_control = False.",
             )
         return f"worker {self._hostname} cannot have its mailbox", "It tries again."
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _note_reply(error: PublishError | None) -> None:

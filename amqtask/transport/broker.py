@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 
 _REDIS = frozenset(
-    {"redis", "rediss", "redis+socket", "sentinel", "valkey", "valkeys", "redis+cluster", "rediss+cluster"}
+    {
+        *("redis", "rediss", "redis+socket", "redis+cluster", "rediss+cluster", "sentinel"),
+        *("valkey", "valkeys", "valkey+socket", "valkey+cluster", "valkeys+cluster"),
+    }
 )
 
 

@@ -35,7 +35,7 @@ from amqtask.transport.wire import take_until_cancelled
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from amqtask.protocol.message import PropertiesLike
+    from amqtask.protocol.message import Message, PropertiesLike
     from amqtask.transport.wire import PikaChannel, PikaFrame, PikaMethod, Wire
 
 
@@ -221,6 +221,10 @@ class PikaConsumer:
         """basic.reject."""
         if self._is_open:
             self._channel.basic_reject(tag, requeue)
+
+    def replace(self, delivery: Delivery, messages: Sequence[Message], on_done: Callable[[bool], None]) -> bool:
+        """AMQP has no such step."""
+        return False
 
     def nack(self, tag: int, *, requeue: bool = True) -> None:
         """basic.nack."""

@@ -152,6 +152,12 @@ class Consumer(Protocol):
     def nack(self, tag: int, *, requeue: bool = True) -> None:
         """basic.nack: on RabbitMQ 4.3 a requeue does not count towards the delivery limit."""
 
+    def replace(self, delivery: Delivery, messages: Sequence[Message], on_done: Callable[[bool], None]) -> bool:
+        """Publish the messages and acknowledge the delivery in one step. False: that cannot be done here, and nothing follows.
+
+        Else `on_done(True)` follows once it is done, or the delivery is somebody else's by now and nothing was published; or
+        `on_done(False)`: there is no place for one of the messages, and nothing was done."""
+
     def pause(self) -> None:
         """Cancel all consumers (deliveries stop), keep the channel for answers."""
 
@@ -317,6 +323,10 @@ class Admin(QueueJobs, Protocol):
 
 class Delayed(Protocol):
     """The messages that wait for their time, as a worker sees them."""
+
+    @property
+    def blocks(self) -> bool:
+        """Whether `soonest` waits for a server: event loops then call it in a thread."""
 
     def soonest(self, limit: int) -> list[tuple[float, Delivery]]:
         """At most `limit` of them with their due times (Unix time), the soonest first."""

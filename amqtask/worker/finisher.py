@@ -6,7 +6,7 @@ Here, too: the copies of a message that go to the dead-letter queue or are delay
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import HeaderDict, Headers
     from amqtask.pool import Loop, Timer
     from amqtask.protocol.entities import Queue
-    from amqtask.protocol.message import PropertiesLike
+    from amqtask.protocol.message import Delivery, PropertiesLike
     from amqtask.worker.follow_ups import FollowUpPublisher
 
 
@@ -220,7 +220,8 @@ class Finisher:
     """Publishes the messages of outcomes, and calls `answer` once all of them are confirmed.
 
     `dead_queue(name)` is the dead-letter queue of a work queue, None where there is none; `dead_lettered` is called when
-    the copy in it is confirmed. `requeue` is called with a request that cannot be finished before the worker stops.
+    the copy in it is confirmed. `requeue` is called with a request that cannot be finished before the worker stops. `replace` is
+    the consumer's.
     """
 
     def __init__(
@@ -232,6 +233,7 @@ class Finisher:
         dead_queue: Callable[[str], Queue | None],
         dead_lettered: Callable[[Request], None],
         hostname: str,
+        replace: Callable[[Delivery, Sequence[Message], Callable[[bool], None]], bool],
     ) -> None:
         self._following = following
         self._answer = answer
@@ -239,6 +241,7 @@ class Finisher:
         self._dead_queue = dead_queue
         self.dead_lettered = dead_lettered
         self._hostname = hostname
+        self._replace = replace
         # Requests that wait for confirms, by number: they are answered later, unless their channel is lost.
         self.confirming: dict[int, Request] = {}
         self._seen_confirming: set[int] = set()
@@ -260,6 +263,34 @@ class Finisher:
             # The hot path of results over AMQP.
             self._following.publisher.publish(result, partial(self._result_published, request, outcome, result))
             return
+        if not self._finish_at_once(request, outcome):
+            self._finish_by_and_by(request, outcome)
+
+    def _finish_at_once(self, request: Request, outcome: Outcome) -> bool:
+        """Publish all of the outcome and acknowledge in one step, where the broker has one. False: it has none for this."""
+        if outcome.parts or outcome.result is not None:
+            return False
+        messages, dead = list(outcome.publish), None
+        if outcome.answer is Answer.DEAD_LETTER:
+            queue = self._dead_queue(request.queue)
+            if queue is None:
+                return False
+            dead = self._dead_letter(request, outcome, queue)
+            dead.declare = (queue,)
+            messages.append(dead)
+
+        def done(is_done: bool) -> None:
+            if not is_done:
+                self._finish_by_and_by(request, outcome)
+                return
+            if dead is not None:
+                self.dead_lettered(request)
+            self.settle(request, outcome.answer)
+
+        return self._replace(request.delivery, messages, done)
+
+    def _finish_by_and_by(self, request: Request, outcome: Outcome) -> None:
+        """Publish all of the outcome, and acknowledge once it is confirmed."""
         end = _End(self, request, outcome)
         self._following.follow(
             outcome.publish, outcome.parts, outcome.result, end.followed,
@@ -292,7 +323,15 @@ class Finisher:
             else:
                 on_refused(error)
 
-        self._following.store(message, ended, on_stopped=partial(self.stopped, request))
+        def replaced(is_done: bool) -> None:
+            if is_done:
+                self.settle(request, Answer.ACK)
+            else:
+                store()
+
+        store = partial(self._following.store, message, ended, on_stopped=partial(self.stopped, request))
+        if not self._replace(request.delivery, (message,), replaced):
+            store()
 
     def dead_letter(self, request: Request, outcome: Outcome, on_end: Callable[[Answer | None], None]) -> None:
         """Publish a copy to the dead-letter queue. `on_end` gets the answer, or None when the worker stops first."""
@@ -305,7 +344,11 @@ class Finisher:
             )  # fmt: skip
             on_end(Answer.DROP)
             return
-        dead = dead_letter(
+        dead = self._dead_letter(request, outcome, queue)
+        self._following.publisher.publish(dead, partial(self._dead_letter_published, request, dead, queue, on_end))
+
+    def _dead_letter(self, request: Request, outcome: Outcome, queue: Queue) -> Message:
+        return dead_letter(
             request,
             to=queue.name,
             reason=outcome.reason,
@@ -313,7 +356,6 @@ class Finisher:
             hostname=self._hostname,
             died_at=datetime.now(timezone.utc).isoformat(),
         )
-        self._following.publisher.publish(dead, partial(self._dead_letter_published, request, dead, queue, on_end))
 
     def _dead_letter_published(
         self,

@@ -137,6 +137,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
             dead_queue=self.work_queues.dead_letter_queue,
             dead_lettered=self.report.dead_lettered,
             hostname=self.setup.hostname,
+            replace=self.consumer.replace,
         )
 
     def _make_intake(self, endings: Endings) -> Intake:

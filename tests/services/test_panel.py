@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import signal
+import threading
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ from amqtask.exceptions import AccessRefused
 from amqtask.ground.printable import masked_plain
 from amqtask.protocol.control import Command, command_message
 from amqtask.protocol.entities import Queue
-from amqtask.protocol.message import Delivery
+from amqtask.protocol.message import Delivery, Properties
 from amqtask.remote.commands import BUILTIN, control_command, inspect_command
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.command_context import Control
@@ -627,3 +628,27 @@ def test_a_second_worker_of_the_same_name_is_warned_once_and_tries_again(caplog:
     remote.panel.stop()
     remote.bench.loop.advance(100.0)
     assert len(remote.consumers) == 3
+
+
+def test_other_commands_are_answered_while_one_waits_for_a_server() -> None:
+    remote = Remote()
+    may_find = threading.Event()
+
+    def find(limit: int) -> list[tuple[float, Delivery]]:
+        may_find.wait(60)
+        return [
+            (1000.0, Delivery(b"[[], {}, {}]", Properties(headers={"task": "t", "id": "x"}), "", "q", False, "q", 0, 0))
+        ]
+
+    remote.control.delayed, remote.control.delayed_blocks = find, True
+    assert remote.tell(Command("scheduled", {}, ticket="t", reply_key="caller")) == []
+    assert remote.ask("ping") == {"ok": "pong"}
+    may_find.set()
+    sent = remote.publisher.sent
+    deadline = time.monotonic() + 60
+    while len(sent) < 2:
+        assert time.monotonic() < deadline
+        remote.bench.loop.turn()
+
+    ((task,),) = json.loads(sent[-1].body).values()
+    assert task["request"]["id"] == "x"

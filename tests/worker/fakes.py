@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from amqtask import states
@@ -10,7 +10,7 @@ from amqtask.exceptions import PublishError
 from amqtask.execution.request import Outcome, Request
 from amqtask.pool import Running
 from amqtask.protocol.entities import Declaration, Queue
-from amqtask.protocol.message import Message
+from amqtask.protocol.message import Delivery, Message
 
 
 class HandTimer:
@@ -158,6 +158,9 @@ class ToldConsumer:
         self.words: list[str] = []
         self.epoch = 1
         self.is_consuming = True
+        # Whether it acknowledges and publishes in one step, and what it was told to.
+        self.replaces = False
+        self.replaced: list[tuple[Delivery, Sequence[Message], Callable[[bool], None]]] = []
 
     def start(self) -> None:
         self.words.append("start")
@@ -186,6 +189,11 @@ class ToldConsumer:
 
     def nack(self, tag: int, *, requeue: bool = True) -> None:
         self.frames.append(("nack", tag, requeue))
+
+    def replace(self, delivery: Delivery, messages: Sequence[Message], on_done: Callable[[bool], None]) -> bool:
+        if self.replaces:
+            self.replaced.append((delivery, messages, on_done))
+        return self.replaces
 
     def pause(self) -> None:
         self.words.append("pause")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from amqtask import states
@@ -224,3 +226,65 @@ def test_the_redelivery_of_a_task_whose_follow_up_is_held_is_answered_with_it() 
 
     assert bench.frames == [("ack", 1, False)]
     assert bench.started == ["a"]
+
+
+# -- a broker that acknowledges and publishes in one step
+
+
+def replacing() -> Bench:
+    """A worker on such a broker."""
+    bench = Bench()
+    bench.consumer.replaces = True
+    return bench
+
+
+def test_where_the_broker_can_an_answer_and_what_follows_are_one_step() -> None:
+    bench = replacing()
+    bench.deliver("a")
+    bench.end("a", publish=(follow_up("b"), follow_up("c")))
+
+    ((delivery, messages, on_done),) = bench.consumer.replaced
+    assert (delivery.tag, bench.publisher.sent) == (1, [])
+    assert [message.properties.headers["id"] for message in messages] == ["b", "c"]
+    assert bench.worker.finisher.confirming
+    on_done(True)
+
+    assert not bench.worker.finisher.confirming
+    assert not bench.worker.deliveries.outstanding - len(bench.frames)
+
+
+def test_so_are_a_dead_letter_and_a_delay() -> None:
+    bench = replacing()
+    bench.deliver("a")
+    bench.end("a", publish=(follow_up("errback"),), answer=Answer.DEAD_LETTER, reason="no")
+    bench.deliver("b", eta="2100-01-01T00:00:00+00:00")
+
+    first, second = (messages for _, messages, _ in bench.consumer.replaced)
+
+    assert [message.routing_key for message in first][1:] == ["q.dead"]
+    assert first[1].properties.headers["x-amqtask-reason"] == "no"
+    assert [message.properties.headers["id"] for message in second] == ["b"]
+    assert bench.publisher.sent == []
+
+
+def test_what_such_a_broker_has_no_place_for_is_published_by_itself() -> None:
+    bench = replacing()
+    bench.deliver("a")
+    bench.end("a", publish=(follow_up("b"),))
+    bench.consumer.replaced[0][2](False)
+    assert bench.frames == []
+    refuse(bench, FULL, 10.0)
+    accept(bench)
+
+    assert bench.frames == [("ack", 1, False)]
+
+
+@pytest.mark.parametrize("outcome", [{"result": result()}, {"publish": (follow_up(),), "result": result()}])
+def test_an_outcome_with_a_result_for_its_caller_is_confirmed_first_on_every_broker(outcome: dict[str, Any]) -> None:
+    bench = replacing()
+    bench.deliver("a")
+    bench.end("a", **outcome)
+    assert bench.consumer.replaced == []
+    bench.publisher.confirm_all()
+
+    assert bench.frames == [("ack", 1, False)]

@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from amqtask.exceptions import PublishError, QueueNotFound
+from amqtask.exceptions import PublishError, PublishRefused, QueueNotFound
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Delivery, Message
 from amqtask.topology.delays import TO_HEADER, UNTIL_HEADER
+from amqtask.transport.admin import BATCH, publish_pairs
 from amqtask.transport.contract import Moved, QueueState, Refusal
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
-from amqtask.transport.admin import BATCH, publish_pairs
 from amqtask.transport.redis.answers import MOST_ANSWERS, NEVER_CAME
 from amqtask.transport.redis.layout import LEASE_SECONDS, SEPARATOR, Command, Layout, incoming, list_keys
 from amqtask.transport.redis.publisher import FAILURES, borrowed, converse
 from amqtask.transport.redis.publishing import publish_error
 from amqtask.transport.redis.scripts import ACK, DELETE, GIVE_BACK, RENEW, RESERVE, SWEEP, Script
+from amqtask.transport.redis.taking import NO_LIST
 
 if TYPE_CHECKING:
     from amqtask.protocol.entities import Declaration
@@ -101,6 +102,8 @@ DELAYED = "amqtask.delay"
 
 class RedisDelayed:
     """Asks Redis while the caller waits: some milliseconds, at most the client's timeout."""
+
+    blocks = True
 
     def __init__(self, deployment: Deployment, layout: Layout) -> None:
         self._client: Any = deployment.client()
@@ -241,6 +244,8 @@ class RedisAdmin(RedisJobs):
         _, *fields = self._run(RESERVE, mover, first, LEASE_SECONDS, size, queue, size, "")
         deliveries = []
         for at in range(0, len(fields), 3):
+            if fields[at + 2] == NO_LIST:
+                raise PublishRefused(f"queue {queue!r} cannot be read: {fields[at + 1].decode(errors='replace')}")
             message, failed = incoming(fields[at + 1]), fields[at + 2]
             is_again = message.redelivered or bool(failed)
             deliveries.append(message.delivery(queue, first + at // 3, failures=int(failed or 0), is_again=is_again))

@@ -5,23 +5,23 @@ All answers of one loop turn go together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amqtask.protocol.message import Properties
-from amqtask.protocol.message import dead_headers
+from amqtask.exceptions import PublishError
+from amqtask.protocol.message import Properties, dead_headers
 from amqtask.transport.redis.layout import Layout, envelope, step_of
 from amqtask.transport.redis.link import Link, Timers
-from amqtask.transport.redis.publishing import publish_error
-from amqtask.transport.redis.scripts import ACK, BURY, GIVE_BACK, PUBLISH
+from amqtask.transport.redis.publishing import Declared, passes, publish_error
+from amqtask.transport.redis.scripts import ACK, BURY, GIVE_BACK, PUBLISH, REPLACE
 from amqtask.transport.redis.wire import ReplyError
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
     from amqtask.protocol.entities import Declaration, Queue
-    from amqtask.transport.redis.layout import Incoming
+    from amqtask.transport.redis.layout import Incoming, Outgoing
 
 
 # A queue without a limit of its own (prefetch 0) gets at most so many at once.
@@ -120,6 +120,14 @@ NEVER_CAME, NO_FAILURE, FAILURE = -1, 0, 1
 RETRY_SECONDS = 0.5
 
 
+class Replacement(NamedTuple):
+    """What takes the place of a message that is held; `on_done` gets whether nothing is left to do."""
+
+    tag: int
+    messages: Sequence[Outgoing]
+    on_done: Callable[[bool], None]
+
+
 class Answers:
     """Keeps each answer until Redis has confirmed it: a script does nothing for a tag that is no longer held, so that an answer
     may come twice. `on_sent` is called after those of a turn have left."""
@@ -131,6 +139,7 @@ class Answers:
         loop: TurnLoop,
         timers: Timers,
         consumer: str,
+        declared: Declared,
         *,
         on_sent: Callable[[], None],
         complain: Callable[[str], None],
@@ -140,15 +149,22 @@ class Answers:
         self._loop = loop
         self._timers = timers
         self._consumer = consumer
+        self._declared = declared
         self._on_sent = on_sent
         self._complain = complain
         self._acks: list[int] = []
+        self._replacements: list[Replacement] = []
         self._returns: list[tuple[int, int]] = []
         self._is_due = False
 
     def ack(self, tag: int) -> None:
         """It is done."""
         self._acks.append(tag)
+        self._send_soon()
+
+    def replace(self, replacement: Replacement) -> None:
+        """Publish these and acknowledge it, in one step."""
+        self._replacements.append(replacement)
         self._send_soon()
 
     def give_back(self, tag: int, failures: int) -> None:
@@ -178,6 +194,8 @@ class Answers:
             self._bury_later(held, reason)
 
     def _buried(self, held: Held, reason: str, reply: Any) -> None:
+        if isinstance(reply, ReplyError):
+            self._complain(f"a message of queue {held.consumed.queue.name!r} cannot be dead-lettered. {reply}")
         if isinstance(reply, Exception):
             self._bury_later(held, reason)
 
@@ -198,12 +216,43 @@ class Answers:
         for start in range(0, len(acks), MOST_ANSWERS):
             some = acks[start : start + MOST_ANSWERS]
             self._link.run(partial(self._acked, some), ACK, self._consumer, *some)
+        replacements, self._replacements = self._replacements, []
+        for replacement in replacements:
+            self._replace(replacement)
         returns, self._returns = self._returns, []
         for start in range(0, len(returns), MOST_ANSWERS):
             pairs = returns[start : start + MOST_ANSWERS]
             words = [word for pair in pairs for word in pair]
             self._link.run(partial(self._returned, pairs), GIVE_BACK, self._consumer, *words)
         self._on_sent()
+
+    def _replace(self, replacement: Replacement) -> None:
+        messages = replacement.messages
+        try:
+            missing = [pair for each in messages for pair in self._declared.missing(each.message.declare)]
+        except PublishError:
+            replacement.on_done(False)
+            return
+        for command, on_reply in missing:
+            self._link.send(partial(_declared, on_reply), *command)
+        words: list[Any] = []
+        for each in messages:
+            due = "" if each.due is None else each.due
+            must_have_queue = "1" if each.message.mandatory else ""
+            words += (due, each.exchange, each.routing_key, each.step, must_have_queue, each.envelope)
+        tag = f"{self._consumer}:{replacement.tag}"
+        self._link.run(partial(self._replaced, replacement), REPLACE, tag, self._layout.channels, *words)
+
+    def _replaced(self, replacement: Replacement, reply: Any) -> None:
+        if isinstance(reply, Exception) and passes(reply):
+            self._replacements.append(replacement)
+            self._send_later(reply)
+            return
+        is_done = not isinstance(reply, Exception) and reply >= 0
+        if not is_done:
+            for each in replacement.messages:
+                self._declared.forget(each.message.declare)
+        replacement.on_done(is_done)
 
     def _acked(self, tags: list[int], reply: Any) -> None:
         if isinstance(reply, Exception):
@@ -220,3 +269,9 @@ class Answers:
         if isinstance(error, ReplyError):
             self._complain(str(publish_error(error, self._link.server)))
             self._timers.later("answer", RETRY_SECONDS, self.send)
+
+
+def _declared(on_reply: Callable[[Any], None], reply: Any) -> None:
+    """What kept a declaration away shows when its message is published."""
+    if not isinstance(reply, Exception):
+        on_reply(reply)

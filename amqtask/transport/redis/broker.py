@@ -36,9 +36,12 @@ _SCHEMES = {
     "rediss": "rediss",
     "redis+socket": "unix",
     "sentinel": "sentinel",
-    "valkey": "redis",
-    "valkeys": "rediss",
+    "redis+cluster": "redis+cluster",
+    "rediss+cluster": "rediss+cluster",
 }
+_SCHEMES |= {name.replace("redis", "valkey"): meant for name, meant in _SCHEMES.items() if name.startswith("redis")}
+# In front of the keys in a cluster: what is in braces says in which slot they are.
+_HASH_TAG = "{amqtask}"
 
 
 class RedisBroker:
@@ -194,15 +197,21 @@ class _Server(NamedTuple):
 
 def _server(urls: str | Sequence[str] | None, options: BrokerOptions) -> _Server:
     """Raises: ConfigurationError."""
-    from amqtask.transport.redis.servers import deployment_of, way_to
+    from amqtask.transport.redis.servers import ClusterMaster, client_arguments, deployment_of, way_to
 
     url = _in_clients_words(urls, has_tls=bool(options.use_ssl))
     settings = {"redis_backend_use_ssl": dict(options.use_ssl) if isinstance(options.use_ssl, Mapping) else None}
-    deployment = deployment_of(
-        url, options.transport_options, options.connect_timeout, settings, "broker_transport_options"
-    )
-    way = way_to(deployment.client())
     prefix = str(options.transport_options.get("global_keyprefix") or "")
+    deployment: Deployment
+    if "+cluster:" in url:
+        prefix = _tagged(prefix)
+        arguments = client_arguments(options.transport_options, options.connect_timeout, settings)
+        deployment = ClusterMaster(url, arguments, prefix)
+    else:
+        deployment = deployment_of(
+            url, options.transport_options, options.connect_timeout, settings, "broker_transport_options"
+        )
+    way = way_to(deployment.client())
     return _Server(url, deployment, way, Layout(prefix, way.server.db, options.event_exchange))
 
 
@@ -213,19 +222,31 @@ def _in_clients_words(urls: str | Sequence[str] | None, *, has_tls: bool) -> str
     name = _SCHEMES.get(scheme.strip().lower())
     if name is None:
         raise ConfigurationError(
-            f"the URL of a Redis broker cannot begin with {scheme}://. Name one server (redis://) or sentinels (sentinel://), "
-            "not a cluster: it has on several nodes what belongs together"
+            f"the URL of a Redis broker cannot begin with {scheme}://. Name one server (redis://), sentinels (sentinel://) or "
+            "nodes of a cluster (redis+cluster://)"
         )
+    if name == "redis+cluster" and has_tls:
+        name = "rediss+cluster"
+    if name.endswith("+cluster"):
+        hosts = [part.rpartition("://")[2] for part in joined.split(";") if part.strip()]
+        return ";".join(f"{name}://{host}" for host in hosts)
     if name != "sentinel" and ";" in rest:
         raise ConfigurationError(
             "a Redis broker has one URL: a second server would have other messages. For several that follow each other use "
-            "sentinel://host:26379/0;sentinel://other:26379 and broker_transport_options = {'master_name': …}"
+            "sentinel://host:26379/0;sentinel://other:26379 and broker_transport_options = {'master_name': …}, or a cluster"
         )
     if name == "unix":
         path, _, query = rest.partition("?")
         query = query.replace("virtual_host=", "db=")
         return f"unix://{path}" + (f"?{query}" if query else "")
     return f"{'rediss' if has_tls and name == 'redis' else name}://{rest}"
+
+
+def _tagged(prefix: str) -> str:
+    """The prefix with a hash tag (https://redis.io/docs/reference/cluster-spec/#hash-tags)."""
+    if "}" in prefix.partition("{")[2]:
+        return prefix
+    return f"{{{prefix}}}" if prefix else _HASH_TAG
 
 
 class RedisEnds:

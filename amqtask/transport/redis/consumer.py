@@ -11,25 +11,43 @@ back when its lease is over: every consumer looks for that.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import AccessRefused, OperationalError, PublishError
 from amqtask.ground.printable import clause
-from amqtask.protocol.entities import Binding, Declaration, Queue
-from amqtask.topology.declarations import consumption
+from amqtask.protocol.entities import Declaration, Queue
 from amqtask.protocol.message import DELIVERY_LIMIT, REJECTED
-from amqtask.transport.redis.answers import FAILURE, MOST_ANSWERS, NEVER_CAME, NO_FAILURE, Answers, Consumed, Held
-from amqtask.transport.redis.layout import LEASE_ALONE_SECONDS, LEASE_SECONDS, Layout, incoming
+from amqtask.topology.declarations import consumption
+from amqtask.transport.redis.answers import (
+    FAILURE,
+    MOST_ANSWERS,
+    NEVER_CAME,
+    NO_FAILURE,
+    Answers,
+    Consumed,
+    Held,
+    Replacement,
+)
+from amqtask.transport.redis.layout import (
+    LEASE_ALONE_SECONDS,
+    LEASE_SECONDS,
+    OWN_SECONDS,
+    Layout,
+    Outgoing,
+    incoming,
+    owner,
+)
 from amqtask.transport.redis.link import Link, Timers
-from amqtask.transport.redis.publishing import Declared, publish_error
-from amqtask.transport.redis.scripts import DELETE, LEAVE, RENEW
+from amqtask.transport.redis.publishing import Declared, prepare, publish_error
+from amqtask.transport.redis.scripts import DISOWN, LEAVE, OWN, RENEW
 from amqtask.transport.redis.taking import Housekeeping, Taking
 from amqtask.transport.redis.wire import Push, ReplyError, ignore_reply
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
+    from amqtask.protocol.message import Delivery, Message
     from amqtask.transport.contract import ConsumerListener
     from amqtask.transport.redis.servers import Way
 
@@ -63,7 +81,14 @@ class RedisConsumer:
         self._timers = Timers(loop)
         self._taking = Taking(self._link, layout, loop, self._timers, self._id, self)
         self._answers = Answers(
-            self._link, layout, loop, self._timers, self._id, on_sent=self._taking.take, complain=self.complain
+            self._link,
+            layout,
+            loop,
+            self._timers,
+            self._id,
+            self._declared,
+            on_sent=self._taking.take,
+            complain=self.complain,
         )
         # The number of the last delivery.
         self._number = 0
@@ -147,6 +172,23 @@ class RedisConsumer:
             else:
                 self._answers.bury(held, REJECTED)
 
+    def replace(self, delivery: Delivery, messages: Sequence[Message], on_done: Callable[[bool], None]) -> bool:
+        """In one script. What came off a channel is not stored, and needs no answer."""
+        held = self._held.get(delivery.tag) if delivery.epoch == self._epoch else None
+        leaving = [prepare(message) for message in messages]
+        ready = [each for each in leaving if isinstance(each, Outgoing)]
+        if held is None or not held.is_stored or len(ready) < len(leaving) or len(ready) > MOST_ANSWERS:
+            return False
+
+        def done(is_done: bool) -> None:
+            if is_done:
+                self._settled(delivery.tag)
+                self._taking.take_soon()
+            on_done(is_done)
+
+        self._answers.replace(Replacement(held.tag, ready, done))
+        return True
+
     def pause(self) -> None:
         """Take no more."""
         self._is_paused = True
@@ -176,16 +218,18 @@ class RedisConsumer:
             own = [name for name, consumed in self._queues.items() if consumed.is_alone or consumed.is_exclusive]
             if own:
                 self._link.run(ignore_reply, LEAVE, self._id, *own)
-            for consumed in self._queues.values():
-                self._leave(consumed)
+            owned = self._owned_by(self._queues.values())
+            if owned:
+                self._link.run(ignore_reply, DISOWN, *owned)
         self._link.stop(on_stopped)
 
-    def _leave(self, consumed: Consumed) -> None:
-        """A queue that is its consumer's own goes with it."""
-        queue = consumed.queue
-        if (queue.exclusive or queue.auto_delete) and consumed.pattern is None:
-            sources = [entity.source.name for entity in consumed.declare if isinstance(entity, Binding)]
-            self._link.run(ignore_reply, DELETE, queue.name, *sources)
+    def _owned_by(self, consumed: Iterable[Consumed]) -> list[str]:
+        """What goes with its last consumer."""
+        return [
+            owner(each.queue.name, self._id, each.declare)
+            for each in consumed
+            if (each.queue.exclusive or each.queue.auto_delete) and each.pattern is None
+        ]
 
     # -- the link's events
 
@@ -251,6 +295,7 @@ class RedisConsumer:
                 return
             for command, on_reply in commands:
                 self._link.send(partial(self._declared_one, consumed, on_reply), *command)
+            self._own(consumed)
             if consumed.pattern is not None:
                 self._link.send(partial(self._declared_one, consumed, ignore_reply), "PSUBSCRIBE", consumed.pattern)
             if consumed.is_exclusive:
@@ -258,6 +303,11 @@ class RedisConsumer:
                 self._link.send(ignore_reply, "SET", key, self._id, "NX", "PX", lease)
                 self._link.send(partial(self._declared_one, consumed, partial(self._owned, consumed)), "GET", key)
         self._link.send(self._set_up_is_done, "PING")
+
+    def _own(self, *consumed: Consumed) -> None:
+        owned = self._owned_by(consumed)
+        if owned:
+            self._link.run(ignore_reply, OWN, OWN_SECONDS, *owned)
 
     def _declared_one(self, consumed: Consumed, on_reply: Callable[[Any], None], reply: Any) -> None:
         if isinstance(reply, ReplyError):
@@ -378,6 +428,7 @@ class RedisConsumer:
             for consumed in self.lists
             if consumed.is_exclusive or (consumed.is_alone and consumed.held)
         ]
+        self._own(*self.lists)
         tags = [held.tag for held in self._held.values() if held.is_stored]
         for start in range(0, max(len(tags), len(own)), MOST_ANSWERS):
             some = tags[start : start + MOST_ANSWERS]

@@ -13,6 +13,7 @@ Keys are kombu's (kombu/transport/redis.py) and ours. All begin with `global_key
 `amqtask.limits`                   queue -> x-max-length, where such a queue refuses more
 `amqtask.exchanges`                exchange -> its type
 `amqtask.delay`, `amqtask.delayed` id by due time (milliseconds); id -> exchange, routing key, step and message
+`amqtask.owned`                    queues that go with their last consumer, by the time at which it must have said that it lives
 `amqtask.active.<queue>`           which consumer has a queue alone, for as long as it renews that
 
 The envelope is that of kombu's virtual transports: JSON around a body in base64 (kombu/transport/virtual/base.py).
@@ -23,7 +24,7 @@ from __future__ import annotations
 import json
 import uuid
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +47,12 @@ SEPARATOR = "\x06\x16"
 STEPS = (0, 3, 6, 9)
 
 
+def owner(queue: str, consumer: str, declared: Sequence[Declaration]) -> str:
+    """A queue of a consumer's own, with the exchanges that it is bound to, as scripts take it."""
+    sources = [entity.source.name for entity in declared if isinstance(entity, Binding)]
+    return SEPARATOR.join((queue, consumer, *(sources or [""])))
+
+
 def step_of(priority: object) -> int:
     """The priority step of a message: the largest that is not above its priority; 0 without one."""
     number = priority if isinstance(priority, int) and not isinstance(priority, bool) else 0
@@ -64,6 +71,8 @@ Command = tuple[Argument, ...]
 LEASE_SECONDS = 30.0
 # That of one that has a queue alone: a leader is to be followed soon.
 LEASE_ALONE_SECONDS = 9.0
+# So is a queue that goes with its last consumer: it says every ten seconds that it is there.
+OWN_SECONDS = 60.0
 NO_HEADERS = "Redis has no headers exchanges: bind the queue to a direct or topic exchange, and route by the key, or use RabbitMQ"
 NO_CHAINS = "Redis cannot bind an exchange to an exchange: bind the queues to it themselves, or use RabbitMQ"
 

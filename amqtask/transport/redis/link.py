@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amqtask.transport.connection import Backoff
@@ -77,14 +76,15 @@ class Link:
         self._owner = owner
         self._name = name
         self._timeout = connect_timeout
-        self._sentinels = itertools.cycle(way.sentinels)
+        # Those that are asked for the server; the next one is the first.
+        self._guides = deque(way.guides)
         self._backoff = Backoff()
         self._wire: Wire | None = None
         self._timer: Timer | None = None
         self._watch: Timer | None = None
         self._looks = 0
         self._is_running = self.is_open = False
-        self.server = way.server.name if not way.sentinels else f"the master {way.master!r}"
+        self.server = way.name
 
     # -- commands
 
@@ -139,29 +139,31 @@ class Link:
         self._timer = None
         if not self._is_running:
             return
-        if self._way.sentinels:
-            self._ask_sentinel(next(self._sentinels))
+        if self._guides:
+            self._guides.rotate(-1)
+            self._ask(self._guides[-1])
         else:
             self._connect_to(self._way.server)
 
-    def _ask_sentinel(self, sentinel: Place) -> None:
+    def _ask(self, guide: Place) -> None:
         def opened() -> None:
-            if sentinel.password:
-                wire.send(ignore_reply, *_auth(sentinel))
-            wire.send(answered, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._way.master)
+            if guide.password:
+                wire.send(ignore_reply, *_auth(guide))
+            wire.send(answered, *self._way.question)
 
         def answered(reply: Any) -> None:
             if isinstance(reply, ConnectionError):
                 return  # `_failed` is called
             wire.close()
-            if isinstance(reply, list) and len(reply) == 2:
-                host, port = reply[0].decode(), int(reply[1])
-                self.server = f"{host}:{port}"
-                self._connect_to(replace(self._way.server, host=host, port=port))
+            server, others = self._way.directions(reply, guide)
+            self._guides += (place for place in dict.fromkeys(others) if place not in self._guides)
+            if server is None:
+                self._failed(ConnectionError(f"{guide.name} does not know {self._way.name}: {reply}"))
             else:
-                self._failed(ConnectionError(f"sentinel {sentinel.name} knows no master {self._way.master!r}: {reply}"))
+                self.server = server.name
+                self._connect_to(server)
 
-        wire = self._wire = Wire(self._loop, sentinel, on_open=opened, on_end=self._failed)
+        wire = self._wire = Wire(self._loop, guide, on_open=opened, on_end=self._failed)
         wire.open(self._timeout)
 
     def _connect_to(self, place: Place) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,10 @@ import redis
 
 from amqtask.exceptions import AccessRefused, PublishError
 from amqtask.ground.printable import bounded_logger
-from amqtask.protocol.entities import Binding, Declaration
+from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption
-from amqtask.transport.redis.layout import Command, Layout, Outgoing, incoming, list_keys
+from amqtask.transport.redis.layout import OWN_SECONDS, Command, Layout, Outgoing, incoming, list_keys, owner
 from amqtask.transport.redis.publishing import (
     Batch,
     Declared,
@@ -27,7 +28,7 @@ from amqtask.transport.redis.publishing import (
     reply_error,
     until,
 )
-from amqtask.transport.redis.scripts import DELETE, PUBLISH
+from amqtask.transport.redis.scripts import DISOWN, OWN, PUBLISH
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
@@ -246,13 +247,15 @@ class RedisQueueReader:
         self._pattern = layout.pattern(queue)
         self._keys = list_keys(layout.prefix, queue.name)
         self._channels: Any = None
-        self._is_ready = False
+        self._owner = owner(queue.name, uuid.uuid4().hex, self._plan)
+        # When it was set up last (monotonic seconds): a queue that nobody owns is deleted after a while.
+        self._ready_at: float | None = None
         self._next = 1
 
     def ensure(self, timeout: float) -> None:
         """Declare and subscribe. Raises: BrokerUnreachable, AccessRefused, PublishError."""
         deadline = time.monotonic() + timeout
-        while not self._is_ready:
+        while not self._is_ready or (self._pattern is None and self._is_due_again):
             try:
                 self._set_up(deadline)
             except FAILURES as error:
@@ -260,6 +263,14 @@ class RedisQueueReader:
                 if isinstance(wrong, AccessRefused) or time.monotonic() + RETRY_PAUSE >= deadline:
                     raise wrong from error
                 time.sleep(RETRY_PAUSE)
+
+    @property
+    def _is_ready(self) -> bool:
+        return self._ready_at is not None
+
+    @property
+    def _is_due_again(self) -> bool:
+        return self._ready_at is not None and time.monotonic() - self._ready_at > OWN_SECONDS / 6
 
     def drive(self, done: Callable[[], bool], deadline: float | None) -> bool:
         """Wait until `done()` or the deadline."""
@@ -272,7 +283,7 @@ class RedisQueueReader:
                 self.ensure(seconds)
                 text = self._next_message(seconds)
             except FAILURES:
-                self._is_ready = False
+                self._ready_at = None
                 continue
             except PublishError:
                 if deadline is not None and time.monotonic() >= deadline:
@@ -288,11 +299,10 @@ class RedisQueueReader:
             if self._channels is not None:
                 self._channels.close()
             elif self._is_ready:
-                sources = [entity.source.name for entity in self._plan if isinstance(entity, Binding)]
-                self._client.eval(DELETE.source, 1, self._layout.prefix, self._queue.name, *sources)
+                self._client.eval(DISOWN.source, 1, self._layout.prefix, self._owner)
         except FAILURES:
-            pass  # an empty list is no key, and the binding harms nobody
-        self._is_ready = False
+            pass  # workers delete it when nobody says any more that it is needed
+        self._ready_at = None
         self._client.close()
 
     def _set_up(self, deadline: float) -> None:
@@ -303,11 +313,12 @@ class RedisQueueReader:
             self._channels.get_message(timeout=max(0.0, deadline - time.monotonic()))
         else:
             missing = Declared(self._layout, logger.warning).missing(self._plan)
+            own = ("EVAL", OWN.source, 1, self._layout.prefix, OWN_SECONDS, self._owner)
             with borrowed(self._client) as connection:
-                for reply in converse(connection, [command for command, _ in missing], deadline):
+                for reply in converse(connection, [*(command for command, _ in missing), own], deadline):
                     if isinstance(reply, Exception):
                         raise reply
-        self._is_ready = True
+        self._ready_at = time.monotonic()
 
     def _next_message(self, seconds: float) -> bytes | None:
         if self._channels is not None:

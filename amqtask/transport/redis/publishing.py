@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 # Codes with which trying again does not help.
 _REFUSED = frozenset({"NOAUTH", "WRONGPASS", "NOPERM"})
-# Codes of a state that passes: it starts, it is full, it became a replica, its disk is full, a script keeps it busy.
-_PASSING = frozenset({"LOADING", "OOM", "READONLY", "MASTERDOWN", "MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN"})
+# Codes of a state that passes: it starts, it is full, it became a replica, its disk is full, a script keeps it busy, a cluster
+# moves its keys.
+_PASSING = frozenset({"LOADING", "OOM", "READONLY", "MASTERDOWN", "MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN",
+                       "ASK", "TRYAGAIN"})  # fmt: skip
 
 
 def reply_error(error: Exception) -> ReplyError | None:
@@ -56,6 +58,9 @@ _CODES: dict[type[Exception], str] = {
     redis.exceptions.OutOfMemoryError: "OOM",
     redis.exceptions.NoPermissionError: "NOPERM",
     redis.exceptions.NoScriptError: "NOSCRIPT",
+    redis.exceptions.ClusterDownError: "CLUSTERDOWN",
+    redis.exceptions.AskError: "ASK",
+    redis.exceptions.TryAgainError: "TRYAGAIN",
 }
 
 

@@ -1,7 +1,11 @@
 """What happens in Redis in one step each. A script begins with a command that an overloaded Redis refuses, or with one that
 it never refuses: once a script has written, Redis refuses none of its commands any more (scriptVerifyOOM), so none is half done.
 
-KEYS[1] is the prefix of all keys: their names come out of the data, so a cluster cannot run these scripts.
+KEYS[1] is the prefix of all keys: their names come out of the data. In a cluster the prefix is a hash tag, so that all of them
+are in one slot, on one master.
+
+Anybody can make another kind of key where a queue's list would be. Nothing is taken from elsewhere before it is sure that there
+is a place for it: a script that fails half way takes back nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ _COMMON = r"""
 local P, SEP = KEYS[1], '\6\22'
 local UNACKED, INDEX, LEASE, HELD = P..'unacked', P..'unacked_index', P..'amqtask.lease', P..'amqtask.held'
 local TRIES, QUEUES, DELAY, DELAYED = P..'amqtask.tries', P..'amqtask.queues', P..'amqtask.delay', P..'amqtask.delayed'
+local OWNED = P..'amqtask.owned'
 local STEPS = {'0', '3', '6', '9'}
 
 local function seconds()
@@ -38,6 +43,15 @@ local function split(text, count)
   end
   parts[count] = string.sub(text, from)
   return parts
+end
+
+-- After this Redis refuses nothing for its full memory (scriptVerifyOOM): it has written.
+local function insist() redis.call('ZREM', LEASE, '') end
+
+-- Whether the key can be pushed to.
+local function takes(key)
+  local kind = redis.call('TYPE', key).ok
+  return kind == 'list' or kind == 'none'
 end
 """
 
@@ -72,7 +86,8 @@ local function route(exchange, key)
     if there(key) then return {key} end
     return {}
   end
-  local members = redis.call('SMEMBERS', P..'_kombu.binding.'..exchange)
+  local members = redis.pcall('SMEMBERS', P..'_kombu.binding.'..exchange)
+  if members.err then return nil end
   if #members == 0 and redis.call('HEXISTS', P..'amqtask.exchanges', exchange) == 0 then return nil end
   local found, seen, wanted = {}, {}, words(key)
   for _, member in ipairs(members) do
@@ -87,6 +102,39 @@ local function route(exchange, key)
     end
   end
   return found
+end
+
+-- Whether one of the queues has as many messages as it may have.
+local function is_full(queues)
+  for _, queue in ipairs(queues) do
+    local most = redis.call('HGET', P..'amqtask.limits', queue)
+    if most then
+      local size = 0
+      for _, step in ipairs(STEPS) do size = size + redis.call('LLEN', list(queue, step)) end
+      if size >= tonumber(most) then return true end
+    end
+  end
+  return false
+end
+
+local function all_take(queues, step)
+  for _, queue in ipairs(queues) do
+    if not takes(list(queue, step)) then return false end
+  end
+  return true
+end
+
+local function is_fanout(exchange) return redis.call('HGET', P..'amqtask.exchanges', exchange) == 'fanout' end
+
+local function tell(channels, exchange, key, message)
+  local channel = P..channels..exchange
+  if key ~= '' then channel = channel..'/'..key end
+  return redis.call('PUBLISH', channel, message)
+end
+
+local function postpone(id, due, exchange, key, step, message)
+  redis.call('HSET', DELAYED, id, exchange..SEP..key..SEP..step..SEP..message)
+  redis.call('ZADD', DELAY, due, id)
 end
 """
 
@@ -110,6 +158,10 @@ end
 
 local function give_back(tag, failures)
   local queue, step, message = held(tag)
+  if queue and not takes(list(queue, step)) then
+    redis.pcall('ZADD', LEASE, score(seconds() + 30), tag) -- once more then
+    return 0
+  end
   forget(tag)
   if not queue then return 0 end
   if failures >= 0 then
@@ -130,38 +182,64 @@ local function sweep(most)
 end
 """
 
+_REMOVE = r"""
+-- How many messages it had.
+local function delete(queue, sources)
+  local count = 0
+  for _, step in ipairs(STEPS) do
+    if takes(list(queue, step)) then
+      count = count + redis.call('LLEN', list(queue, step))
+      redis.call('DEL', list(queue, step))
+    end
+  end
+  redis.call('HDEL', QUEUES, queue)
+  redis.call('HDEL', P..'amqtask.limits', queue)
+  for _, source in ipairs(sources) do
+    for _, table in ipairs({'_kombu.binding.', '_kombu.binding_permanent.'}) do
+      for _, member in ipairs(redis.call('SMEMBERS', P..table..source)) do
+        if split(member, 3)[3] == queue then redis.call('SREM', P..table..source, member) end
+      end
+    end
+  end
+  return count
+end
+
+-- One of its owners has it no longer; the queue goes with the last one.
+local function leave(member)
+  redis.call('ZREM', OWNED, member)
+  local parts = split(member, 3)
+  for _, other in ipairs(redis.call('ZRANGE', OWNED, 0, -1)) do
+    if split(other, 3)[1] == parts[1] then return end
+  end
+  local sources = {}
+  for source in string.gmatch(parts[3], '[^\6\22]+') do sources[#sources + 1] = source end
+  delete(parts[1], sources)
+end
+"""
+
 # ARGV: beginning of fanout channels, exchange, routing key, step, message, and, for a consumer that may publish only while it
 # has a queue alone, that queue and itself. How many queues have the message; -1: there is no such exchange; -2: a queue is full;
 # -3: the consumer has its queue no longer.
 _PUBLISH = r"""
+local NO_LIST = 'WRONGTYPE one of the keys of its queues is no list'
 if ARGV[6] and redis.call('GET', P..'amqtask.active.'..ARGV[6]) ~= ARGV[7] then return -3 end
-if redis.call('HGET', P..'amqtask.exchanges', ARGV[2]) == 'fanout' then
-  local channel = P..ARGV[1]..ARGV[2]
-  if ARGV[3] ~= '' then channel = channel..'/'..ARGV[3] end
-  return redis.call('PUBLISH', channel, ARGV[5])
-end
+if is_fanout(ARGV[2]) then return tell(ARGV[1], ARGV[2], ARGV[3], ARGV[5]) end
 local queues = route(ARGV[2], ARGV[3])
 if not queues then return -1 end
-for _, queue in ipairs(queues) do
-  local most = redis.call('HGET', P..'amqtask.limits', queue)
-  if most then
-    local size = 0
-    for _, step in ipairs(STEPS) do size = size + redis.call('LLEN', list(queue, step)) end
-    if size >= tonumber(most) then return -2 end
-  end
-end
+if is_full(queues) then return -2 end
+if #queues > 1 and not all_take(queues, ARGV[4]) then return redis.error_reply(NO_LIST) end
 for _, queue in ipairs(queues) do redis.call('LPUSH', list(queue, ARGV[4]), ARGV[5]) end
 return #queues
 """
 
 # ARGV: id, due time (ms), exchange, routing key, step, message.
 _POSTPONE = r"""
-redis.call('HSET', DELAYED, ARGV[1], ARGV[3]..SEP..ARGV[4]..SEP..ARGV[5]..SEP..ARGV[6])
-redis.call('ZADD', DELAY, ARGV[2], ARGV[1])
+postpone(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6])
 return 1
 """
 
-# ARGV: how many at most. How many have left, when the next is due (ms from now, -1: none waits), how many have no queue.
+# ARGV: how many at most. How many have left, when the next is due (ms from now, -1: none waits), how many have no queue, or one
+# that is no list: these are tried again ten seconds later.
 _RELEASE_DUE = r"""
 local now = math.floor(seconds() * 1000)
 local left, homeless = 0, 0
@@ -169,15 +247,19 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAY, '-inf', now, 'LIMIT', 0, 
   local entry = redis.call('HGET', DELAYED, id)
   redis.call('ZREM', DELAY, id)
   redis.call('HDEL', DELAYED, id)
-  if entry then
-    local parts = split(entry, 4)
-    local queues = parts[1] == '' and {parts[2]} or route(parts[1], parts[2])
-    if queues and #queues > 0 then
-      for _, queue in ipairs(queues) do redis.call('LPUSH', list(queue, parts[3]), parts[4]) end
+  local parts = entry and split(entry, 4) or {}
+  local queues = parts[4] and (parts[1] == '' and {parts[2]} or route(parts[1], parts[2]))
+  if parts[4] and (not queues or #queues == 0) then
+    redis.call('HSET', DELAYED, id, entry)
+    redis.call('ZADD', DELAY, now + 10000, id)
+    homeless = homeless + 1
+  end
+  for number, queue in ipairs(queues or {}) do
+    if takes(list(queue, parts[3])) then
+      redis.call('LPUSH', list(queue, parts[3]), parts[4])
       left = left + 1
     else
-      redis.call('HSET', DELAYED, id, entry)
-      redis.call('ZADD', DELAY, now + 10000, id)
+      postpone(id..':'..number, now + 10000, '', queue, parts[3], parts[4])
       homeless = homeless + 1
     end
   end
@@ -190,9 +272,10 @@ return {left, wait, homeless}
 
 # ARGV: consumer, number of its next tag, seconds of the lease ('': no acks), how many at most, then for each queue its name,
 # how many it may have, and '1' if only one consumer may have it. First whether more may be there, then for each message its
-# queue, itself and its failures ('': never delivered). Asked again with the same number, it answers the same.
+# queue, itself and its failures ('': never delivered); at the end the queues whose key is no list, with what Redis says of it
+# and '!'. Asked again with the same number, it answers the same. An answer has some megabytes at most, or one message.
 _RESERVE = r"""
-local out, number, most = {0}, tonumber(ARGV[2]), tonumber(ARGV[4])
+local out, number, most, bytes, odd = {0}, tonumber(ARGV[2]), tonumber(ARGV[4]), 0, {}
 local acks = ARGV[3] ~= ''
 local function failures(message)
   return redis.call('HGET', TRIES, redis.sha1hex(message)) or ''
@@ -210,6 +293,7 @@ if acks then
   end
 end
 local now, rooms = seconds(), {}
+insist()
 for at = 5, #ARGV, 3 do
   rooms[at] = tonumber(ARGV[at + 1])
   if ARGV[at + 2] == '1' and rooms[at] > 0 then
@@ -228,15 +312,18 @@ for _, step in ipairs(STEPS) do
     progress = false
     for at = 5, #ARGV, 3 do
       if rooms[at] > 0 then
-        if most == 0 then
+        if most == 0 or bytes > 4194304 then
           out[1] = 1
           return out
         end
         local queue = ARGV[at]
-        local message = redis.call('RPOP', list(queue, step))
-        if message then
+        local message = redis.pcall('RPOP', list(queue, step))
+        if type(message) == 'table' then
+          rooms[at] = 0
+          odd[#odd + 1], odd[#odd + 2], odd[#odd + 3] = queue, message.err, '!'
+        elseif message then
           progress = true
-          rooms[at], most = rooms[at] - 1, most - 1
+          rooms[at], most, bytes = rooms[at] - 1, most - 1, bytes + #message
           if acks then
             local tag = ARGV[1]..':'..number
             redis.call('HSET', UNACKED, tag, '['..message..',"",'..cjson.encode(queue)..']')
@@ -251,6 +338,7 @@ for _, step in ipairs(STEPS) do
     end
   end
 end
+for _, word in ipairs(odd) do out[#out + 1] = word end
 return out
 """
 
@@ -279,11 +367,41 @@ return done
 _BURY = r"""
 local queue, _, message = held(ARGV[1])
 if not queue then return 0 end
-redis.call('HDEL', TRIES, redis.sha1hex(message))
-forget(ARGV[1])
 local queues = route(ARGV[2], ARGV[3])
 if not queues or #queues == 0 then queues = {ARGV[2] == '' and ARGV[3] or ARGV[6]} end
+if not all_take(queues, ARGV[4]) then return redis.error_reply('WRONGTYPE the key of '..queues[1]..' is no list') end
+redis.call('HDEL', TRIES, redis.sha1hex(message))
+forget(ARGV[1])
 for _, target in ipairs(queues) do redis.call('LPUSH', list(target, ARGV[4]), ARGV[5]) end
+return 1
+"""
+
+# ARGV: tag, beginning of fanout channels, then for each message its due time (ms; '': now), exchange, routing key, step, '1' if
+# it must have a queue, itself. All are published and the tag is acknowledged (1); or nothing is done, because it is held no
+# longer (0), or because there is no place for one of them (-1).
+_REPLACE = r"""
+local queue, _, message = held(ARGV[1])
+if not queue then return 0 end
+local targets = {}
+for at = 3, #ARGV, 6 do
+  if ARGV[at] == '' and not is_fanout(ARGV[at + 1]) then
+    local queues = route(ARGV[at + 1], ARGV[at + 2]) or {}
+    if (#queues == 0 and ARGV[at + 4] == '1') or is_full(queues) or not all_take(queues, ARGV[at + 3]) then return -1 end
+    targets[at] = queues
+  end
+end
+if redis.call('EXISTS', TRIES) == 1 then redis.call('HDEL', TRIES, redis.sha1hex(message)) end
+forget(ARGV[1])
+for at = 3, #ARGV, 6 do
+  local exchange, key, step, text = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 5]
+  if ARGV[at] ~= '' then
+    postpone(ARGV[1]..':'..at, ARGV[at], exchange, key, step, text)
+  elseif targets[at] then
+    for _, target in ipairs(targets[at]) do redis.call('LPUSH', list(target, step), text) end
+  else
+    tell(ARGV[2], exchange, key, text)
+  end
+end
 return 1
 """
 
@@ -291,6 +409,7 @@ return 1
 # longer held, and the queues that another consumer has.
 _RENEW = r"""
 local now, lease, alone = seconds(), tonumber(ARGV[2]), tonumber(ARGV[3])
+insist()
 local lost = {{}, {}}
 for i = 4, 3 + alone do
   local key = P..'amqtask.active.'..ARGV[i]
@@ -313,9 +432,23 @@ end
 return lost
 """
 
-# ARGV: how many at most. How many have gone back.
+# ARGV: how many at most. How many have gone back. Queues go whose owners no longer say that they have them.
 _SWEEP = r"""
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', OWNED, '-inf', score(seconds()), 'LIMIT', 0, ARGV[1])) do leave(member) end
 return sweep(ARGV[1])
+"""
+
+# ARGV: seconds, then `owners`: a queue, who has it, and the exchanges that it is bound to, joined.
+_OWN = r"""
+insist()
+for i = 2, #ARGV do redis.call('ZADD', OWNED, score(seconds() + tonumber(ARGV[1])), ARGV[i]) end
+return 1
+"""
+
+# ARGV: `owners` that have their queues no longer. A queue goes with the last of them.
+_DISOWN = r"""
+for _, member in ipairs(ARGV) do leave(member) end
+return 1
 """
 
 # ARGV: consumer, then queues that it had alone.
@@ -327,23 +460,11 @@ end
 return 1
 """
 
-# ARGV: queue. How many messages it had.
+# ARGV: queue, and the exchanges that it is bound to. How many messages it had.
 _DELETE = r"""
-local count = 0
-for _, step in ipairs(STEPS) do
-  count = count + redis.call('LLEN', list(ARGV[1], step))
-  redis.call('DEL', list(ARGV[1], step))
-end
-redis.call('HDEL', QUEUES, ARGV[1])
-redis.call('HDEL', P..'amqtask.limits', ARGV[1])
-for i = 2, #ARGV do
-  for _, table in ipairs({'_kombu.binding.', '_kombu.binding_permanent.'}) do
-    for _, member in ipairs(redis.call('SMEMBERS', P..table..ARGV[i])) do
-      if split(member, 3)[3] == ARGV[1] then redis.call('SREM', P..table..ARGV[i], member) end
-    end
-  end
-end
-return count
+local sources = {}
+for i = 2, #ARGV do sources[#sources + 1] = ARGV[i] end
+return delete(ARGV[1], sources)
 """
 
 
@@ -360,14 +481,17 @@ class Script:
 
 
 PUBLISH = Script(_COMMON + _ROUTE + _PUBLISH)
-POSTPONE = Script(_COMMON + _POSTPONE)
+POSTPONE = Script(_COMMON + _ROUTE + _POSTPONE)
 RELEASE_DUE = Script(_COMMON + _ROUTE + _RELEASE_DUE)
 RESERVE = Script(_COMMON + _RELEASE + _RESERVE)
 ACK = Script(_COMMON + _RELEASE + _ACK)
 GIVE_BACK = Script(_COMMON + _RELEASE + _GIVE_BACK)
 BURY = Script(_COMMON + _ROUTE + _RELEASE + _BURY)
 RENEW = Script(_COMMON + _RENEW)
-SWEEP = Script(_COMMON + _RELEASE + _SWEEP)
+REPLACE = Script(_COMMON + _ROUTE + _RELEASE + _REPLACE)
+SWEEP = Script(_COMMON + _RELEASE + _REMOVE + _SWEEP)
+OWN = Script(_COMMON + _OWN)
+DISOWN = Script(_COMMON + _REMOVE + _DISOWN)
 LEAVE = Script(_COMMON + _LEAVE)
-DELETE = Script(_COMMON + _DELETE)
-ALL = (PUBLISH, POSTPONE, RELEASE_DUE, RESERVE, ACK, GIVE_BACK, BURY, RENEW, SWEEP, LEAVE, DELETE)
+DELETE = Script(_COMMON + _REMOVE + _DELETE)
+ALL = (PUBLISH, POSTPONE, RELEASE_DUE, RESERVE, ACK, GIVE_BACK, BURY, REPLACE, RENEW, SWEEP, OWN, DISOWN, LEAVE, DELETE)

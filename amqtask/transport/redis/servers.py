@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import redis
@@ -19,6 +19,7 @@ import redis.sentinel
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import SSLConnection
+from redis.crc import key_slot
 from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
@@ -34,6 +35,8 @@ CLIENT_OPTIONS = ("socket_timeout", "socket_connect_timeout", "socket_keepalive"
 # Celery writes ssl.CERT_… where redis-py wants a word.
 _CERT_REQS = {"CERT_REQUIRED": "required", "CERT_OPTIONAL": "optional", "CERT_NONE": "none"}
 SENTINEL_PORT = 26379
+# Host and port.
+Address: TypeAlias = tuple[str, int]
 
 
 class Deployment(Protocol):
@@ -152,7 +155,7 @@ class SentinelMaster:
             self._hosts, self._min_other_sentinels, sentinel_kwargs={"retry": _async_once(), **self._to_sentinels}
         )
         master = sentinels.master_for(self._master, retry=_async_once(), **self._arguments)
-        return _Together(master, master, *sentinels.sentinels)
+        return _Together(master, master, sentinels.sentinels)
 
     def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
         """MGET."""
@@ -198,16 +201,170 @@ class Cluster:
         return values
 
 
-class _Together:
-    """What `Deployment.async_client` promises, and `pipeline`, of several clients that close together."""
+class ClusterMaster:
+    """`redis+cluster://…` for a broker: the master that has all keys with a prefix, which is a hash tag. So they are in one slot,
+    what belongs together happens in one step there, and it goes with the slot to another master.
 
-    def __init__(self, subscribes: Any, looks: Any, *other_clients: Any) -> None:
-        self._clients = {id(client): client for client in (subscribes, looks, *other_clients)}
+    redis-py's pools for sentinels ask `_Nodes` who that is, at each connection.
+    """
+
+    def __init__(self, url: str, arguments: Options, prefix: str) -> None:
+        self._urls = [client_url(part.replace("+cluster:", ":", 1)) for part in url.split(";") if part]
+        self.name = f"cluster {', '.join(safe_url(node_url) for node_url in self._urls)}"
+        self._arguments = dict(arguments)
+        self._slot = key_slot(prefix.encode())
+
+    def client(self) -> Any:
+        """Connects to the master of the moment when it is used."""
+        nodes = [redis.Redis.from_url(url, retry=_once(), **self._arguments) for url in self._urls]
+        pool = nodes[0].connection_pool
+        has_tls = issubclass(pool.connection_class, SSLConnection)
+        made: Any = SentinelConnectionPool(
+            "its slot",
+            _Nodes(nodes, self._slot),
+            **{
+                **pool.connection_kwargs,
+                "connection_class": _OwnersSSLConnection if has_tls else _OwnersConnection,
+            },
+        )  # type: ignore[no-untyped-call]
+        return redis.Redis.from_pool(made)
+
+    async def async_client(self) -> Any:
+        """Connects to the master of the moment when it is used."""
+        nodes = [redis.asyncio.Redis.from_url(url, retry=_async_once(), **self._arguments) for url in self._urls]
+        pool = nodes[0].connection_pool
+        has_tls = issubclass(pool.connection_class, redis.asyncio.SSLConnection)
+        finds = _AsyncNodes(nodes, self._slot)
+        made: Any = redis.asyncio.sentinel.SentinelConnectionPool(
+            "its slot",
+            finds,
+            **{
+                **pool.connection_kwargs,
+                "connection_class": _AsyncOwnersSSLConnection if has_tls else _AsyncOwnersConnection,
+            },
+        )  # type: ignore[no-untyped-call]
+        master = redis.asyncio.Redis.from_pool(made)
+        return _Together(master, master, nodes)
+
+    def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
+        """MGET."""
+        values: list[bytes | None] = client.mget(keys)
+        return values
+
+
+class _Nodes:
+    """Some nodes of a cluster, and which slot they are asked for."""
+
+    def __init__(self, sentinels: list[Any], slot: int) -> None:
+        # redis-py's name for those that are asked.
+        self.sentinels = sentinels
+        self.slot = slot
+
+    def discover_master(self, service_name: str) -> Address:
+        """The master of the slot. Raises: redis.ConnectionError."""
+        for node in list(self.sentinels):
+            try:
+                found, others = owner_in(node.execute_command("CLUSTER", "SLOTS"), self.slot, host_of(node))
+            except (redis.RedisError, OSError):
+                continue
+            self._note(others)
+            if found is not None:
+                return found
+        raise redis.ConnectionError(f"no node of the cluster says who has slot {self.slot}")
+
+    def _note(self, others: Sequence[Address]) -> None:
+        """They are asked when those that the URL names are away."""
+        options: Options = self.sentinels[0].connection_pool.connection_kwargs
+        known = {address_of(node) for node in self.sentinels}
+        pool_class = type(self.sentinels[0].connection_pool)
+        for host, port in others:
+            if (host, port) not in known:
+                first = self.sentinels[0].connection_pool
+                pool = pool_class(connection_class=first.connection_class, **{**options, "host": host, "port": port})
+                self.sentinels.append(type(self.sentinels[0]).from_pool(pool))
+
+
+class _AsyncNodes(_Nodes):
+    async def discover_master(self, service_name: str) -> Address:  # type: ignore[override]
+        """The same for an event loop."""
+        for node in list(self.sentinels):
+            try:
+                found, others = owner_in(await node.execute_command("CLUSTER", "SLOTS"), self.slot, host_of(node))
+            except (redis.RedisError, OSError):
+                continue
+            self._note(others)
+            if found is not None:
+                return found
+        raise redis.ConnectionError(f"no node of the cluster says who has slot {self.slot}")
+
+
+def host_of(client: Any) -> str:
+    """The host that a client was made for."""
+    return address_of(client)[0]
+
+
+def address_of(client: Any) -> Address:
+    """The host and port that a client was made for."""
+    options: Options = client.connection_pool.connection_kwargs
+    return options.get("host") or "localhost", int(options.get("port") or 6379)
+
+
+def owner_in(slots: Sequence[Any], slot: int, asked: str) -> tuple[Address | None, list[Address]]:
+    """The master of a slot, and all nodes, in an answer to CLUSTER SLOTS. `asked`: the host that gave it; a node that does not
+    know its own address leaves it out."""
+    owner: Address | None = None
+    nodes: list[Address] = []
+    for first, last, *members in slots:
+        found = [
+            ((host.decode() if isinstance(host, bytes) else host) or asked, int(port)) for host, port, *_ in members
+        ]
+        nodes += found
+        if first <= slot <= last:
+            owner = found[0]
+    return owner, nodes
+
+
+# What a node answers that has the slot no longer; redis-py then asks again who has it.
+_MOVED = "the keys are on another master now"
+
+
+class _OwnersConnection(redis.sentinel.SentinelManagedConnection):
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().read_response(*args, **kwargs)
+        except redis.exceptions.MovedError:
+            self.disconnect()  # type: ignore[no-untyped-call]
+            raise redis.ConnectionError(_MOVED) from None
+
+
+class _OwnersSSLConnection(_OwnersConnection, SSLConnection):
+    """The same with TLS."""
+
+
+class _AsyncOwnersConnection(redis.asyncio.sentinel.SentinelManagedConnection):
+    async def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().read_response(*args, **kwargs)
+        except redis.exceptions.MovedError:
+            await self.disconnect()
+            raise redis.ConnectionError(_MOVED) from None
+
+
+class _AsyncOwnersSSLConnection(_AsyncOwnersConnection, redis.asyncio.SSLConnection):
+    """The same with TLS."""
+
+
+class _Together:
+    """What `Deployment.async_client` promises, and `pipeline`, of several clients that close together; `others` may grow."""
+
+    def __init__(self, subscribes: Any, looks: Any, others: Sequence[Any] = ()) -> None:
+        self._clients = subscribes, looks
+        self._others = others
         self.ping, self.pubsub, self.get, self.pipeline = subscribes.ping, subscribes.pubsub, looks.get, looks.pipeline
 
     async def aclose(self) -> None:
         """Close all."""
-        for client in self._clients.values():
+        for client in {id(client): client for client in (*self._clients, *self._others)}.values():
             await client.aclose()
 
 
@@ -259,11 +416,38 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How to get to the server that takes writes: `server`, or at the host and port that the sentinels name for `master`."""
+    """How to get to the server that takes writes: `server`, or the one that `guides` name. They are sentinels, which know
+    `master`, or nodes of a cluster, which know who has `slot`."""
 
     server: Place
-    sentinels: tuple[Place, ...] = ()
+    guides: tuple[Place, ...] = ()
     master: str = ""
+    slot: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        if self.slot is not None:
+            return "the cluster's master of the broker's keys"
+        return f"the master {self.master!r}" if self.guides else self.server.name
+
+    @property
+    def question(self) -> tuple[str, ...]:
+        """What a guide is asked."""
+        if self.slot is not None:
+            return ("CLUSTER", "SLOTS")
+        return ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.master)
+
+    def directions(self, reply: Any, guide: Place) -> tuple[Place | None, list[Place]]:
+        """The server that a guide names, and other guides."""
+        if not isinstance(reply, list):
+            return None, []
+        if self.slot is None:
+            found = [replace(self.server, host=reply[0].decode(), port=int(reply[1]))] if len(reply) == 2 else []
+            return next(iter(found), None), []
+        owner, nodes = owner_in(reply, self.slot, guide.host)
+        places = [replace(self.server, host=host, port=port) for host, port in nodes]
+        return None if owner is None else replace(self.server, host=owner[0], port=owner[1]), places
 
 
 def way_to(client: Any) -> Way:
@@ -272,9 +456,10 @@ def way_to(client: Any) -> Way:
     server = _place(pool.connection_kwargs, issubclass(pool.connection_class, SSLConnection))
     if not isinstance(pool, SentinelConnectionPool):
         return Way(server)
-    pools = [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
-    sentinels = [_place(each.connection_kwargs, issubclass(each.connection_class, SSLConnection)) for each in pools]
-    return Way(server, tuple(sentinels), pool.service_name)
+    asked = pool.sentinel_manager
+    pools = [guide.connection_pool for guide in asked.sentinels]
+    guides = [_place(each.connection_kwargs, issubclass(each.connection_class, SSLConnection)) for each in pools]
+    return Way(server, tuple(guides), pool.service_name, asked.slot if isinstance(asked, _Nodes) else None)
 
 
 def _place(options: Options, has_tls: bool) -> Place:

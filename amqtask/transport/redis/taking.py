@@ -25,6 +25,8 @@ MOST_AT_ONCE = 200
 RETRY_SECONDS, LOOK_SECONDS, LOOK_ALONE_SECONDS, LOOK_OFTEN_SECONDS = 0.5, 5.0, 1.0, 0.1
 
 
+# What a script says of a queue in place of a message's failures.
+NO_LIST = b"!"
 # Seconds that one who stops waits for what is on its way.
 FINISH_SECONDS = 5.0
 
@@ -68,6 +70,8 @@ class Taking:
         self._is_taking = False
         # The queues whose lists are empty, and of which Redis says so when something comes.
         self._watched: set[str] = set()
+        # Those whose key is no list, until the next look.
+        self._odd: set[str] = set()
         self._is_told = True
         self._on_taken: Callable[[list[tuple[int, bytes]]], None] | None = None
 
@@ -123,7 +127,7 @@ class Taking:
             return
         wanted: list[Any] = []
         for consumed in self._taker.lists:
-            if consumed.room and consumed.queue.name not in self._watched:
+            if consumed.room and consumed.queue.name not in self._watched and consumed.queue.name not in self._odd:
                 wanted += (consumed.queue.name, consumed.room, "1" if consumed.is_alone else "")
         if wanted:
             self._is_taking = True
@@ -133,7 +137,8 @@ class Taking:
         self._is_taking = False
         if self._on_taken is not None:
             fields = [] if isinstance(reply, Exception) else reply[1:]
-            self._finish([(self._next + at // 3, fields[at + 2]) for at in range(0, len(fields), 3)])
+            failed = [each for each in fields[2::3] if each != NO_LIST]
+            self._finish([(self._next + at, each) for at, each in enumerate(failed)])
             return
         if isinstance(reply, ReplyError):
             self._taker.complain(str(publish_error(reply, self._link.server)))
@@ -142,19 +147,34 @@ class Taking:
             return
         has_more, *fields = reply
         for at in range(0, len(fields), 3):
+            if fields[at + 2] == NO_LIST:
+                self._leave_alone(fields[at].decode(), fields[at + 1].decode(errors="replace"))
+                continue
             tag, self._next = self._next, self._next + 1
             self._taker.received(tag, fields[at].decode(), fields[at + 1], fields[at + 2])
-        if has_more or fields:
+            has_more = True
+        if has_more:
             self.take_soon()
         else:
             self._watch()
+
+    def _leave_alone(self, queue: str, text: str) -> None:
+        self._odd.add(queue)
+        self._taker.complain(
+            f"queue {queue!r} cannot be read: its key in Redis is not a list of messages ({clause(text)}). Somebody else has "
+            "written there; look at it with TYPE, and delete or rename it. Its other messages wait"
+        )
 
     # -- watching
 
     def _watch(self) -> None:
         """Have Redis say when something comes; what came meanwhile is in its answer. Queues that another consumer may have
         alone are looked at now and then: they hold something all the time."""
-        names = [each.queue.name for each in self._taker.lists if each.room and not each.is_alone]
+        names = [
+            each.queue.name
+            for each in self._taker.lists
+            if each.room and not each.is_alone and each.queue.name not in self._odd
+        ]
         if not names or not self._link.is_open:
             return
         self._watched.update(names)
@@ -183,6 +203,7 @@ class Taking:
     def _look(self) -> None:
         """Whatever Redis has said or not said."""
         self._watched.clear()
+        self._odd.clear()
         self.take()
         self._look_later()
 

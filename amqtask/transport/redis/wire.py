@@ -58,11 +58,13 @@ class Parser:
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._position = 0
+        # How long it must at least be before it is worth reading again.
+        self._needed = 0
 
     def feed(self, chunk: bytes) -> Iterator[Any]:
         """The replies that are complete with this chunk. Raises: ValueError when it is not RESP."""
         self._buffer += chunk
-        while True:
+        while len(self._buffer) >= self._needed:
             start = self._position
             try:
                 reply = self._read()
@@ -72,11 +74,13 @@ class Parser:
             yield reply
         if self._position:
             del self._buffer[: self._position]
+            self._needed -= self._position
             self._position = 0
 
     def _line(self) -> bytes:
         end = self._buffer.find(b"\r\n", self._position)
         if end < 0:
+            self._needed = len(self._buffer) + 1
             raise _Incomplete
         line = bytes(self._buffer[self._position : end])
         self._position = end + 2
@@ -114,6 +118,7 @@ class Parser:
             return None
         end = self._position + size
         if len(self._buffer) < end + 2:
+            self._needed = end + 2
             raise _Incomplete
         text = bytes(self._buffer[self._position : end])
         self._position = end + 2
@@ -301,6 +306,8 @@ class Wire:
         self._replies += 1
         if isinstance(reply, Push) and reply.fields[0] not in _CONFIRMATIONS:
             self._on_push(reply)
+        elif reply.__class__ is ReplyError and reply.code == "MOVED":
+            self._end(ConnectionError("the keys are on another master now"))
         elif self._waiting:
             self._waiting.popleft()(reply)
 
