@@ -16,6 +16,7 @@ from amqtask.protocol.entities import Binding, Exchange, Queue
 from amqtask.protocol.message import Message, Properties
 from amqtask.topology.delays import DelayPlan
 from amqtask.transport.redis.layout import Layout, incoming, list_keys, outgoing, step_of
+from amqtask.transport.redis.servers import owner_in
 from amqtask.transport.redis.wire import Parser, Push, ReplyError, command
 
 REPLIES = (
@@ -152,7 +153,6 @@ def test_headers_exchanges_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"broker_url": "redis+cluster://a"}, "sentinel"),
         ({"broker_url": ["redis://a", "redis://b"]}, "one URL"),
         ({"broker_url": "sentinel://a"}, "broker_transport_options"),
         ({"broker_url": "redis://a", "result_backend": "rpc://"}, "the broker's URL"),
@@ -163,6 +163,36 @@ def test_what_cannot_be_is_said_with_what_to_do(settings: dict[str, Any], words:
 
     with pytest.raises(ConfigurationError, match=words):
         app.send_task("a.b")
+
+
+@pytest.mark.parametrize(
+    "url", ["redis+cluster://me:secret@a:1;redis+cluster://b:2", "valkey+cluster://me:secret@a:1;b:2"]
+)
+def test_a_cluster_is_named_by_some_nodes(url: str) -> None:
+    app = AmqTask("cluster", broker=url, set_as_current=False)
+
+    assert app.broker_name == "cluster redis://a:1, redis://b:2"
+    assert app.broker.chords_url is not None
+    assert app.broker.chords_url.startswith("redis+cluster://")
+
+
+def test_the_master_of_a_slot_stands_in_a_nodes_answer() -> None:
+    slots = [[0, 5460, [b"", 7000, b"id"], [b"10.0.0.2", 7003, b"id"]], [5461, 16383, [b"10.0.0.3", 7001, b"id", []]]]
+
+    assert owner_in(slots, 5460, "asked") == (
+        ("asked", 7000),
+        [("asked", 7000), ("10.0.0.2", 7003), ("10.0.0.3", 7001)],
+    )
+    assert owner_in(slots, 5461, "asked")[0] == ("10.0.0.3", 7001)
+    assert owner_in(slots[:1], 9000, "asked")[0] is None
+
+
+def test_a_long_reply_is_read_as_it_comes() -> None:
+    parser, reply = Parser(), b"*2\r\n$10000000\r\n" + b"x" * 10_000_000 + b"\r\n:1\r\n"
+    found = [each for at in range(0, len(reply), 1000) for each in parser.feed(reply[at : at + 1000])]
+
+    assert found == [[b"x" * 10_000_000, 1]]
+    assert list(parser.feed(b":2\r\n")) == [2]
 
 
 def test_urls_are_shown_without_passwords() -> None:
