@@ -13,7 +13,7 @@ from integration.waiting import PATIENT
 
 NOTES = os.environ.get("FUZZ_NOTES", os.devnull)
 
-app = AmqTask("fuzzed", backend="rpc://", **PATIENT)
+app = AmqTask("fuzzed", backend=os.environ.get("FUZZ_BACKEND", "rpc://"), **PATIENT)
 app.conf.task_default_queue = os.environ.get("FUZZ_QUEUE", "fuzzed")
 app.conf.accept_content = ["json", "yaml", "msgpack"]
 app.conf.result_extended = True

@@ -29,6 +29,8 @@ app.conf.task_ignore_result = True
 # What our workers do by themselves; a Celery worker loses what it runs without it.
 app.conf.task_acks_late = True
 app.conf.task_reject_on_worker_lost = True
+if os.environ.get("STAGED_LEASE"):
+    app.conf.broker_transport_options = {"lease": float(os.environ["STAGED_LEASE"])}
 if os.environ.get("STAGED_MASTER"):
     app.conf.broker_transport_options = {"master_name": os.environ["STAGED_MASTER"]}
     app.conf.result_backend_transport_options = {"master_name": os.environ["STAGED_MASTER"]}

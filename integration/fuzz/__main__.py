@@ -1,6 +1,6 @@
 """Hostile messages to a live worker on each pool: whatever arrives, only that message is affected.
 
-    python -m integration.fuzz [POOL …] [--seed N] [--messages N] [--only N,N …] [--singly] [--root DIR]
+    python -m integration.fuzz [POOL …] [--seed N] [--messages N] [--only N,N …] [--singly] [--redis | --root DIR]
 
 Recorded messages (Celery's, and our own) with one to four places of each wrong, garbage for the control exchange, reply queues,
 chords and delay levels; a good task after every fourth. Every good task must run, once and at its first delivery; every hostile
@@ -40,10 +40,11 @@ def main() -> int:
     parser.add_argument(
         "--singly", action="store_true", help="one by one: says which message the log's complaints are of"
     )
+    parser.add_argument("--redis", action="store_true", help="on Redis, in wrong envelopes too")
     parser.add_argument("--root", default="", help="a folder (chroot) with another RabbitMQ version")
     options = parser.parse_args()
     content.install()
-    if not options.root and not rabbitmq_installed():
+    if not options.redis and not options.root and not rabbitmq_installed():
         apt_install("rabbitmq-server")
     chosen = {int(number) for number in options.only.split(",") if number}
     messages = corpus(options.seed, sorted(chosen) or range(options.messages))
@@ -51,9 +52,11 @@ def main() -> int:
         print("\n".join(map(str, messages)))
     reports = []
     with ExitStack() as stack:
-        node = RabbitNode(root=options.root)
-        stack.callback(node.remove)
-        node.start()
+        node = None
+        if not options.redis:
+            node = RabbitNode(root=options.root)
+            stack.callback(node.remove)
+            node.start()
         for pool in options.pools or POOLS:
             reports.append(Fuzzing(node, pool, messages, seed=options.seed, singly=options.singly).run())
             print(f"{Report.HEAD}\n{reports[-1]}", flush=True)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from amqtask import AmqTask, chord, group
-from integration.fuzz.amqp import RawConnection, RawMessage, Refused
+from integration.fuzz.amqp import RawMessage, Refused
 from integration.fuzz.corpus import CHORDS, QUEUE, REPLIES, Hostile, batches
+from integration.fuzz.grounds import Connection, Ground, RabbitGround, RedisGround
 from integration.fuzz.mutations import NODE
 from integration.nodes import RabbitNode, free_port
 from integration.waiting import LONG, PATIENT, NeverHappened, eventually
@@ -31,8 +32,9 @@ MOST_GROWTH, LONGEST_LINE = 50 << 20, 8_192
 # Everything of Unicode that moves the cursor, turns the direction or ends a line; a log line ends by \n alone.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _TROUBLE = re.compile(r"^Traceback|internal error|goes back to|could not be moved")
-_LOST = re.compile(r"Trying to re-establish|connection lost|Connection to broker lost")
-_NAME = re.compile(r'"connection_name","([^"]*)"')
+_LOST = re.compile(
+    r"Trying to re-establish|connection lost|Connection to broker lost|connection to Redis at .* was lost"
+)
 _LIMITED = re.compile(r"\[(fz-\d+)\] raised unexpected: (?:Soft)?TimeLimitExceeded")
 _TAG = re.compile(r"(?:fz|good)-\d+")
 
@@ -74,22 +76,25 @@ class Report:
 
 
 class Fuzzing:
-    """One worker on a virtual host of its own."""
+    """One worker; without a RabbitMQ node, on a Redis of its own."""
 
     def __init__(
-        self, node: RabbitNode, pool: str, messages: Sequence[Hostile], *, seed: int, singly: bool = False
+        self, node: RabbitNode | None, pool: str, messages: Sequence[Hostile], *, seed: int, singly: bool = False
     ) -> None:
-        self.node, self.messages, self.singly = node, messages, singly
+        self.messages, self.singly = messages, singly
         self.report = Report(pool, seed, hostile=len(messages))
-        self.vhost = f"fuzz-{pool}-{free_port()}"
-        self.url = node.add_vhost(self.vhost)
+        self.ground: Ground = RedisGround(seed) if node is None else RabbitGround(node, f"fuzz-{pool}-{free_port()}")
+        self.url = self.ground.url
         self.notes = Path(tempfile.mkstemp(prefix="amqtask-fuzz-")[1])
         self.port = free_port()
         self.worker = WorkerProcess(
             APP, "-P", pool, "-c", "4", "-n", NODE, "-E", "--health-port", str(self.port),
-            environment={"FUZZ_NOTES": str(self.notes), "FUZZ_QUEUE": QUEUE, "AMQTASK_BROKER_URL": self.url, **MALLOC},
+            environment={
+                "FUZZ_NOTES": str(self.notes), "FUZZ_QUEUE": QUEUE, "FUZZ_BACKEND": self.ground.backend,
+                "AMQTASK_BROKER_URL": self.url, **MALLOC,
+            },
         )  # fmt: skip
-        self.client = AmqTask("client", broker=self.url, backend="rpc://", **PATIENT)
+        self.client = AmqTask("client", broker=self.url, backend=self.ground.backend, **PATIENT)
         # Sent, and by whom the broker's word is known: hostile numbers that it refused, and those it may not have taken.
         self._refused: set[int] = set()
         self._uncertain: set[int] = set()
@@ -114,13 +119,12 @@ class Fuzzing:
                 self._look_at_log()
         self.report.seconds = time.monotonic() - began
         self.notes.unlink()
-        with suppress(Exception):
-            self.node.ctl("delete_vhost", self.vhost)
+        self.ground.remove()
         return self.report
 
     def _run(self) -> None:
         self._good_results("before", 20)
-        with RawConnection(self.url) as connection:
+        with self.ground.connect() as connection:
             connection.declare(CHORDS, {"x-queue-type": "classic", "x-expires": 3_600_000})
         memory, connections = self._memory(), self._connections()
         self._send()
@@ -142,7 +146,7 @@ class Fuzzing:
     # -- sending
 
     def _send(self) -> None:
-        connection = RawConnection(self.url)
+        connection = self.ground.connect()
         for batch in batches(self.messages, 1 if self.singly else BATCH):
             if self.worker.process.poll() is not None:
                 self._died(batch)
@@ -153,7 +157,7 @@ class Fuzzing:
             except Refused as error:
                 self._note_refusal(batch, error)
                 connection.close()
-                connection = RawConnection(self.url)
+                connection = self.ground.connect()
                 continue
             if self.singly:
                 connection.publish([self._good()])
@@ -179,7 +183,7 @@ class Fuzzing:
             self._fail(f"no good task runs within 5 s after {message}")
 
     def _addressed(self, message: Hostile) -> RawMessage:
-        if message.raw.routing_key != REPLIES:
+        if message.raw.routing_key != REPLIES or not self.ground.has_reply_queues:
             return message.raw
         assert self.client.backend is not None
         return replace(message.raw, routing_key=self.client.backend.reply_to())
@@ -218,7 +222,7 @@ class Fuzzing:
 
     def _wait(self) -> None:
         """Until the work queue is empty, nothing is done any more and nothing is about to leave the delay queues."""
-        with RawConnection(self.url) as connection:
+        with self.ground.connect() as connection:
             while True:
                 self._until_quiet(connection)
                 waiting = self._counts().get(QUEUE, 0)
@@ -229,7 +233,7 @@ class Fuzzing:
                     self._fail(f"stuck: {waiting} messages are in the work queue, and nothing moves")
                     return
 
-    def _until_quiet(self, connection: RawConnection) -> None:
+    def _until_quiet(self, connection: Connection) -> None:
         """Nothing is logged, and nothing waits for a worker, for some seconds: longer than a retry's delay."""
         since, before = time.monotonic(), (0, 0)
         while time.monotonic() - since < QUIET:
@@ -242,9 +246,7 @@ class Fuzzing:
             time.sleep(0.2)
 
     def _counts(self) -> dict[str, int]:
-        lines = self.node.ctl("list_queues", "-p", self.vhost, "messages", "name").splitlines()
-        found = (line.partition("\t") for line in lines)
-        return {name: int(count) for count, _, name in found if count.isdigit()}
+        return self.ground.counts()
 
     # -- looking
 
@@ -254,10 +256,7 @@ class Fuzzing:
 
     def _connections(self) -> set[str]:
         """The worker's: idle ones of the producer have their own ends."""
-        lines = self.node.ctl("list_connections", "vhost", "pid", "client_properties").splitlines()
-        found = (line.split("\t") for line in lines)
-        names = {pid: _NAME.search(told) for vhost, pid, told in found if vhost == self.vhost}
-        return {f"{pid} {name[1]}" for pid, name in names.items() if name and name[1].startswith(NODE)}
+        return self.ground.connections(NODE)
 
     def _good_results(self, when: str, count: int) -> None:
         """A producer with results, a chord and a delayed task, beside all that."""
@@ -350,7 +349,7 @@ class Fuzzing:
 
     def _drained(self, queues: Iterable[str], *, must_say_why: bool = False) -> set[str]:
         found: list[str] = []
-        with RawConnection(self.url) as connection:
+        with self.ground.connect() as connection:
             for queue in queues:
                 for properties, _ in connection.drain(queue):
                     tag = properties.get("message_id", b"").decode(errors="replace")

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from amqtask.protocol.entities import Binding, Exchange, Queue
 from amqtask.protocol.message import Message, Properties
 from amqtask.topology.delays import DelayPlan
 from amqtask.transport.redis.layout import Layout, incoming, list_keys, outgoing, step_of
+from amqtask.transport.redis.publishing import Batch, Declared
 from amqtask.transport.redis.servers import owner_in
 from amqtask.transport.redis.wire import Parser, Push, ReplyError, command
 
@@ -154,6 +156,8 @@ def test_headers_exchanges_are_refused() -> None:
     ("settings", "words"),
     [
         ({"broker_url": ["redis://a", "redis://b"]}, "one URL"),
+        ({"broker_url": "redis://a", "broker_transport_options": {"lease": "30"}}, "3 to 86400"),
+        ({"broker_url": "redis://a", "broker_transport_options": {"lease": 1}}, "3 to 86400"),
         ({"broker_url": "sentinel://a"}, "broker_transport_options"),
         ({"broker_url": "redis://a", "result_backend": "rpc://"}, "the broker's URL"),
     ],
@@ -185,6 +189,19 @@ def test_the_master_of_a_slot_stands_in_a_nodes_answer() -> None:
     )
     assert owner_in(slots, 5461, "asked")[0] == ("10.0.0.3", 7001)
     assert owner_in(slots[:1], 9000, "asked")[0] is None
+
+
+def test_a_message_leaves_once_however_often_redis_could_not_be_reached_before() -> None:
+    messages = [Message(b"%d" % number, Properties(), "", "q") for number in range(2)]
+    batch = Batch(messages, Declared(Layout(), lambda text: None), float("inf"), "redis")
+    batch.commands()
+    for _ in range(5):
+        batch.failed(redis.ConnectionError("refused"))
+
+    assert [words[0] for words in batch.commands()] == ["SCRIPT", "SCRIPT", "EVALSHA", "EVALSHA"]
+    batch.take([b"", b"", 1, 1])
+    assert batch.is_done
+    assert batch.errors == [None, None]
 
 
 def test_a_long_reply_is_read_as_it_comes() -> None:

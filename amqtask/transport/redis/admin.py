@@ -130,12 +130,13 @@ class RedisDelayed:
 
 def delivery_of(entry: bytes, due: float) -> Delivery:
     """A delayed message with the headers that say where it goes, and when (milliseconds of Unix time)."""
-    exchange, key, _, text = entry.split(SEPARATOR.encode(), 3)
+    # Anybody can write to the hash.
+    exchange, routing_key, _, text = (entry.split(SEPARATOR.encode(), 3) + [b""] * 3)[:4]
     message = incoming(text)
-    headers = {**message.properties.headers, TO_HEADER: exchange.decode(), UNTIL_HEADER: int(due)}
-    addressed = message._replace(
-        properties=replace(message.properties, headers=headers), exchange=exchange.decode(), routing_key=key.decode()
-    )
+    to, key = exchange.decode(errors="replace"), routing_key.decode(errors="replace")
+    headers = {**message.properties.headers, TO_HEADER: to, UNTIL_HEADER: int(due)}
+    properties = replace(message.properties, headers=headers)
+    addressed = message._replace(properties=properties, exchange=to, routing_key=key)
     return addressed.delivery(DELAYED, 0, is_again=False)
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.lazy import lazy
-from amqtask.transport.redis.layout import Layout
+from amqtask.transport.redis.layout import LEASE_SECONDS, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from amqtask.ground.loop import TurnLoop
-    from amqtask.ground.shapes import JsonObject
+    from amqtask.ground.shapes import JsonObject, Options
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import BrokerOptions, ConsumerListener, LoopPublisher, OnWarning
@@ -40,6 +40,8 @@ _SCHEMES = {
     "rediss+cluster": "rediss+cluster",
 }
 _SCHEMES |= {name.replace("redis", "valkey"): meant for name, meant in _SCHEMES.items() if name.startswith("redis")}
+# Seconds that `lease` may have.
+SHORTEST_LEASE, LONGEST_LEASE = 3.0, 86_400.0
 # In front of the keys in a cluster: what is in braces says in which slot they are.
 _HASH_TAG = "{amqtask}"
 
@@ -212,7 +214,19 @@ def _server(urls: str | Sequence[str] | None, options: BrokerOptions) -> _Server
             url, options.transport_options, options.connect_timeout, settings, "broker_transport_options"
         )
     way = way_to(deployment.client())
-    return _Server(url, deployment, way, Layout(prefix, way.server.db, options.event_exchange))
+    lease = _lease(options.transport_options)
+    return _Server(url, deployment, way, Layout(prefix, way.server.db, options.event_exchange, lease))
+
+
+def _lease(options: Options) -> float:
+    """Raises: ConfigurationError."""
+    value = options.get("lease", LEASE_SECONDS)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not SHORTEST_LEASE <= value <= LONGEST_LEASE:
+        raise ConfigurationError(
+            f"broker_transport_options = {{'lease': {value!r}}}: it is the seconds for which a worker keeps what it has taken "
+            f"though it says nothing, {SHORTEST_LEASE:g} to {LONGEST_LEASE:g} [{LEASE_SECONDS:g}]"
+        )
+    return float(value)
 
 
 def _in_clients_words(urls: str | Sequence[str] | None, *, has_tls: bool) -> str:

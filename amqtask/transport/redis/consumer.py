@@ -32,7 +32,6 @@ from amqtask.transport.redis.answers import (
 )
 from amqtask.transport.redis.layout import (
     LEASE_ALONE_SECONDS,
-    LEASE_SECONDS,
     OWN_SECONDS,
     Layout,
     Outgoing,
@@ -436,7 +435,7 @@ class RedisConsumer:
 
     @property
     def _lease(self) -> float:
-        return LEASE_ALONE_SECONDS if self._has_own else LEASE_SECONDS
+        return LEASE_ALONE_SECONDS if self._has_own else self._layout.lease
 
     @property
     def _has_own(self) -> bool:

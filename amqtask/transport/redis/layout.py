@@ -47,6 +47,14 @@ SEPARATOR = "\x06\x16"
 STEPS = (0, 3, 6, 9)
 
 
+def check_separator(name: str) -> None:
+    """Raises: PublishError for a name that would be two in a key or an entry."""
+    if SEPARATOR in name:
+        raise PublishError(
+            f"{name!r} cannot be the name of a queue or exchange on Redis: {SEPARATOR!r} stands between names"
+        )
+
+
 def owner(queue: str, consumer: str, declared: Sequence[Declaration]) -> str:
     """A queue of a consumer's own, with the exchanges that it is bound to, as scripts take it."""
     sources = [entity.source.name for entity in declared if isinstance(entity, Binding)]
@@ -79,11 +87,13 @@ NO_CHAINS = "Redis cannot bind an exchange to an exchange: bind the queues to it
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`events` is the exchange of events, which Celery makes a fanout on Redis (celery/events/event.py)."""
+    """`events` is the exchange of events, which Celery makes a fanout on Redis (celery/events/event.py). `lease`: for so many
+    seconds what a consumer has taken is its own, though it says nothing."""
 
     prefix: str = ""
     db: int = 0
     events: str = "celeryev"
+    lease: float = LEASE_SECONDS
 
     @property
     def channels(self) -> str:
@@ -114,6 +124,7 @@ class Layout:
         Raises: PublishError for what Redis does not have.
         """
         check_name(entity)
+        check_separator(entity.destination if isinstance(entity, Binding) else entity.name)
         if isinstance(entity, Exchange):
             if entity.type == "headers":
                 raise PublishError(f"exchange {entity.name!r} cannot be declared. {NO_HEADERS}")
@@ -200,6 +211,8 @@ def outgoing(message: Message) -> Outgoing:
 
     Raises: PublishError for what AMQP cannot write, so that every queue can be moved to RabbitMQ; MessageTooLarge.
     """
+    for name in (message.exchange, message.routing_key):
+        check_separator(name)
     due = due_at(message.properties.headers or {})
     plain = _DELAYS.undelayed(message)
     encode_properties(plain)

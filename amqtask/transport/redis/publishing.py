@@ -219,7 +219,9 @@ class Batch:
         self._under_way: list[OnReply] = []
         self._renewed: set[int] = set()
         self._undeclared: dict[int, Exception] = {}
+        # Under way, and those that have left before and may be stored.
         self._sent: list[int] = []
+        self._left: set[int] = set()
         self._obstacle: Exception | None = None
 
     @property
@@ -261,11 +263,14 @@ class Batch:
     def failed(self, error: Exception) -> float:
         """No connection, or no replies. How long to wait before the next attempt, if there is one (seconds)."""
         self._obstacle = error
-        for index in self._sent:
+        # The next attempt may fail before anything is sent.
+        sent, self._sent = self._sent, []
+        self._left.update(sent)
+        for index in sent:
             leaving = self._leaving[index]
             assert isinstance(leaving, Outgoing)
             self._declared.forget(leaving.message.declare)
-        self._open = [*self._sent, *self._open]
+        self._open = [*sent, *self._open]
         if is_refusal(error):
             self._give_up()
         return self._pause()
@@ -279,7 +284,7 @@ class Batch:
         """What is open fails, because of the last obstacle."""
         error = self._obstacle or TimeoutError("the deadline passed")
         for index in self._open:
-            was_sent = index in self._sent and isinstance(error, (TimeoutError, redis.TimeoutError))
+            was_sent = index in self._left and isinstance(error, (TimeoutError, redis.TimeoutError))
             self.errors[index] = publish_error(error, self._server, was_sent=was_sent)
         self._open = []
 
