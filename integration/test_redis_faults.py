@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import redis
+import trustme
 
-from integration.celery_peer import CeleryWorker
+from amqtask import AmqTask
+from amqtask.exceptions import BrokerUnreachable, PublishError
+from amqtask.testing.suites.transport import Listener
+from amqtask.transport.broker import open_broker
+from amqtask.transport.contract import BrokerOptions
+from amqtask.transport.loop import PikaLoop
+from integration.machine import free_port
+from integration.redis_faults import FAULTS, MAY_LOSE, run_fault, run_long
 from integration.servers import RedisServer
 from integration.test_redis_worker import OnRedis
 from integration.workers import WorkerProcess, eventually
@@ -69,97 +75,21 @@ def trial(redis_url: str, tmp_path: Path) -> Iterator[Trial]:
         server.remove()
 
 
-def test_tasks_survive_their_worker(trial: Trial) -> None:
-    first = trial.start_worker()
-    trial.publish(first.kill)
-    trial.start_worker()
-    trial.await_all()
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name not in MAY_LOSE])
+def test_nothing_is_lost_and_nothing_runs_twice_without_a_reason(redis_url: str, fault: str) -> None:
+    report = run_fault(fault, 150)
+
+    assert (report.lost, report.unexplained) == ([], []), str(report)
 
 
-def test_tasks_survive_their_processes(trial: Trial) -> None:
-    worker = trial.start_worker()
-
-    def kill_children() -> None:
-        for child in worker.children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-
-    trial.publish(kill_children)
-    trial.await_all()
-    assert worker.stop() == 0
+@pytest.mark.timeout(400)
+def test_a_failover_runs_nothing_twice_without_a_reason(redis_url: str) -> None:
+    assert not run_fault("failover by Sentinel", 150).unexplained
 
 
-def test_killed_connections_make_no_task_run_twice(trial: Trial) -> None:
-    worker = trial.start_worker()
-    trial.publish(lambda: None)
-    while len(trial.runs) < NUMBERS:
-        trial.client.client_kill_filter(_type="normal", skipme=True)
-        before = len(trial.runs)
-        eventually(lambda before=before: len(trial.runs) > before or len(trial.runs) == NUMBERS)  # type: ignore[misc]
-    trial.await_all()
-    assert worker.stop() == 0
-    assert set(trial.runs.values()) == {1}
-
-
-def test_tasks_survive_a_redis_that_is_killed_and_comes_back(trial: Trial) -> None:
-    worker = trial.start_worker()
-
-    def restart() -> None:
-        trial.server.kill()
-        trial.server.start()
-
-    trial.publish(restart)
-    trial.await_all()
-    assert worker.stop() == 0
-
-
-def test_tasks_survive_a_redis_that_stands_still(trial: Trial) -> None:
-    worker = trial.start_worker()
-
-    def pause() -> None:
-        assert trial.server.pid is not None
-        os.kill(trial.server.pid, signal.SIGSTOP)
-        time.sleep(15)  # the fault itself
-        os.kill(trial.server.pid, signal.SIGCONT)
-
-    trial.publish(pause)
-    trial.await_all()
-    assert worker.stop() == 0
-
-
-def test_tasks_survive_a_full_memory(trial: Trial) -> None:
-    trial.publish(lambda: None)
-    trial.client.config_set("maxmemory", "1")
-    worker = trial.start_worker()  # takes and acknowledges what is there all the same
-    trial.await_all()
-    trial.client.config_set("maxmemory", "0")
-    assert worker.stop() == 0
-    assert set(trial.runs.values()) == {1}
-
-
-def test_tasks_survive_beside_celerys_workers(trial: Trial) -> None:
-    first = trial.start_worker()
-    with CeleryWorker(trial.celery, trial.queue):
-        done = [trial.send("add", number, 1) for number in range(NUMBERS)]
-        first.kill()
-        trial.start_worker()
-        assert [result.get(timeout=120) for result in done] == [number + 1 for number in range(NUMBERS)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
-def test_a_task_that_is_longer_than_its_lease_runs_once(trial: Trial, pool: str) -> None:
-    trial.start_worker("-P", pool)
-    trial.start_worker("-P", pool, "-n", "second@%h")
-    started, release = trial.folder / "started", trial.folder / "release"
-    result = trial.send("wait_for", str(started), str(release))
-    eventually(started.exists)
-    started.unlink()
-
-    time.sleep(45)  # a lease and a half
-    assert not started.exists()
-    release.touch()
-    assert result.get(timeout=90) == "released"
+def test_what_is_longer_than_a_lease_runs_once(redis_url: str) -> None:
+    assert run_long(10.0, lease=3.0) == {"long": 1, "later": 1}
 
 
 def test_a_worker_that_stands_still_loses_what_it_holds_and_does_no_harm(trial: Trial) -> None:
@@ -196,6 +126,8 @@ def test_a_redis_without_a_disk_forgets_and_the_worker_goes_on(redis_url: str, t
         server.remove()
 
 
+MEGABYTE = 1 << 20
+ENVELOPE = b'{"body": "%s", "properties": {"body_encoding": "base64"}, "headers": {"task": "sample.add", "id": "x"}}'
 HOSTILE = [
     b"",
     b"\xff\xfe",
@@ -203,23 +135,127 @@ HOSTILE = [
     b"null",
     b"{}",
     b"[" * 5000,
+    b'{"a":' * 100_000,
     b'{"body": "W10=", "properties": {"body_encoding": "base64"}}',
-    b'{"body": "%%%", "properties": {"body_encoding": "base64"}, "headers": {"task": "sample.add", "id": "x"}}',
+    ENVELOPE % b"%%%",
+    ENVELOPE % (b"[" * 100_000),
     b'{"body": "W10=", "properties": {"correlation_id": {"a": 1}}, "headers": {"task": "sample.add", "id": "x"}}',
+    b'{"body": "W10=", "properties": {"priority": "high"}, "headers": {"task": "sample.add", "id": "x"}}',
+    b'{"body": "W10=", "properties": [], "headers": {"task": "sample.add", "id": "x"}}',
     b'{"body": "[[1, 2], {}, {}]", "content-type": "application/json", "content-encoding": "utf-8", "properties": {},'
     b' "headers": {"task": ["sample.add"], "id": 7}}',
     b'{"body": "W10=", "properties": {}, "headers": {"x": "' + b"y" * 100_000 + b'"}}',
+    b"x" * (100 * MEGABYTE),
+    ENVELOPE % (b"AAAA" * (25 * MEGABYTE)),
 ]
 
 
+@pytest.mark.timeout(400)
 def test_messages_that_are_none_go_to_the_dead_letters_and_harm_no_other(trial: Trial) -> None:
     worker = trial.start_worker()
     for text in HOSTILE:
         trial.client.lpush(trial.queue, text)
         trial.send("leave", str(trial.journal), "good", ignore_result=True)
 
-    eventually(lambda: trial.runs["good"] == len(HOSTILE))
+    eventually(lambda: trial.runs["good"] == len(HOSTILE), what=lambda: worker.log[-4000:])
     eventually(lambda: trial.client.llen(f"{trial.queue}.dead") == len(HOSTILE), what=lambda: worker.log[-4000:])
     assert worker.stop() == 0
     assert not trial.held
     assert "Traceback" not in worker.log
+    assert all(b"x-amqtask-reason" in letter for letter in trial.client.lrange(f"{trial.queue}.dead", 0, -1))
+
+
+def test_messages_with_the_same_tag_are_two(trial: Trial) -> None:
+    app = trial.app
+    trial.send("leave", str(trial.journal), "first", ignore_result=True)
+    (text,) = trial.client.lrange(trial.queue, 0, -1)
+    trial.client.lpush(trial.queue, text, text)
+    worker = trial.start_worker()
+
+    eventually(lambda: trial.runs["first"] == 3)
+    assert worker.stop() == 0
+    assert not trial.held
+    assert app.conf.task_default_queue == trial.queue
+
+
+@pytest.mark.parametrize("name", ["a\x06\x16b", "a\nb"])
+def test_a_name_that_no_queue_can_have_is_an_error_of_the_call(trial: Trial, name: str) -> None:
+    with pytest.raises(PublishError):
+        trial.app.send_task("sample.leave", (), queue=name)
+    assert trial.client.dbsize() == 0
+
+
+# -- TLS
+
+
+class TlsServer(RedisServer):
+    """A Redis that takes nobody without a certificate of its authority."""
+
+    def __init__(self, folder: Path) -> None:
+        self.secure_port = free_port()
+        self.certificates = folder
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(folder / "ca.pem")
+        trustme.CA().cert_pem.write_to_path(folder / "strange.pem")
+        for name in ("localhost", "client"):
+            issued = authority.issue_cert(name)
+            issued.private_key_pem.write_to_path(folder / f"{name}.key")
+            issued.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
+        super().__init__(
+            "--tls-port", str(self.secure_port), "--tls-ca-cert-file", str(folder / "ca.pem"), "--tls-cert-file",
+            str(folder / "localhost.pem"), "--tls-key-file", str(folder / "localhost.key"),
+        )  # fmt: skip
+
+    def secure_url(self, authority: str = "ca", client: str = "client") -> str:
+        """Its URL with these certificates."""
+        options = {"ssl_ca_certs": self.certificates / f"{authority}.pem", "ssl_cert_reqs": "required"}
+        if client:
+            options |= {
+                "ssl_certfile": self.certificates / f"{client}.pem",
+                "ssl_keyfile": self.certificates / f"{client}.key",
+            }
+        return f"rediss://localhost:{self.secure_port}/0?{urlencode(options)}"
+
+
+@pytest.fixture
+def tls(redis_url: str, tmp_path: Path) -> Iterator[TlsServer]:
+    server = TlsServer(tmp_path)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "eventlet"])
+def test_tasks_and_results_go_through_tls_with_client_certificates(tls: TlsServer, pool: str) -> None:
+    on_redis = OnRedis(tls.secure_url())
+    with on_redis.worker("-P", pool, "-c", "2") as worker:
+        assert on_redis.send("add", 2, 3).get(timeout=90) == 5
+        large = "x" * 3_000_000
+        assert len(on_redis.send("add", large, large).get(timeout=90)) == 6_000_000
+        assert on_redis.send("add", 1, 1, countdown=1).get(timeout=90) == 2
+        on_redis.client.client_kill_filter(_type="normal", skipme=True)
+        assert on_redis.send("add", 3, 3).get(timeout=90) == 6
+        assert worker.stop() == 0
+    on_redis.app.close()
+    on_redis.client.close()
+
+
+@pytest.mark.parametrize(
+    ("authority", "client", "words"), [("strange", "client", "CERTIFICATE_VERIFY"), ("ca", "", "Redis")]
+)
+def test_a_certificate_that_is_wrong_or_missing_is_an_error_that_says_so(
+    tls: TlsServer, authority: str, client: str, words: str
+) -> None:
+    app = AmqTask("client", broker=tls.secure_url(authority, client), set_as_current=False, broker_publish_timeout=3.0)
+    with pytest.raises(BrokerUnreachable, match=words):
+        app.send_task("sample.add", (1, 2))
+    app.close()
+    loop, listener = PikaLoop(), Listener()
+    broker = open_broker(BrokerOptions(tls.secure_url(authority, client)), {})
+    consumer = broker.consumer(loop, listener, name="test", heartbeat=None)
+    consumer.start()
+    eventually(lambda: any(words in text for text in listener.warnings), sleep=loop.run_once)
+    consumer.stop()
+    loop.close()

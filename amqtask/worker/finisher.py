@@ -79,10 +79,25 @@ def dead_letter(request: Request, *, to: str, reason: str, exception: str, hostn
     return Message(delivery.body, copied_properties(delivery.properties, headers), exchange="", routing_key=to)
 
 
+def _is_short(value: object) -> bool:
+    """Whether it is a text that AMQP takes as a property."""
+    return isinstance(value, str) and len(value.encode(errors="replace")) <= 255
+
+
 def bare_dead_letter(dead: Message) -> Message:
-    """The same dead letter with only the reason in its headers, for a broker that refuses the others."""
-    headers = {name: value for name, value in dead.properties.headers.items() if name.startswith("x-amqtask-")}
-    properties = Properties(content_type=dead.properties.content_type, headers=headers)
+    """The same dead letter with only the reason in its headers, and its name and ids, for a broker that refuses the others."""
+    before = dead.properties
+    headers = {
+        name: value
+        for name, value in before.headers.items()
+        if name.startswith("x-amqtask-") or (name in ("task", "id") and _is_short(value))
+    }
+    kept = {
+        name: value
+        for name in ("content_type", "content_encoding", "correlation_id", "message_id")
+        if _is_short(value := getattr(before, name))
+    }
+    properties = Properties(**kept, headers=headers)
     return Message(dead.body, properties, dead.exchange, dead.routing_key, dead.declare)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import redis
 
-from amqtask.transport.redis.layout import SEPARATOR, list_keys
+from amqtask.transport.redis.layout import SEPARATOR, incoming, list_keys
 from integration.fuzz import values
 from integration.fuzz.amqp import Field, Pairs, RawConnection, RawMessage
 from integration.fuzz.chance import Chance
@@ -158,17 +158,13 @@ class RedisConnection:
             texts = [entry.split(SEPARATOR.encode(), 3)[-1] for entry in entries]
         else:
             texts = [text for key in list_keys("", queue) for text in self._client.lrange(key, 0, -1)]
-        for text in texts:
-            try:
-                document = json.loads(text)
-                tag, headers = document["properties"].get("message_id") or "", json.dumps(document["headers"])
-            except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-                continue  # only among the delayed, where a run has written it
-            if not re.fullmatch("(?:fz|good)-[0-9]+", str(tag)):
+        for message in map(incoming, texts):
+            tag = message.properties.message_id or ""
+            if not re.fullmatch("(?:fz|good)-[0-9]+", tag):
                 # What was no envelope is the body of its dead letter.
-                found = _TAG.search(_body(document))
-                tag = found[0].decode() if found else ""
-            yield {"message_id": str(tag).encode(), "headers": headers.encode()}, b""
+                found = _TAG.findall(message.body)
+                tag = found[-1].decode() if found else ""
+            yield {"message_id": tag.encode(), "headers": repr(message.properties.headers).encode()}, b""
 
     def declare(self, queue: str, arguments: Mapping[str, Any] | None = None) -> None:
         """A list is there when it is written to."""
@@ -183,11 +179,6 @@ class RedisConnection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _body(document: Any) -> bytes:
-    body = document["body"]
-    return b64decode(body) if document["properties"].get("body_encoding") == "base64" else str(body).encode()
 
 
 # -- envelopes

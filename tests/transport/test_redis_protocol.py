@@ -191,6 +191,12 @@ def test_the_master_of_a_slot_stands_in_a_nodes_answer() -> None:
     assert owner_in(slots[:1], 9000, "asked")[0] is None
 
 
+@pytest.mark.parametrize("key", [5, None, ["q"], "a\x06\x16b"])
+def test_a_routing_key_that_cannot_be_one_is_refused(key: Any) -> None:
+    with pytest.raises(PublishError, match="name"):
+        outgoing(Message(b"", Properties(), "", key))
+
+
 def test_a_message_leaves_once_however_often_redis_could_not_be_reached_before() -> None:
     messages = [Message(b"%d" % number, Properties(), "", "q") for number in range(2)]
     batch = Batch(messages, Declared(Layout(), lambda text: None), float("inf"), "redis")

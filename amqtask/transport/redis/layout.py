@@ -30,6 +30,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import PublishError
+from amqtask.ground.printable import printable
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.protocol.message import LARGEST_HEADERS, Delivery, Message, OddHeaders, Properties
 from amqtask.protocol.serialization import content_types, dumps, loads
@@ -47,8 +48,12 @@ SEPARATOR = "\x06\x16"
 STEPS = (0, 3, 6, 9)
 
 
-def check_separator(name: str) -> None:
-    """Raises: PublishError for a name that would be two in a key or an entry."""
+def check_separator(name: object) -> None:
+    """Raises: PublishError for a name that would be two in a key or an entry, or that is no text: a message has said it."""
+    if not isinstance(name, str):
+        raise PublishError(
+            f"the name of a queue or exchange, or a routing key, is a text, and not {printable(repr(name), 100)}"
+        )
     if SEPARATOR in name:
         raise PublishError(
             f"{name!r} cannot be the name of a queue or exchange on Redis: {SEPARATOR!r} stands between names"
@@ -307,10 +312,15 @@ def _text(fields: Any, name: str) -> str | None:
 
 
 def _number(fields: Any, name: str) -> int | None:
+    """As AMQP can carry it: whoever has written the envelope may not have known that."""
     value = fields.get(name)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise TypeError(f"{name} is no number")
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is no number")
+    if name == "priority":
+        return max(0, min(255, value))
+    return value if 0 <= value < (256 if name == "delivery_mode" else 2**63) else None
 
 
 def _too_large(size: int) -> OddHeaders:
