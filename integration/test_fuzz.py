@@ -16,6 +16,17 @@ SEED, MESSAGES = 7, 120
 
 
 @pytest.mark.timeout(900)
+def test_on_redis_too_whatever_anybody_writes_into_a_queue(redis_url: str) -> None:
+    messages = corpus(SEED, range(MESSAGES))
+
+    with ThreadPoolExecutor(3) as threads:
+        runs = [threads.submit(Fuzzing(None, pool, messages, seed=SEED).run) for pool in POOLS]
+        failures = {pool: run.result().failures for pool, run in zip(POOLS, runs, strict=True)}
+
+    assert failures == {pool: [] for pool in POOLS}
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets that the broker closed
 def test_whatever_arrives_only_that_message_is_affected(hurt_node: RabbitNode) -> None:
     messages = corpus(SEED, range(MESSAGES))

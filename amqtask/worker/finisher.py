@@ -283,7 +283,7 @@ class Finisher:
 
     def _finish_at_once(self, request: Request, outcome: Outcome) -> bool:
         """Publish all of the outcome and acknowledge in one step, where the broker has one. False: it has none for this."""
-        if outcome.parts or outcome.result is not None:
+        if outcome.parts or outcome.result is not None or outcome.answer not in (Answer.ACK, Answer.DEAD_LETTER):
             return False
         messages, dead = list(outcome.publish), None
         if outcome.answer is Answer.DEAD_LETTER:

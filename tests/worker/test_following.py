@@ -279,6 +279,16 @@ def test_what_such_a_broker_has_no_place_for_is_published_by_itself() -> None:
     assert bench.frames == [("ack", 1, False)]
 
 
+def test_what_goes_back_to_its_queue_is_not_acknowledged_in_one_step() -> None:
+    bench = replacing()
+    bench.deliver("a")
+    bench.end("a", publish=(follow_up("b"),), answer=Answer.REQUEUE)
+    bench.publisher.confirm_all()
+
+    assert bench.consumer.replaced == []
+    assert bench.frames == [("reject", 1, True)]
+
+
 @pytest.mark.parametrize("outcome", [{"result": result()}, {"publish": (follow_up(),), "result": result()}])
 def test_an_outcome_with_a_result_for_its_caller_is_confirmed_first_on_every_broker(outcome: dict[str, Any]) -> None:
     bench = replacing()
