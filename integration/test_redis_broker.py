@@ -461,6 +461,11 @@ class TestRedisCluster(RedisSuite):
         with self.broker.admin() as admin:
             assert admin.count(queue.name) == 0
 
+    def test_a_wrong_password_is_told_of(self, redis_cluster_url: str) -> None:
+        url = redis_cluster_url.replace("redis://", "redis+cluster://nobody:wrong@").rpartition("/")[0]
+        with pytest.raises(AccessRefused, match="broker_url"):
+            _publisher(url, timeout=60.0).publish(_message("q"))
+
     async def publish_from_an_event_loop(self, queue: Queue, body: bytes) -> None:
         publisher = self.broker.async_publisher(name="test", on_warning=self.warnings.append)
         await publisher.publish(Message(body, Properties(), "", queue.name))

@@ -261,16 +261,23 @@ class _Nodes:
         self.slot = slot
 
     def discover_master(self, service_name: str) -> Address:
-        """The master of the slot. Raises: redis.ConnectionError."""
-        for node in list(self.sentinels):
+        """The master of the slot. Raises: redis.ConnectionError, or why the last of them did not answer."""
+        problem: Exception = redis.ConnectionError(f"no node of the cluster says who has slot {self.slot}")
+        for node in self._in_turn():
             try:
                 found, others = owner_in(node.execute_command("CLUSTER", "SLOTS"), self.slot, host_of(node))
-            except (redis.RedisError, OSError):
+            except (redis.RedisError, OSError) as error:
+                problem = error
                 continue
             self._note(others)
             if found is not None:
                 return found
-        raise redis.ConnectionError(f"no node of the cluster says who has slot {self.slot}")
+        raise problem
+
+    def _in_turn(self) -> list[Any]:
+        """All of them, each time another one first: the first may be cut off from the others."""
+        self.sentinels.append(self.sentinels.pop(0))
+        return list(self.sentinels)
 
     def _note(self, others: Sequence[Address]) -> None:
         """They are asked when those that the URL names are away."""
@@ -287,15 +294,17 @@ class _Nodes:
 class _AsyncNodes(_Nodes):
     async def discover_master(self, service_name: str) -> Address:  # type: ignore[override]
         """The same for an event loop."""
-        for node in list(self.sentinels):
+        problem: Exception = redis.ConnectionError(f"no node of the cluster says who has slot {self.slot}")
+        for node in self._in_turn():
             try:
                 found, others = owner_in(await node.execute_command("CLUSTER", "SLOTS"), self.slot, host_of(node))
-            except (redis.RedisError, OSError):
+            except (redis.RedisError, OSError) as error:
+                problem = error
                 continue
             self._note(others)
             if found is not None:
                 return found
-        raise redis.ConnectionError(f"no node of the cluster says who has slot {self.slot}")
+        raise problem
 
 
 def host_of(client: Any) -> str:
