@@ -81,7 +81,7 @@ def test_everything_moves_up_to_rabbitmq_and_runs_there(told: Told, rabbit: Brok
 
     assert code == 0, printed
     assert (told.client.llen(told.queue), told.client.zcard("amqtask.delay"), told.client.hlen("unacked")) == (0, 0, 0)
-    assert rabbit.count(told.queue) == 60
+    assert rabbit.count(told.queue) in (60, 61)  # the delayed one may be due by now
     environment = {"AMQTASK_BROKER_URL": rabbit.url, "SAMPLE_BACKEND": told.url, "SAMPLE_QUEUE": told.queue}
     with WorkerProcess(SAMPLE, "-c", "2", environment=environment):
         assert soon.get(timeout=90) == 42

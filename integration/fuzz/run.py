@@ -361,7 +361,7 @@ class Fuzzing:
                         and b"x-amqtask-reason" not in headers
                         and b"x-death" not in headers
                     ):
-                        self._fail(f"{tag} is a dead letter without a reason")
+                        self._fail(f"{tag} is a dead letter without a reason: {headers[:500]!r}")
         # At least once: what is on its way goes again when the broker closes the channel for another message.
         self.report.doubled += sum(
             count > 1 and _TAG.fullmatch(tag) is not None for tag, count in Counter(found).items()
