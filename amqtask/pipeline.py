@@ -16,7 +16,8 @@ BURST = 1000
 # Seconds that a message waits for others while calls still come: an `eta` was worked out when it was composed.
 LONGEST_WAIT = 0.1
 
-_open: ContextVar[Pipeline | None] = ContextVar("amqtask_pipeline", default=None)
+# The pipeline whose block this code was started in; callers look here first.
+opened: ContextVar[Pipeline | None] = ContextVar("amqtask_pipeline", default=None)
 
 
 class Pipeline:
@@ -67,7 +68,7 @@ class Pipeline:
         if self._token is not None:
             raise RuntimeError("this pipeline is open already; each block takes one of its own: with app.pipeline()")
         self._thread = threading.get_ident()
-        self._token = _open.set(self)
+        self._token = opened.set(self)
         return self
 
     def __exit__(
@@ -76,7 +77,7 @@ class Pipeline:
         """What was called is published, whether the block ended well or not: so it would have been without a pipeline."""
         token, self._token = self._token, None
         if token is not None:
-            _open.reset(token)
+            opened.reset(token)
         self.flush()
 
     @property
@@ -88,12 +89,12 @@ class Pipeline:
 
 def find_pipeline(owner: object) -> Pipeline | None:
     """The pipeline that `owner`'s calls go through here, None outside of `with app.pipeline()`."""
-    pipeline = _open.get()
+    pipeline = opened.get()
     return pipeline if pipeline is not None and pipeline.owner is owner and pipeline.is_open_here else None
 
 
 def flush_open() -> None:
     """Publish what waits here, before somebody waits for its result. Raises: PublishError."""
-    pipeline = _open.get()
+    pipeline = opened.get()
     if pipeline is not None and pipeline.is_open_here:
         pipeline.flush()

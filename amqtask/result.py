@@ -16,7 +16,7 @@ from amqtask.ground.current import find_current_app
 from amqtask.ground.deadlines import cancel_all
 from amqtask.ground.plugins import WithOthersNames, others_names
 from amqtask.ground.printable import bounded_logger
-from amqtask.pipeline import flush_open
+from amqtask.pipeline import flush_open, opened
 from amqtask.protocol.result import ResultMessage, exception_from_dict
 from amqtask.results import GroupResult as GroupResult
 from amqtask.results import ResultSet as ResultSet
@@ -296,7 +296,8 @@ class AsyncResult(WithDescendants, WithOthersNames, Generic[R]):
     @property
     def result_store(self) -> ResultBackend:
         """The result store. Raises: BackendNotConfigured where results are not kept."""
-        flush_open()  # or the result of a call that still waits in a pipeline would never come
+        if opened.get() is not None:
+            flush_open()  # or the result of a call that still waits in a pipeline would never come
         if self._backend is None:
             raise BackendNotConfigured(
                 f"the application keeps no results, so that of task {self.id} cannot be read: set result_backend "

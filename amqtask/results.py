@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO, cast
 
 from amqtask import states
 from amqtask.exceptions import BackendNotConfigured, ChordError, TimeoutError
-from amqtask.execution.context import current_context
+from amqtask.execution.context import current
 from amqtask.ground.current import current_app
 from amqtask.ground.deadlines import cancel_all
 from amqtask.ground.plugins import WithOthersNames
@@ -129,7 +129,7 @@ def allow_join_result() -> Iterator[None]:
 
 def check_not_in_task(disable_sync_subtasks: bool) -> None:
     """Raises: RuntimeError where waiting could take the slot that the awaited task needs."""
-    context = current_context()
+    context = current.get()
     if disable_sync_subtasks and context is not None and not context.is_eager and not _join_allowed.get():
         raise RuntimeError(
             "Never call result.get() within a task: it occupies a slot that the awaited task may need. Use a chain or a "

@@ -17,7 +17,7 @@ from amqtask.client.message_builder import body_of, tell_composed
 from amqtask.exceptions import BackendNotConfigured, PublishError
 from amqtask.execution.context import current
 from amqtask.option_types import of_call
-from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open
+from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open, opened
 from amqtask.protocol.chord import more_message, queue_name, token_of
 from amqtask.protocol.message import Message
 from amqtask.result import AsyncResult
@@ -230,7 +230,7 @@ class Caller:
         if self._app.runtime.is_eager:
             return self._eager(name, args, kwargs, options)
         message = self.compose(name, args, kwargs, options, task)
-        pipeline = find_pipeline(self)
+        pipeline = None if opened.get() is None else find_pipeline(self)
         if pipeline is not None and self._sender.transaction is None:
             pipeline.add(message)
         else:
@@ -410,7 +410,7 @@ class Caller:
         self._prepare_results(_timeout(options))
         begun, result = self._app.runtime.workflows.prepared(composition, args, kwargs, options)
         messages = self._composition_messages(begun)
-        pipeline = find_pipeline(self)
+        pipeline = None if opened.get() is None else find_pipeline(self)
         if pipeline is not None and self._sender.transaction is None:
             for message in messages:
                 pipeline.add(message)

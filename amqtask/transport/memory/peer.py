@@ -10,7 +10,7 @@ import itertools
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pika import frame, spec
 
@@ -92,7 +92,7 @@ class PeerChannel:
         if not self._is_open:
             return  # it was sent before the client heard that the channel is closed
         try:
-            handler = _HANDLERS.get(type(method))
+            handler = self._HANDLERS.get(type(method))
             if handler is None:
                 raise not_implemented(method.NAME)
             answer: object | None = handler(self, method)
@@ -325,33 +325,32 @@ class PeerChannel:
                 unanswered.subscriber.unacked -= 1
             yield unanswered
 
+    # The methods of a channel; each returns the client's answer, if there is one.
+    _HANDLERS: ClassVar[dict[type, Callable[[PeerChannel, Any], object | None]]] = {
+        spec.Channel.Flow: lambda channel, method: spec.Channel.FlowOk(method.active),
+        spec.Confirm.Select: _confirm,
+        spec.Exchange.Declare: _declare_exchange,
+        spec.Exchange.Delete: _delete_exchange,
+        spec.Queue.Declare: _declare_queue,
+        spec.Queue.Purge: _purge,
+        spec.Queue.Delete: _delete_queue,
+        **dict.fromkeys((spec.Queue.Bind, spec.Exchange.Bind), _bind),
+        **dict.fromkeys((spec.Queue.Unbind, spec.Exchange.Unbind), _unbind),
+        spec.Basic.Publish: _begin_publish,
+        spec.Basic.Qos: _set_prefetch,
+        spec.Basic.Consume: _consume,
+        spec.Basic.Cancel: _cancel,
+        spec.Basic.Get: _get,
+        spec.Basic.Ack: _ack,
+        spec.Basic.Nack: _nack,
+        spec.Basic.Reject: _reject,
+    }
+
 
 def _binding(method: Any) -> Binding:
     to_exchange = isinstance(method, (spec.Exchange.Bind, spec.Exchange.Unbind))
     source, destination = (method.source, method.destination) if to_exchange else (method.exchange, method.queue)
     return Binding(Exchange(source), destination, method.routing_key, arguments(method.arguments), to_exchange)
-
-
-# The methods of a channel; each returns the client's answer, if there is one.
-_HANDLERS: dict[type, Callable[[PeerChannel, Any], object | None]] = {
-    spec.Channel.Flow: lambda channel, method: spec.Channel.FlowOk(method.active),
-    spec.Confirm.Select: PeerChannel._confirm,
-    spec.Exchange.Declare: PeerChannel._declare_exchange,
-    spec.Exchange.Delete: PeerChannel._delete_exchange,
-    spec.Queue.Declare: PeerChannel._declare_queue,
-    spec.Queue.Purge: PeerChannel._purge,
-    spec.Queue.Delete: PeerChannel._delete_queue,
-    **dict.fromkeys((spec.Queue.Bind, spec.Exchange.Bind), PeerChannel._bind),
-    **dict.fromkeys((spec.Queue.Unbind, spec.Exchange.Unbind), PeerChannel._unbind),
-    spec.Basic.Publish: PeerChannel._begin_publish,
-    spec.Basic.Qos: PeerChannel._set_prefetch,
-    spec.Basic.Consume: PeerChannel._consume,
-    spec.Basic.Cancel: PeerChannel._cancel,
-    spec.Basic.Get: PeerChannel._get,
-    spec.Basic.Ack: PeerChannel._ack,
-    spec.Basic.Nack: PeerChannel._nack,
-    spec.Basic.Reject: PeerChannel._reject,
-}
 
 
 class Peer:
