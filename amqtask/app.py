@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar,
 
 from amqtask import option_types, signals
 from amqtask.calls.signature import Signature
-from amqtask.client.builtin_tasks import BUILTINS
 from amqtask.client.caller import Caller, delegated
 from amqtask.client.registry import (
     TaskRegistry,
@@ -23,6 +22,7 @@ from amqtask.client.registry import (
     twin_of_main,
 )
 from amqtask.client.runtime import Kept, Runtime, made
+from amqtask.client.workflow_messages import BUILTINS
 from amqtask.exceptions import ConfigurationError, DuplicateTaskNameWarning
 from amqtask.execution.chain_steps import OFF
 from amqtask.execution.executor import Executor

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# What the names of the tasks begin with that every worker has (amqtask.client.builtin_tasks).
+# What the names of the tasks begin with that every worker has (amqtask.client.workflow_messages).
 BUILT_IN = ("celery.", "amqtask.")
 logger = bounded_logger("amqtask.worker")
 VARIABLE = "DJANGO_SETTINGS_MODULE"

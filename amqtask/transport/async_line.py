@@ -41,7 +41,7 @@ from amqtask.transport.errors import (
     unreachable,
     unroutable,
 )
-from amqtask.transport.url import EXTERNAL, BrokerAddress, client_properties
+from amqtask.transport.url import EXTERNAL, Addresses, BrokerAddress, HostTurns, client_properties
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import OptionDict
@@ -472,34 +472,26 @@ async def _channel(connection: Any, confirms: bool) -> Any:
 
 
 async def connect(
-    addresses: Sequence[BrokerAddress], deadline: float, *, heartbeat: int | None, connect_timeout: float, name: str
+    addresses: Addresses, deadline: float, *, heartbeat: int | None, connect_timeout: float, name: str
 ) -> Line:
     """The first of the addresses that answers before the deadline, in turn and again.
 
-    No host may use up the time of those after it. Raises: AccessRefused at once, BrokerUnreachable.
+    Raises: AccessRefused at once, BrokerUnreachable.
     """
-    now = asyncio.get_running_loop().time
-    pause = 0.05
-    last: BrokerUnreachable | None = None
+    turns = HostTurns(addresses, deadline, connect_timeout, asyncio.get_running_loop().time)
     while True:
-        for index, address in enumerate(addresses):
-            share = max(0.05, min(connect_timeout, (deadline - now()) / (len(addresses) - index)))
-            opening = await ended(_open(address, heartbeat, name), share, Line.abandon)
+        for address, seconds in turns:
+            opening = await ended(_open(address, heartbeat, name), seconds, Line.abandon)
             if opening is None:
-                # An attempt that the deadline cut short says less than the one before it.
-                if last is None or share == connect_timeout:
-                    last = BrokerUnreachable(f"{address.safe_url} did not answer in time")
+                turns.failed(BrokerUnreachable(f"{address.safe_url} did not answer in time"))
                 continue
             try:
                 line = opening.result()
                 line.has_other_hosts = len(addresses) > 1
                 return line
             except (OSError, aio_errors.AMQPError, asyncio.CancelledError) as error:
-                last = _unreachable(error, address)
-        if deadline - now() <= pause:
-            raise BrokerUnreachable(f"{last} (tried until the deadline)") from last
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, 0.5)
+                turns.failed(_unreachable(error, address))
+        await asyncio.sleep(turns.pause())
 
 
 async def _open(address: BrokerAddress, heartbeat: int | None, name: str) -> Line:

@@ -44,7 +44,7 @@ from amqtask.transport.stream import (
     is_failure,
     start_ok,
 )
-from amqtask.transport.url import BrokerAddress, client_properties
+from amqtask.transport.url import Addresses, BrokerAddress, HostTurns, client_properties
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import FieldTable
@@ -476,31 +476,23 @@ def delivery_of(method: PikaMethod, properties: PropertiesLike, body: bytes, que
     )
 
 
-def connect(link: Link, addresses: Sequence[BrokerAddress], deadline: float, connect_timeout: float) -> None:
+def connect(link: Link, addresses: Addresses, deadline: float, connect_timeout: float) -> None:
     """Open the link to the first of the addresses that answers before the deadline, in turn and again.
 
-    No host may use up the time of those after it. Raises: AccessRefused at once, BrokerUnreachable.
+    Raises: AccessRefused at once, BrokerUnreachable.
     """
-    pause = 0.05
-    last: BrokerUnreachable | None = None
+    turns = HostTurns(addresses, deadline, connect_timeout)
     while True:
-        for index, address in enumerate(addresses):
-            now = time.monotonic()
-            share = max(0.05, min(connect_timeout, (deadline - now) / (len(addresses) - index)))
+        for address, seconds in turns:
             try:
-                link.open(address, now + share)
+                link.open(address, time.monotonic() + seconds)
             except AccessRefused:
                 raise
             except BrokerUnreachable as error:
-                # An attempt that the deadline cut short says less than the one before it.
-                if last is None or share == connect_timeout or time.monotonic() < now + share:
-                    last = error
+                turns.failed(error)
             else:
                 return
-        if deadline - time.monotonic() <= pause:
-            raise BrokerUnreachable(f"{last} (tried until the deadline)") from last
-        time.sleep(pause)
-        pause = min(pause * 2, 0.5)
+        time.sleep(turns.pause())
 
 
 # -- the links of a process

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -11,7 +12,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import pika
 
 from amqtask import option_types
-from amqtask.exceptions import ConfigurationError
+from amqtask.exceptions import BrokerUnreachable, ConfigurationError
 from amqtask.ground.plugins import near_names
 from amqtask.ground.printable import described, printable
 from amqtask.transport.stream import TCP_OPTIONS, ByteStream, Stream
@@ -212,6 +213,46 @@ def beginning_after(addresses: Addresses, last: BrokerAddress) -> Addresses:
     """The same hosts in the same order, rotated so that this one is last."""
     index = addresses.index(last) + 1
     return addresses[index:] + addresses[:index]
+
+
+class HostTurns:
+    """Whom to connect to until the deadline (of `clock`): iterate for one round of the hosts, each with the seconds that it has.
+
+    No host may use up the time of those after it.
+    """
+
+    def __init__(
+        self, addresses: Addresses, deadline: float, connect_timeout: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._addresses = addresses
+        self._deadline = deadline
+        self._connect_timeout = connect_timeout
+        self._clock = clock
+        self._last: BrokerUnreachable | None = None
+        self._pause = 0.05
+        self._is_cut_short = False
+        self._until = deadline
+
+    def __iter__(self) -> Iterator[tuple[BrokerAddress, float]]:
+        for index, address in enumerate(self._addresses):
+            now = self._clock()
+            seconds = (self._deadline - now) / (len(self._addresses) - index)
+            self._is_cut_short = seconds < self._connect_timeout
+            seconds = max(0.05, min(self._connect_timeout, seconds))
+            self._until = now + seconds
+            yield address, seconds
+
+    def failed(self, error: BrokerUnreachable) -> None:
+        """The present attempt has failed. One that the deadline cut short says less than the one before it."""
+        if self._last is None or not self._is_cut_short or self._clock() < self._until:
+            self._last = error
+
+    def pause(self) -> float:
+        """Seconds before the next round. Raises: BrokerUnreachable when there is no time for one."""
+        pause, self._pause = self._pause, min(self._pause * 2, 0.5)
+        if self._deadline - self._clock() <= pause:
+            raise BrokerUnreachable(f"{self._last} (tried until the deadline)") from self._last
+        return pause
 
 
 def _split(url: str) -> list[str]:
