@@ -230,12 +230,17 @@ class Caller:
         if self._app.runtime.is_eager:
             return self._eager(name, args, kwargs, options)
         message = self.compose(name, args, kwargs, options, task)
-        pipeline = None if opened.get() is None else find_pipeline(self)
-        if pipeline is not None and self._sender.transaction is None:
+        pipeline = self._pipeline
+        if pipeline is not None:
             pipeline.add(message)
         else:
             self._sender.send(message, _timeout(options))
         return self._result_of(message)
+
+    @property
+    def _pipeline(self) -> Pipeline | None:
+        """The pipeline that a call goes through here; a transaction comes first."""
+        return None if opened.get() is None or self._sender.transaction is not None else find_pipeline(self)
 
     async def apublish_call(
         self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: CalledTask | None = None
@@ -410,8 +415,8 @@ class Caller:
         self._prepare_results(_timeout(options))
         begun, result = self._app.runtime.workflows.prepared(composition, args, kwargs, options)
         messages = self._composition_messages(begun)
-        pipeline = None if opened.get() is None else find_pipeline(self)
-        if pipeline is not None and self._sender.transaction is None:
+        pipeline = self._pipeline
+        if pipeline is not None:
             for message in messages:
                 pipeline.add(message)
         elif len(messages) == 1:
