@@ -121,6 +121,15 @@ def test_the_steps_of_a_worker_that_has_had_two_billion_tasks_travel() -> None:
     assert travelled(Outcome(2**31), step) == [Outcome(2**31), step]
 
 
+@pytest.mark.parametrize("accepted", ["application/data", "application/x-amqtask-encrypted"])
+def test_the_body_of_a_chord_goes_as_json_where_only_protected_messages_are_accepted(accepted: str) -> None:
+    part = ChordPart("g", "t", 2, {"task": "body", "args": [1]}, MESSAGE)
+
+    (outcome,) = travelled(Outcome(1, parts=(part,)), accept=frozenset({accepted}))
+
+    assert outcome.parts[0].body == part.body
+
+
 def test_the_body_of_a_chord_keeps_what_the_accepted_serializers_can_say() -> None:
     part = ChordPart("g", "t", 2, {"task": "body", "args": ({1: {2}},)}, MESSAGE)
 

@@ -457,6 +457,27 @@ def test_what_is_not_signed_ends_with_the_dead_and_the_reason(signers: Signers, 
         assert reason in reasons[f"bad-{number}"]
 
 
+def test_a_signed_message_of_protocol_1_runs_and_an_unsigned_one_does_not(signers: Signers) -> None:
+    app = app_of(signers)
+    app.setup_security()
+    ran: list[int] = []
+    app.task(name="note")(ran.append)
+    last = app.task(name="last")(lambda: None)
+    fields = {"task": "note", "args": [1], "kwargs": {}, "retries": 0, "eta": None, "expires": None, "utc": True}
+
+    with start_worker(app):
+        for value, number in ((fields, 1), ({**fields, "args": [2]}, 2)):
+            encoded = dumps({**value, "id": f"old-{number}"}, "auth" if number == 1 else "json")
+            properties = Properties(encoded.content_type, encoded.content_encoding, correlation_id=f"old-{number}")
+            app.publisher.publish(Message(encoded.body, properties, "", app.conf.task_default_queue))
+        last.delay().get(60)
+
+    ((found, _),) = dead_letters(app)
+    assert ran == [1]
+    assert found.correlation_id == "old-2"
+    assert "the message is not signed" in str(found.headers["x-amqtask-reason"])
+
+
 def test_a_command_that_is_not_signed_is_not_obeyed(signers: Signers) -> None:
     app = app_of(signers)
     app.setup_security()
