@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from amqtask.exceptions import ConfigurationError, SecurityError
+from amqtask.exceptions import ConfigurationError, SecurityError, WrongValue
 from amqtask.ground.printable import described, printable
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class KeysSaid(NamedTuple):
 
 
 def read_keys(keys: object) -> dict[str, bytes]:
-    """The keys of a mapping from ids to base64 (or bytes). Raises: ConfigurationError, which names the id and no key."""
+    """The keys of a mapping from ids to base64 (or bytes). Raises: WrongValue, which names the id and no key."""
     if not isinstance(keys, Mapping) or not keys:
-        raise ConfigurationError(
+        raise WrongValue(
             f"setting encryption_keys wants a mapping of key ids to keys, not {described(keys)} without any; {_HOW}"
         )
     return {_key_id(key_id): _key(key_id, key) for key_id, key in keys.items()}
@@ -52,7 +52,7 @@ def read_keys(keys: object) -> dict[str, bytes]:
 
 def _key_id(key_id: object) -> str:
     if not isinstance(key_id, str) or not (key_id.isascii() and key_id.isprintable() and 0 < len(key_id) <= LONGEST_ID):
-        raise ConfigurationError(
+        raise WrongValue(
             f"setting encryption_keys: the id of a key is 1 to {LONGEST_ID} printable ASCII characters, not "
             f"{printable(repr(key_id), 100)}"
         )
@@ -69,11 +69,9 @@ def _key(key_id: str, key: object) -> bytes:
             else b""
         )
     except (binascii.Error, ValueError):
-        raise ConfigurationError(f"setting encryption_keys: the key {key_id!r} is not base64; {_HOW}") from None
+        raise WrongValue(f"setting encryption_keys: the key {key_id!r} is not base64; {_HOW}") from None
     if len(decoded) not in KEY_SIZES:
-        raise ConfigurationError(
-            f"setting encryption_keys: the key {key_id!r} has {len(decoded)} bytes, not 32; {_HOW}"
-        )
+        raise WrongValue(f"setting encryption_keys: the key {key_id!r} has {len(decoded)} bytes, not 32; {_HOW}")
     return decoded
 
 

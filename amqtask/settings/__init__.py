@@ -416,6 +416,8 @@ def _coerce(setting: Setting, value: object) -> object:
     if is_secret(setting.name):  # or the error would show it
         try:
             return kind.convert(value)
+        except WrongValue:
+            raise  # it says what is wrong, and does not show the value
         except (ValueError, TypeError):
             raise WrongValue(f"setting {setting.name} wants {kind.wants}, not {described(value)}") from None
     return convert(f"setting {setting.name}", kind, value)
