@@ -164,6 +164,7 @@ class AmqTask(WithOthersNames):
     events = made(Runtime.events)
     event_publisher = made(Runtime.event_publisher)
     sent_events = made(Runtime.sent_events)
+    history = made(Runtime.history)
 
     @property
     def chord_store(self) -> ChordStore | None:

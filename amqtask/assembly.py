@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.execution.task_plan import Wrapper
     from amqtask.ground.shapes import CommandArguments, JsonFields
+    from amqtask.history.indexer import Indexer
     from amqtask.outbox.contract import Outbox
     from amqtask.outbox.relay import Relay
     from amqtask.protocol.message import Message
@@ -108,7 +109,7 @@ def build_relay(app: AmqTask, *, batch: int | None = None, interval: float | Non
         batch=batch or BATCH,
         interval=conf.outbox_interval if interval is None else interval,
         timeout=conf.broker_publish_timeout,
-        on_sent=(lambda messages: _tell_sent(app, messages)) if conf.task_send_sent_event else None,
+        on_sent=(lambda messages: _tell_sent(app, messages)) if app.runtime.tells_sent else None,
     )
 
 
@@ -117,6 +118,22 @@ def build_relaying(app: AmqTask) -> Service:
     from amqtask.outbox.relay import Relaying
 
     return Relaying(build_relay(app))
+
+
+def build_indexer(app: AmqTask) -> Indexer:
+    """What reads kept events from the broker into the index of history, ready to `run()`. Raises: ConfigurationError."""
+    from amqtask.history.indexer import Indexer
+
+    conf, keeping = app.conf, app.runtime.history_queue
+    return Indexer(
+        app.history.index,
+        lambda position: app.broker.tail(
+            keeping, position, name=f"amqtask history {os.getpid()}@{socket.gethostname()}"
+        ),
+        accept=content_types({conf.event_serializer, "json"}),
+        max_age=conf.history_max_age,
+        max_bytes=conf.history_max_bytes,
+    )
 
 
 def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
@@ -289,7 +306,7 @@ class _Builder:
         self.revoke_expires = _from_environment("CELERY_WORKER_REVOKE_EXPIRES")
         self.loop = PikaLoop()
         # Whether slots describe what tasks return, for log lines and events. Monitors may ask for events at any time.
-        self.describes = SharedFlag(is_on=logger.isEnabledFor(logging.INFO) or bool(self.conf.worker_send_task_events))
+        self.describes = SharedFlag(is_on=logger.isEnabledFor(logging.INFO) or self.tells_tasks)
         self.clock = LamportClock()
         self.executor = app.make_executor(hostname, verbose=self.describes.state, wrapper=_task_wrapper())
         self.slot_steps = SharedFlag(is_on=False)
@@ -318,6 +335,11 @@ class _Builder:
         )
         report.sender = worker
         return worker
+
+    @property
+    def tells_tasks(self) -> bool:
+        """Whether task events are sent from the beginning."""
+        return bool(self.conf.worker_send_task_events or self.conf.task_history)
 
     def setup(self) -> WorkerSetup:
         conf, app = self.conf, self.app
@@ -477,9 +499,10 @@ class _Builder:
             make_publisher=lambda: self.telling,
             exchange=self.conf.event_exchange,
             serializer=self.conf.event_serializer,
-            task_events=bool(self.conf.worker_send_task_events),
-            sent_events=bool(self.conf.task_send_sent_event),
+            task_events=self.tells_tasks,
+            sent_events=self.app.runtime.tells_sent,
             heartbeat=None if self.options.without_heartbeat else interval,
+            keeping=self.app.runtime.keeping,
             on_enabled=self.describes.turn_on,
         )
 

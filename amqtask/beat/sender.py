@@ -53,7 +53,7 @@ class AppSender:
     def __init__(self, app: AmqTask, name: str) -> None:
         self._app = app
         self._space = uuid.uuid5(uuid.NAMESPACE_URL, f"amqtask-beat:{name}")
-        self._tells = bool(app.conf.task_send_sent_event)
+        self._tells = app.runtime.tells_sent
 
     def task_id(self, due: Due) -> str:
         """The task id in the entry's options, else a UUID of version 5 from entry and due time."""

@@ -12,8 +12,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -44,6 +45,21 @@ def become(*, pidfile: str | None, in_background: bool, uid: str | None, gid: st
     drop_privileges(user, group, mask)
     if path is not None:
         write_pidfile(path)
+
+
+def until_told(run: Callable[[], object], stop: Callable[[], None]) -> None:
+    """`run()` until Ctrl-C or TERM, which call `stop`."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        # In a thread: the main one may be in the middle of waiting for this very event.
+        threading.Thread(target=stop, name="amqtask stop").start()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def detach() -> None:

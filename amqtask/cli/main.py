@@ -32,6 +32,7 @@ COMMANDS = {
     "events": ("events:command", "Show workers and tasks as they work, print events, take snapshots."),
     "flower": ("flower:command", "Start Flower, the web monitor, where it is installed."),
     "graph": ("topology:graph_command", "Draw the topology, or who consumes what, as DOT."),
+    "history": ("history:command", "Index what happened to tasks, so that it can be searched."),
     "inspect": ("remote:inspect_command", "Ask running workers what they do."),
     "list": ("queues:list_command", "List tasks, or bindings."),
     "migrate": ("migrate:command", "Move messages between brokers or queues."),
@@ -43,6 +44,7 @@ COMMANDS = {
     "result": ("call:result_command", "Print the result of a task."),
     "shell": ("shell:command", "Python with the application and its tasks."),
     "status": ("remote:status_command", "List the workers that answer."),
+    "tasks": ("tasks:command", "Find, show, run again or revoke tasks, by their history."),
     "topology": ("topology:topology_command", "Show, declare or check exchanges, queues and bindings."),
     "worker": ("worker:command", "Start a worker."),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -98,6 +99,27 @@ class CommaList(ParamType):
         if isinstance(value, tuple):
             return value
         return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class Moment(ParamType):
+    """A time in ISO 8601 (local without a zone), or so long ago: 30s, 10m, 2h, 7d."""
+
+    name = "TIME"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        written = str(value).strip()
+        number, unit = written[:-1], _UNITS.get(written[-1:])
+        try:
+            if unit is not None and number.replace(".", "", 1).isdigit():
+                return datetime.now().astimezone() - timedelta(seconds=float(number) * unit)
+            return datetime.fromisoformat(written).astimezone()
+        except (ValueError, OverflowError):
+            self.fail(f"{written!r} is no time: 2026-11-30T08:15, or so long ago: 30s, 10m, 2h, 7d", param, ctx)
 
 
 queues_option = click.option(

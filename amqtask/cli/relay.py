@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -77,24 +74,11 @@ def command(
             app.conf, loglevel=loglevel.upper(), logfile=logfile, log_format=log_format, color=settings.color
         )
         with prints:
-            _until_told(relay)
+            daemon.until_told(relay.run, relay.stop)
         return 0
     finally:
         relay.store.close()
         app.close()
-
-
-def _until_told(relay: Relay) -> None:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        # In a thread: the main one may be in the middle of waiting for this very event.
-        threading.Thread(target=relay.stop, name="amqtask relay stop").start()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        relay.run()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _status(relay: Relay, *, as_json: bool) -> int:

@@ -327,7 +327,7 @@ def _about(app: AmqTask, options: WorkerOptions, worker: Worker) -> JsonObject:
         "results": mask_urls(backend, "**") if backend else "disabled",
         "pool": str(options.pool),
         "concurrency": worker.concurrency,
-        "task_events": bool(app.conf.worker_send_task_events),
+        "task_events": bool(app.conf.worker_send_task_events or app.conf.task_history),
         "queues": [queue.name for queue in worker.queues],
         "tasks": sorted(app.tasks.own),
     }

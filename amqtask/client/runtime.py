@@ -20,6 +20,7 @@ from amqtask.exceptions import ConfigurationError
 from amqtask.ground.lazy import lazy
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Exchange, Queue, arguments, queue_of
+from amqtask.protocol.event import Keeping, keeping
 from amqtask.protocol.serialization import LARGEST_BODY, content_types, control_serializer, is_protected
 from amqtask.settings import Settings
 from amqtask.topology.declarations import QueueDefaults
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from amqtask.events.receiver import Feed
     from amqtask.execution.contract import ChordStore
     from amqtask.ground.shapes import Options
+    from amqtask.history.client import History
     from amqtask.outbox.contract import Outbox
     from amqtask.protocol.message import Delivery
     from amqtask.remote.control import Control
@@ -148,7 +150,7 @@ class Runtime:
     def renewed(self) -> Runtime:
         """One for settings that have changed, in place of this one; open connections of this one close."""
         runtime = Runtime(self._app, self._kept)
-        for name in ("publisher", "event_publisher"):
+        for name in ("publisher", "event_publisher", "history"):
             if name in self.__dict__:
                 self.__dict__[name].close()
         return runtime
@@ -383,8 +385,37 @@ class Runtime:
 
     @lazy
     def tells_sent(self) -> bool:
-        """Whether monitors are told of calls (task_send_sent_event)."""
-        return bool(self._conf.task_send_sent_event)
+        """Whether monitors are told of calls (task_send_sent_event, task_history)."""
+        return bool(self._conf.task_send_sent_event or self._conf.task_history)
+
+    @lazy
+    def keeping(self) -> Keeping | None:
+        """How events are kept; None without task_history."""
+        conf = self._conf
+        if not conf.task_history:
+            return None
+        return self.history_queue
+
+    @lazy
+    def history_queue(self) -> Keeping:
+        """The queue of history, whether this process keeps events or reads what others kept."""
+        conf = self._conf
+        return keeping(
+            conf.history_queue,
+            conf.event_exchange,
+            queue_type=conf.history_queue_type,
+            max_age=conf.history_max_age,
+            max_bytes=conf.history_max_bytes,
+            is_bound=self.broker.binds_events,
+            with_arguments=bool(conf.task_history_arguments),
+        )
+
+    @lazy
+    def history(self) -> History:
+        """What happened to tasks, as `amqtask history` has indexed it."""
+        from amqtask.history.client import History
+
+        return History(self._conf.history_url)
 
     @lazy
     def event_publisher(self) -> EventPublisher:
@@ -401,6 +432,7 @@ class Runtime:
             exchange=self._conf.event_exchange,
             serializer=self._conf.event_serializer,
             clock=self.events.clock,
+            keeping=self.keeping,
         )
 
     def _open_feed(self, queue: Queue, on_delivery: Callable[[Delivery], None]) -> Feed:
@@ -434,7 +466,7 @@ class Runtime:
 
     def close(self) -> None:
         """Close connections; they open again when they are used again."""
-        for name in ("publisher", "event_publisher", "backend", "control"):
+        for name in ("publisher", "event_publisher", "backend", "control", "history"):
             resource = self.__dict__.pop(name, None)
             if resource is not None:
                 resource.close()

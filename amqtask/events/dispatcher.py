@@ -15,6 +15,7 @@ from amqtask.topology.delays import TO_HEADER
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import EventDict, EventFields
+    from amqtask.protocol.event import Keeping
     from amqtask.protocol.message import Message
 
 # No clock comes so far by itself, and one day more would not fit into an AMQP header.
@@ -129,7 +130,7 @@ def sent_fields(message: Message) -> EventDict:
 
 
 class SentEvents:
-    """Sends events for messages that were published; `publish` must not block for long, nor raise."""
+    """Sends events for messages that were published; `publish` must not block for long, nor raise. `keeping`: task_history."""
 
     def __init__(
         self,
@@ -138,12 +139,14 @@ class SentEvents:
         exchange: str,
         serializer: str,
         clock: LamportClock,
+        keeping: Keeping | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._publish = publish
         self._exchange = exchange
         self._serializer = serializer
         self._clock = clock
+        self._keeping = keeping
         self._wall_clock = wall_clock
 
     def sent(self, messages: Sequence[Message]) -> None:
@@ -162,11 +165,20 @@ class SentEvents:
             for message in messages
         ]
         if len(events) == 1:
-            self._publish((event_message(events[0], self._exchange, serializer=self._serializer),))
+            self._tell([event_message(events[0], self._exchange, serializer=self._serializer)])
         elif events:
-            self._publish(
+            self._tell(
                 [
                     events_message(events[start : start + BATCH], self._exchange, serializer=self._serializer)
                     for start in range(0, len(events), BATCH)
                 ]
             )
+
+    def _tell(self, messages: list[Message]) -> None:
+        keeping = self._keeping
+        if keeping is not None and keeping.copies:
+            messages += [keeping.copy(message) for message in messages]
+        elif keeping is not None:
+            for message in messages:
+                message.declare = keeping.declare
+        self._publish(messages)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import Undecodable
-from amqtask.protocol.entities import Exchange, Queue, arguments
+from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import JSON, Encoded, content_type, dumps, loads
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import EventDict, EventFields
+    from amqtask.ground.shapes import EventDict, EventFields, QueueArgumentDict
 
 EXCHANGE = "celeryev"  # the setting event_exchange
 
@@ -49,6 +50,61 @@ def receiver_queue(
         auto_delete=True,
         arguments=arguments({"x-message-ttl": int(ttl * 1000), "x-expires": int(expires * 1000)}),
     )
+
+
+# A segment of a stream is deleted as a whole, so that a small limit needs small segments (RabbitMQ's are of 500 MB).
+_SEGMENTS, _LARGEST_SEGMENT, _SMALLEST_SEGMENT = 10, 500_000_000, 1_000_000
+# Messages that wait in an ordinary queue of history, at most, where nobody reads them; later ones are refused.
+MOST_UNREAD = 50_000
+# The header of a task that was run again with other arguments: the id of the one that it stands for.
+RERUN_OF = "rerun_of"
+# Bodies of more bytes are not kept in history.
+LARGEST_KEPT = 131_072
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """How events are kept (the setting task_history): in which queue, and how they come there.
+
+    `declare` is what must exist before an event is published. The queue is bound to the events' exchange; where such an exchange
+    reaches only those who listen (Redis), `copies` says that each message is also published to the queue itself. With
+    `arguments`, events of workers have the whole message, so that the task can be run again.
+    """
+
+    queue: Queue
+    declare: tuple[Declaration, ...]
+    copies: bool = False
+    arguments: bool = False
+
+    def copy(self, message: Message) -> Message:
+        """The message for the queue itself."""
+        properties = replace(message.properties, delivery_mode=2)
+        return Message(message.body, properties, "", self.queue.name, (self.queue,), mandatory=False)
+
+
+def keeping(
+    name: str,
+    exchange: str,
+    *,
+    queue_type: str,
+    max_age: float,
+    max_bytes: int,
+    is_bound: bool,
+    with_arguments: bool,
+) -> Keeping:
+    """The queue `name` for the events of `exchange`: a stream, or a queue of another type. `max_age` is seconds; both limits are
+    a stream's (https://www.rabbitmq.com/docs/streams#retention). Not `is_bound`: see `Keeping.copies`."""
+    if not is_bound:
+        bound: QueueArgumentDict = {"x-max-length": MOST_UNREAD, "x-overflow": "reject-publish"}
+        queue = Queue(name, arguments=arguments(bound))
+        return Keeping(queue, (event_exchange(exchange),), copies=True, arguments=with_arguments)
+    limits: QueueArgumentDict = {"x-queue-type": queue_type, "x-max-length-bytes": max_bytes}
+    if queue_type == "stream":
+        segment = max(_SMALLEST_SEGMENT, min(_LARGEST_SEGMENT, max_bytes // _SEGMENTS))
+        limits |= {"x-max-age": f"{max(1, int(max_age))}s", "x-stream-max-segment-size-bytes": segment}
+    queue = Queue(name, arguments=arguments(limits))
+    bindings = [Binding(event_exchange(exchange), name, key) for key in ("task.#", "worker.#")]
+    return Keeping(queue, (event_exchange(exchange), queue, *bindings), arguments=with_arguments)
 
 
 def event(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable
 from math import ceil
@@ -25,7 +26,17 @@ from amqtask.execution.request import Answer
 from amqtask.ground import VERSION
 from amqtask.ground.loop import OneTimer, Ticker
 from amqtask.ground.printable import bounded_logger
-from amqtask.protocol.event import EventTexts, event_message, fields_text, json_text, texts_message, utc_offset
+from amqtask.protocol.event import (
+    LARGEST_KEPT,
+    RERUN_OF,
+    EventTexts,
+    event_message,
+    fields_text,
+    json_text,
+    texts_message,
+    utc_offset,
+)
+from amqtask.protocol.message import strip_transit_headers
 from amqtask.worker.report import Observer, name_of
 
 if TYPE_CHECKING:
@@ -33,6 +44,7 @@ if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
     from amqtask.execution.request import Outcome, Request
     from amqtask.ground.shapes import JsonObject
+    from amqtask.protocol.event import Keeping
     from amqtask.protocol.message import Message
     from amqtask.transport.contract import LoopPublisher
     from amqtask.worker.worker import Worker
@@ -56,7 +68,8 @@ class EventSender(Observer):
     """Sends the events of one worker.
 
     `heartbeat` is the seconds between heartbeats, None: no worker events but those on request. With `sent_events` the task
-    events include task-sent for messages that the worker itself publishes (retries, next steps). `on_enabled` is called when
+    events include task-sent for messages that the worker itself publishes (retries, next steps). With `keeping` events are kept
+    (task_history), and tell more of a task: its queue, its stamps. `on_enabled` is called when
     task events begin (from then on outcomes need a repr of the result).
     """
 
@@ -73,6 +86,7 @@ class EventSender(Observer):
         task_events: bool,
         sent_events: bool = False,
         heartbeat: float | None = HEARTBEAT_SECONDS,
+        keeping: Keeping | None = None,
         on_enabled: Callable[[], None] = lambda: None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -84,6 +98,7 @@ class EventSender(Observer):
         self._starts_enabled = task_events
         self._sent_events = sent_events
         self._heartbeat = heartbeat
+        self._keeping = keeping
         self._on_enabled = on_enabled
         self._wall_clock = wall_clock
         self._pid = os.getpid()
@@ -167,6 +182,8 @@ class EventSender(Observer):
         except EncodeError as error:  # headers of a foreign message may have any values
             logger.warning("events: task-received of %s tells nothing of its arguments: %s", request.id, error)
             fields = f'"name": {json_text(request.task)}, '
+        if self._keeping is not None:
+            fields += kept_fields(request, with_message=self._keeping.arguments)
         self._note("task-received", request.id, request.task, fields)
 
     def on_started(self, request: Request) -> None:
@@ -219,7 +236,20 @@ class EventSender(Observer):
             batch = [waiting.popleft() for _ in range(min(BATCH, len(waiting)))]
             self._on_their_way += 1
             message = texts_message(batch, self._exchange, hostname=self._hostname, serializer=self._serializer)
-            self._to_publish().publish(message, self._arrived)
+            self._publish(message, self._arrived)
+
+    def _publish(self, message: Message, on_done: Callable[[PublishError | None], None]) -> None:
+        """`on_done` is called once for a message and its copy for history."""
+        keeping, publisher = self._keeping, self._to_publish()
+        if keeping is None:
+            publisher.publish(message, on_done)
+        elif keeping.copies:
+            # First what only live listeners get: the copy's confirm then is the last one.
+            publisher.publish(message, _ignore)
+            publisher.publish(keeping.copy(message), on_done)
+        else:
+            message.declare = keeping.declare
+            publisher.publish(message, on_done)
 
     def _arrived(self, error: PublishError | None) -> None:
         self._on_their_way -= 1
@@ -274,12 +304,55 @@ class EventSender(Observer):
             **fields,
         }
         self._beat_is_on_its_way = True
-        self._to_publish().publish(
-            event_message(event, self._exchange, serializer=self._serializer), self._beat_arrived
-        )
+        message = event_message(event, self._exchange, serializer=self._serializer)
+        if event_type == "worker-heartbeat" and self._keeping is not None and self._keeping.copies:
+            self._to_publish().publish(
+                message, self._beat_arrived
+            )  # a queue that nobody reads must not fill with these
+        else:
+            self._publish(message, self._beat_arrived)
 
     def _beat_arrived(self, error: PublishError | None) -> None:
         self._beat_is_on_its_way = False
+
+
+def kept_fields(request: Request, *, with_message: bool) -> str:
+    """What task-received tells for history, as the middle of a JSON object: queue, stamps, the task that it is to stand for; and
+    the message itself, if that can be written as JSON and is not too large."""
+    headers = request.headers
+    fields = f'"queue": {json_text(request.queue)}, '
+    for name in (RERUN_OF, "stamps"):
+        if headers.get(name):
+            fields += _if_writable(name, headers[name])
+    if with_message and len(request.body) <= LARGEST_KEPT:
+        fields += _if_writable("message", message_document(request))
+    return fields
+
+
+def _if_writable(name: str, value: object) -> str:
+    try:
+        return fields_text({name: value})
+    except EncodeError:
+        return ""  # headers of a foreign message may have any values
+
+
+def message_document(request: Request) -> JsonObject:
+    """The message of a request, for `history` to publish it again; the body as text in base64."""
+    return {
+        "body": b64encode(request.body).decode(),
+        "content_type": request.content_type,
+        "content_encoding": request.content_encoding,
+        "headers": strip_transit_headers(request.headers),
+        "exchange": request.exchange,
+        "routing_key": request.routing_key,
+        "priority": request.priority,
+        "correlation_id": request.correlation_id,
+        "reply_to": request.reply_to,
+    }
+
+
+def _ignore(error: PublishError | None) -> None:
+    """What only live listeners get may be lost."""
 
 
 def _ending(outcome: Outcome, signum: int | None) -> tuple[tuple[str, str], ...]:

@@ -48,7 +48,7 @@ _NO_EFFECT = frozenset({"worker_log_file", "worker_force_execv", "beat_log_file"
 _ALIKE = 0.8
 # What a name in a module must look like to count as a setting of ours when no namespace says so.
 _PREFIXES = (
-    "accept_", "beat_", "broker_", "control_", "enable_utc", "event_", "imports", "include", "result_", "security_",
+    "accept_", "beat_", "broker_", "control_", "enable_utc", "event_", "history_", "imports", "include", "result_", "security_",
     "task_", "timezone", "worker_", "celery",
 )  # fmt: skip
 
@@ -458,6 +458,7 @@ KINDS: dict[str, Kind] = {
     "priority": option_types.PRIORITY,
     "delivery_mode": option_types.DELIVERY_MODE,
     "queue_type": option_types.QUEUE_TYPE,
+    "history_type": option_types.choice("stream", "quorum"),
     "rate": option_types.RATE,
     "level": option_types.LEVEL,
     "log_format": option_types.LOG_FORMAT,

@@ -280,6 +280,11 @@ class QueueAdmin:
 def _error(cause: BaseException, queue: str) -> OperationalError | QueueNotFound:
     if not isinstance(cause, ChannelClosedByBroker):
         return OperationalError(f"the connection to the broker broke: {cause!r}")
+    return refusal_error(cause, queue)
+
+
+def refusal_error(cause: ChannelClosedByBroker, queue: str) -> OperationalError | QueueNotFound:
+    """The named error for a channel that the broker closed in a job on a queue."""
     if cause.reply_code == NOT_FOUND:
         return QueueNotFound(f"there is no queue {queue!r} on this broker.")
     if cause.reply_code == ACCESS_REFUSED:

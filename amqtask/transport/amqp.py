@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
     from amqtask.ground.shapes import JsonObject
     from amqtask.protocol.entities import Queue
+    from amqtask.protocol.event import Keeping
     from amqtask.protocol.message import Delivery
     from amqtask.transport.admin import QueueAdmin
     from amqtask.transport.collector import PikaCollector
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from amqtask.transport.loop_publisher import PikaLoopPublisher
     from amqtask.transport.publisher import PikaEventPublisher, PikaPublisher
     from amqtask.transport.queue_reader import QueueReader
+    from amqtask.transport.tail import QueueTail
     from amqtask.transport.url import BrokerAddress
 
 
@@ -30,6 +32,7 @@ class AmqpBroker:
 
     transport, driver = "amqp", "pika"
     is_shared = True
+    binds_events = True
     chords_url: str | None = None
 
     def __init__(self, options: BrokerOptions, kept: dict[str, object]) -> None:
@@ -134,6 +137,15 @@ class AmqpBroker:
 
         return QueueReader(
             self.addresses, queue, guarded(on_delivery), connect_timeout=self._options.connect_timeout, name=name
+        )
+
+    def tail(self, keeping: Keeping, position: int | None, *, name: str) -> QueueTail:
+        """Over a connection of its own."""
+        from amqtask.transport.tail import QueueTail
+
+        timeout = self._options.connect_timeout
+        return QueueTail(
+            self.addresses, keeping.queue, keeping.declare, position=position, connect_timeout=timeout, name=name
         )
 
     def admin(self) -> QueueAdmin:

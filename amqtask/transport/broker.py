@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
     from amqtask.ground.shapes import JsonObject
     from amqtask.protocol.entities import Queue
+    from amqtask.protocol.event import Keeping
     from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import (
         Admin,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         QueueJobs,
         QueueReader,
         SharedEnds,
+        Tail,
     )
     from amqtask.transport.memory.broker import MemoryBroker
     from amqtask.transport.url import BrokerAddress
@@ -80,6 +82,10 @@ class Broker(Protocol):
         """Whether other processes use it, too: only then can a command look at its queues and workers."""
 
     @property
+    def binds_events(self) -> bool:
+        """Whether a durable queue can be bound to the exchange of events; False where that reaches only those who listen."""
+
+    @property
     def chords_url(self) -> str | None:
         """The result store that counts the parts of chords where the application has none that does; None: the parts are
         joined in the broker (`collector`)."""
@@ -96,6 +102,9 @@ class Broker(Protocol):
     def event_publisher(self, *, name: str, on_warning: OnWarning) -> EventPublisher: ...
 
     def queue_reader(self, queue: Queue, on_delivery: Callable[[Delivery], None], *, name: str) -> QueueReader: ...
+
+    def tail(self, keeping: Keeping, position: int | None, *, name: str) -> Tail:
+        """Reads the queue of history; a stream after this position (None: from the beginning)."""
 
     def queue_jobs(self) -> QueueJobs: ...
 

@@ -222,6 +222,20 @@ class QueueReader(Protocol):
         """Delete the queue and disconnect."""
 
 
+class Tail(Protocol):
+    """Reads a queue in batches, at least once each message; for one thread. Each method raises BrokerUnreachable, AccessRefused,
+    QueueNotFound or another OperationalError; then another one is opened."""
+
+    def read(self, limit: int, seconds: float) -> list[Delivery]:
+        """The next messages, at most `limit`; what has come within `seconds`, and as soon as there is one."""
+
+    def acknowledge(self) -> None:
+        """All that was read so far is kept elsewhere now: the next reader need not have it."""
+
+    def close(self) -> None:
+        """Disconnect; what is not acknowledged is read again."""
+
+
 class QueueState(NamedTuple):
     """How many messages of a queue are ready, and how many consumers it has."""
 

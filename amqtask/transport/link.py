@@ -334,6 +334,10 @@ class Link:
             self._is_asked = True
             self.put(spec.Basic.Qos(0, 0, False))
 
+    def ask_prefetch(self, count: int) -> None:
+        """Let the broker send so many unacknowledged deliveries to consumers that begin after this."""
+        self.put(spec.Basic.Qos(prefetch_count=count))
+
     @property
     def is_asked(self) -> bool:
         """Whether an answer to `ask` is missing."""

@@ -20,6 +20,13 @@ app.conf.update(PATIENT)
 app.conf.task_default_queue = os.environ.get("SAMPLE_QUEUE", "sample")
 app.conf.worker_direct = bool(os.environ.get("SAMPLE_DIRECT"))
 app.conf.worker_pool_restarts = bool(os.environ.get("SAMPLE_POOL_RESTARTS"))
+if "SAMPLE_HISTORY" in os.environ:
+    # The name of the queue in which events are kept, and where the index is.
+    app.conf.task_history = True
+    app.conf.history_queue, _, app.conf.history_url = os.environ["SAMPLE_HISTORY"].partition("|")
+    app.conf.event_exchange = f"{app.conf.history_queue}.events"
+    app.conf.history_queue_type = os.environ.get("SAMPLE_HISTORY_TYPE", "stream")
+    app.conf.task_history_arguments = bool(os.environ.get("SAMPLE_HISTORY_ARGUMENTS"))
 if "SAMPLE_DELAYS" in os.environ:
     app.conf.task_delay_prefix = os.environ["SAMPLE_DELAYS"]
 if "SAMPLE_BROADCAST" in os.environ:

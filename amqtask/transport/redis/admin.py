@@ -1,4 +1,4 @@
-"""RedisJobs, RedisAdmin and RedisDelayed: jobs on queues, and what waits for its time.
+"""RedisJobs, RedisAdmin, RedisTail and RedisDelayed: jobs on queues, the queue of history, and what waits for its time.
 
 Delayed messages are looked at as a queue named `amqtask.delay`.
 """
@@ -22,7 +22,7 @@ from amqtask.transport.redis.answers import MOST_ANSWERS, NEVER_CAME
 from amqtask.transport.redis.layout import LEASE_SECONDS, SEPARATOR, Command, Layout, incoming, list_keys
 from amqtask.transport.redis.publisher import FAILURES, borrowed, converse
 from amqtask.transport.redis.publishing import publish_error
-from amqtask.transport.redis.scripts import ACK, DELETE, GIVE_BACK, RENEW, RESERVE, SWEEP, Script
+from amqtask.transport.redis.scripts import ACK, DELETE, GIVE_BACK, RENEW, RESERVE, SWEEP, TRIM, Script
 from amqtask.transport.redis.taking import NO_LIST
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # Seconds that Redis may take for an answer.
 ANSWER_SECONDS = 10.0
+# Seconds between looks into a list that is empty.
+LOOK_SECONDS = 0.2
 
 
 class RedisJobs:
@@ -94,6 +96,41 @@ class RedisJobs:
             if isinstance(reply, Exception):
                 raise publish_error(reply, self._server) from reply
         return replies
+
+
+class RedisTail(RedisJobs):
+    """See amqtask.transport.contract.Tail. Messages stay in the list until they are acknowledged."""
+
+    def __init__(self, deployment: Deployment, layout: Layout, queue: str) -> None:
+        super().__init__(deployment, layout)
+        self._queue = queue
+        self._key = list_keys(layout.prefix, queue)[0]
+        # What was read and is not acknowledged, the oldest first.
+        self._held: list[bytes] = []
+
+    def read(self, limit: int, seconds: float) -> list[Delivery]:
+        """See the contract."""
+        deadline = time.monotonic() + seconds
+        while True:
+            held = len(self._held)
+            # Pushed left, so the oldest is the rightmost.
+            (page,) = self._ask(("LRANGE", self._key, -(held + limit), -(held + 1)))
+            page.reverse()
+            self._held += page
+            if page or time.monotonic() >= deadline:
+                return [incoming(text).delivery(self._queue, tag) for tag, text in enumerate(page, start=held + 1)]
+            time.sleep(max(0.0, min(LOOK_SECONDS, deadline - time.monotonic())))
+
+    def acknowledge(self) -> None:
+        """See the contract."""
+        held, self._held = self._held, []
+        if held:
+            names = ("EVAL", TRIM.source, 1, self._layout.prefix, self._queue)
+            self._ask((*names, held[0], held[-1], len(held)))
+
+    def close(self) -> None:
+        """See the contract."""
+        self._client.close()
 
 
 # The queue in which delayed messages are for those who look at queues.

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
     from amqtask.ground.shapes import JsonObject, Options
     from amqtask.protocol.entities import Queue
+    from amqtask.protocol.event import Keeping
     from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import BrokerOptions, ConsumerListener, LoopPublisher, OnWarning
-    from amqtask.transport.redis.admin import RedisAdmin, RedisDelayed, RedisJobs
+    from amqtask.transport.redis.admin import RedisAdmin, RedisDelayed, RedisJobs, RedisTail
     from amqtask.transport.redis.consumer import RedisConsumer
     from amqtask.transport.redis.loop_publisher import RedisLoopPublisher
     from amqtask.transport.redis.publisher import (
@@ -51,6 +52,7 @@ class RedisBroker:
 
     transport = driver = "redis"
     is_shared = True
+    binds_events = False
     memory, addresses = None, ()
 
     def __init__(self, options: BrokerOptions, kept: dict[str, object]) -> None:
@@ -144,6 +146,12 @@ class RedisBroker:
         from amqtask.transport.redis.publisher import RedisQueueReader
 
         return RedisQueueReader(self._read.deployment, self._read.layout, queue, on_delivery)
+
+    def tail(self, keeping: Keeping, position: int | None, *, name: str) -> RedisTail:
+        """Over a connection of its own; a list has no positions."""
+        from amqtask.transport.redis.admin import RedisTail
+
+        return RedisTail(self._read.deployment, self._read.layout, keeping.queue.name)
 
     def queue_jobs(self) -> RedisJobs:
         """Over a connection of its own."""

@@ -467,6 +467,15 @@ for i = 2, #ARGV do sources[#sources + 1] = ARGV[i] end
 return delete(ARGV[1], sources)
 """
 
+# ARGV: queue, the oldest and the newest of the messages that were read, how many. Whether they are gone now; not, when another
+# reader has taken some of them.
+_TRIM = r"""
+local key, count = list(ARGV[1], '0'), tonumber(ARGV[4])
+if redis.call('LINDEX', key, -1) ~= ARGV[2] or redis.call('LINDEX', key, -count) ~= ARGV[3] then return 0 end
+redis.call('LTRIM', key, 0, -(count + 1))
+return 1
+"""
+
 
 @dataclass(frozen=True)
 class Script:
@@ -494,4 +503,5 @@ OWN = Script(_COMMON + _OWN)
 DISOWN = Script(_COMMON + _REMOVE + _DISOWN)
 LEAVE = Script(_COMMON + _LEAVE)
 DELETE = Script(_COMMON + _REMOVE + _DELETE)
-ALL = (PUBLISH, POSTPONE, RELEASE_DUE, RESERVE, ACK, GIVE_BACK, BURY, REPLACE, RENEW, SWEEP, OWN, DISOWN, LEAVE, DELETE)
+TRIM = Script(_COMMON + _TRIM)
+ALL = (PUBLISH, POSTPONE, RELEASE_DUE, RESERVE, ACK, GIVE_BACK, BURY, REPLACE, RENEW, SWEEP, OWN, DISOWN, LEAVE, DELETE, TRIM)

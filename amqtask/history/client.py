@@ -1,0 +1,335 @@
+"""`app.history`: search what happened to tasks. See docs/history.md."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+
+from amqtask.exceptions import ConfigurationError
+from amqtask.ground.lazy import lazy
+from amqtask.history.index import HistoryIndex
+from amqtask.history.records import TaskRow, WorkerRow, key_at
+from amqtask.history.tables import TASKS
+
+# Tasks of one family that `get` shows.
+MOST_RELATIVES = 500
+Moment = datetime | timedelta | float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happened to a task: received, started, retried …, when, and in which process."""
+
+    at: datetime
+    event: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptMessage:
+    """The whole message of a task, with task_history_arguments; `body` is base64."""
+
+    body: str
+    headers: Mapping[str, object]
+    content_type: str | None = None
+    content_encoding: str | None = None
+    exchange: str = ""
+    routing_key: str = ""
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastTask:
+    """One task, as its events told. What no event told is None; texts are as they are shown in events (`argsrepr`).
+
+    `waited` and `runtime` are seconds. `cursor` is for `after` of the next search.
+    """
+
+    id: str
+    name: str | None
+    state: str
+    queue: str | None
+    worker: str | None
+    args: str | None
+    kwargs: str | None
+    retries: int
+    root_id: str | None
+    parent_id: str | None
+    rerun_of: str | None
+    eta: str | None
+    expires: str | None
+    first: datetime
+    sent: datetime | None
+    received: datetime | None
+    started: datetime | None
+    ended: datetime | None
+    waited: float | None
+    runtime: float | None
+    result: str | None
+    exception: str | None
+    error: str | None
+    traceback: str | None
+    stamps: Mapping[str, Sequence[str]]
+    steps: tuple[Step, ...]
+    cursor: str
+    message: KeptMessage | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskHistory:
+    """One task whole: itself, those that called it (the first one first), and those that it called."""
+
+    task: PastTask
+    parents: tuple[PastTask, ...]
+    children: tuple[PastTask, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureGroup:
+    """Failures of one task with one class of exception; `example` is the last of them."""
+
+    name: str
+    error: str
+    count: int
+    first: datetime
+    last: datetime
+    example: PastTask
+
+
+@dataclass(frozen=True, slots=True)
+class MinuteNumbers:
+    """What happened in one minute; `runtime` is the mean of the tasks that succeeded, in seconds."""
+
+    at: datetime
+    sent: int
+    succeeded: int
+    failed: int
+    retried: int
+    revoked: int
+    runtime: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastWorker:
+    """A worker. `is_online` is what it said last; `is_gone`: it said no goodbye, and nothing else for three heartbeats."""
+
+    hostname: str
+    is_online: bool
+    is_gone: bool
+    since: datetime
+    last_heard: datetime
+    software: str | None
+    processed: int | None
+    active: int | None
+
+
+class History:
+    """Searches the index that `amqtask history` (or the console) fills.
+
+    Each method raises IndexUnreachable, and ConfigurationError for a `history_url` that cannot be used.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @lazy
+    def index(self) -> HistoryIndex:
+        """The index itself."""
+        return HistoryIndex(self._url)
+
+    def find(
+        self,
+        *,
+        state: str | Sequence[str] | None = None,
+        task: str | None = None,
+        queue: str | None = None,
+        worker: str | None = None,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        text: str | None = None,
+        stamp: tuple[str, str] | None = None,
+        root_id: str | None = None,
+        error: str | None = None,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> list[PastTask]:
+        """Tasks for which all of this holds, the newest first.
+
+        `since` and `until` are about a task's first event (sent or received): a datetime, a Unix time, or a timedelta before now.
+        `text` are words (or their beginnings) in its arguments or its error; `stamp` is a stamp's name and value; `error` is the
+        class of its exception. `after` is the `cursor` of the last task of the page before. Raises: ConfigurationError.
+        """
+        c = TASKS.c
+        conditions = [
+            column == value
+            for column, value in (
+                (c.name, task), (c.queue, queue), (c.worker, worker), (c.root_id, root_id), (c.error, error),
+            )
+            if value is not None
+        ]  # fmt: skip
+        if state is not None:
+            names = [state.upper()] if isinstance(state, str) else [name.upper() for name in state]
+            conditions.append(c.state == names[0] if len(names) == 1 else c.state.in_(names))
+        if since is not None:
+            conditions.append(c.key >= key_at(_unix(since)))
+        if until is not None:
+            conditions.append(c.key < key_at(_unix(until)))
+        if after is not None:
+            conditions.append(c.key < _key(after))
+        words = text.strip() if text and text.strip() else None
+        rows = self.index.select(conditions, words=words, stamp=stamp, limit=max(1, limit))
+        return [past_task(row) for row in rows]
+
+    def get(self, task_id: str) -> TaskHistory | None:
+        """One task with its parents and children; None where nothing is known of it."""
+        rows = self.index.by_ids([task_id])
+        if not rows:
+            return None
+        task, parents = rows[0], list[TaskRow]()
+        seen, parent_id = {task_id}, task.parent_id
+        while parent_id and parent_id not in seen and len(parents) < MOST_RELATIVES:
+            seen.add(parent_id)
+            above = self.index.by_ids([parent_id])
+            parents += above
+            parent_id = above[0].parent_id if above else None
+        children = self.index.select([TASKS.c.parent_id == task_id], words=None, stamp=None, limit=MOST_RELATIVES)
+        return TaskHistory(
+            past_task(task),
+            tuple(past_task(row) for row in reversed(parents)),
+            tuple(past_task(row) for row in reversed(children)),
+        )
+
+    def failures(self, *, since: Moment | None = None, task: str | None = None, limit: int = 100) -> list[FailureGroup]:
+        """Failures in groups of task and exception, the most first."""
+        conditions = [TASKS.c.name == task] if task is not None else []
+        if since is not None:
+            conditions.append(TASKS.c.key >= key_at(_unix(since)))
+        groups = self.index.group_failures(conditions, limit)
+        examples = {row.key: row for row in self.index.by_keys([last for *_, last in groups])}
+        return [
+            FailureGroup(
+                name=name or "",
+                error=error or "",
+                count=count,
+                first=_of_key(first),
+                last=_of_key(last),
+                example=past_task(examples[last]),
+            )
+            for name, error, count, first, last in groups
+            if last in examples
+        ]
+
+    def minutes(self, since: Moment) -> list[MinuteNumbers]:
+        """What happened in each minute; minutes in which nothing did are left out."""
+        return [
+            MinuteNumbers(
+                datetime.fromtimestamp(row["minute"] * 60, timezone.utc),
+                row["sent"],
+                row["succeeded"],
+                row["failed"],
+                row["retried"],
+                row["revoked"],
+                row["runtime"] / 1000 / row["succeeded"] if row["succeeded"] else None,
+            )
+            for row in self.index.minutes(int(_unix(since) // 60))
+        ]
+
+    def workers(self) -> list[PastWorker]:
+        """Workers that were heard of, by name."""
+        now = time.time()
+        return [_past_worker(row, now) for row in self.index.workers()]
+
+    def close(self) -> None:
+        """Close the connections to the index."""
+        if "index" in self.__dict__:
+            self.index.close()
+
+
+def past_task(row: TaskRow) -> PastTask:
+    """A row of the index, for people."""
+    begun = row.received_at if row.sent_at is None else row.sent_at
+    waited = None if row.started_at is None or begun is None else max(0.0, row.started_at - begun)
+    return PastTask(
+        id=row.id,
+        name=row.name,
+        state=row.state,
+        queue=row.queue,
+        worker=row.worker,
+        args=row.args,
+        kwargs=row.kwargs,
+        retries=row.retries,
+        root_id=row.root_id,
+        parent_id=row.parent_id,
+        rerun_of=row.rerun_of,
+        eta=row.eta,
+        expires=row.expires,
+        first=_of_key(row.key),
+        sent=_time(row.sent_at),
+        received=_time(row.received_at),
+        started=_time(row.started_at),
+        ended=_time(row.ended_at),
+        waited=waited,
+        runtime=row.runtime,
+        result=row.result,
+        exception=row.exception,
+        error=row.error,
+        traceback=row.traceback,
+        stamps=json.loads(row.stamps) if row.stamps else {},
+        steps=tuple(Step(_at(at), event, worker) for at, event, worker in json.loads(row.steps)),
+        cursor=str(row.key),
+        message=_message(row.message),
+    )
+
+
+def _message(written: str | None) -> KeptMessage | None:
+    """The message that a worker told of; None for one that is none: any user of the broker may have sent that."""
+    if written is None:
+        return None
+    try:
+        return KeptMessage(**json.loads(written))
+    except (TypeError, ValueError):
+        return None
+
+
+def _past_worker(row: WorkerRow, now: float) -> PastWorker:
+    silence = now - row.last_at
+    return PastWorker(
+        hostname=row.hostname,
+        is_online=row.online,
+        is_gone=row.online and silence > 3 * (row.frequency or 60.0) + 5,
+        since=_at(row.first_at),
+        last_heard=_at(row.last_at),
+        software=row.software,
+        processed=row.processed,
+        active=row.active,
+    )
+
+
+def _unix(moment: Moment) -> float:
+    if isinstance(moment, timedelta):
+        return time.time() - moment.total_seconds()
+    return moment.timestamp() if isinstance(moment, datetime) else float(moment)
+
+
+def _key(cursor: str) -> int:
+    try:
+        return int(cursor)
+    except ValueError:
+        raise ConfigurationError(f"`after` is the cursor of a task that was found, not {cursor!r}") from None
+
+
+def _at(moment: float) -> datetime:
+    return datetime.fromtimestamp(moment, timezone.utc)
+
+
+def _time(moment: float | None) -> datetime | None:
+    return None if moment is None else _at(moment)
+
+
+def _of_key(key: int) -> datetime:
+    return _at((key >> 10) / 1e6)

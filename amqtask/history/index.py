@@ -1,0 +1,307 @@
+"""HistoryIndex: takes events in, in batches; searches; forgets what is too old or too much.
+
+A batch and the position in the stream up to which it goes are one transaction, whose first statement moves the position from
+where this process believes it to be. So a process that is killed loses nothing and doubles nothing, and of two that read the same
+stream one is told that it was overtaken. The statement also locks the row: one batch at a time reads rows and changes them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import TYPE_CHECKING, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from amqtask.exceptions import OperationalError
+from amqtask.ground.by_process import ByProcess
+from amqtask.history.records import COLUMNS, Batch, TaskRow, WorkerRow, as_columns, key_at, searchable
+from amqtask.history.tables import COUNTED, MINUTES, POSITION, STAMPS, TASKS, TEXTS, WORKERS, connect
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import EventFields, JsonObject
+
+T = TypeVar("T")
+# Ids per SELECT, and rows per DELETE.
+AT_ONCE, DELETED_AT_ONCE = 500, 5_000
+# After a deletion for size the index has so much of the size that it may have.
+_KEEPS = 0.95
+
+
+class IndexUnreachable(OperationalError):
+    """The index's database is away, or refuses."""
+
+
+class Overtaken(OperationalError):
+    """Another process has taken this part of the stream in."""
+
+
+class HistoryIndex:
+    """See the module. Safe to share between threads; after a fork a process has connections of its own.
+
+    Each method raises IndexUnreachable, and ConfigurationError for a URL that cannot be used."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._engines = ByProcess(lambda: connect(self._url), surplus=lambda engine: engine.dispose())
+
+    @property
+    def _engine(self) -> sa.Engine:
+        try:
+            return self._engines.get()
+        except sa.exc.SQLAlchemyError as error:
+            raise IndexUnreachable(f"the index of history cannot be opened: {_short(error)}") from error
+
+    def close(self) -> None:
+        """Close the connections; they open again when they are used again."""
+        self._engines.get().dispose()
+
+    def _read(self, look: Callable[[sa.Connection], T]) -> T:
+        try:
+            with self._engine.connect() as connection:
+                return look(connection)
+        except sa.exc.SQLAlchemyError as error:
+            raise IndexUnreachable(f"the index of history cannot be read: {_short(error)}") from error
+
+    def _write(self, change: Callable[[sa.Connection], T]) -> T:
+        try:
+            with self._engine.begin() as connection:
+                return change(connection)
+        except sa.exc.SQLAlchemyError as error:
+            raise IndexUnreachable(f"the index of history cannot be written: {_short(error)}") from error
+
+    # -- taking in
+
+    def position(self) -> int | None:
+        """The offset of the last message that is in the index; None: there is none."""
+        value: int = self._read(lambda connection: connection.execute(sa.select(POSITION.c.position)).scalar_one())
+        return None if value < 0 else value
+
+    def take(self, events: Sequence[EventFields], *, before: int | None = None, now: int | None = None) -> Batch:
+        """Take events in, and move the position from `before` to `now` (both None where there is none).
+
+        Raises: Overtaken, and nothing is written."""
+        return self._write(lambda connection: self._take(connection, events, _offset(before), _offset(now)))
+
+    def _take(self, connection: sa.Connection, events: Sequence[EventFields], before: int, now: int) -> Batch:
+        is_there = POSITION.c.position == before
+        if not connection.execute(sa.update(POSITION).where(is_there).values(position=now)).rowcount:
+            raise Overtaken("another process reads this history into the same index")
+        names = {event["uuid"] for event in events if isinstance(event.get("uuid"), str)}
+        known = {row.id: row for row in self._rows(connection, list(names))}
+        batch = Batch(dict(known), {row.hostname: row for row in _workers(connection)})
+        batch.add_all(events)
+        self._write_tasks(connection, batch, known.keys())
+        self._write_minutes(connection, batch)
+        heard = [row for row in batch.workers.values() if row.last_at]
+        _replace(
+            connection, WORKERS, "hostname", [_worker_columns(row) for row in heard] if _has_worker(events) else []
+        )
+        return batch
+
+    def _rows(self, connection: sa.Connection, ids: Sequence[str]) -> Iterator[TaskRow]:
+        for start in range(0, len(ids), AT_ONCE):
+            wanted = sa.select(*(TASKS.c[name] for name in COLUMNS)).where(TASKS.c.id.in_(ids[start : start + AT_ONCE]))
+            for values in connection.execute(wanted):
+                yield TaskRow(*values)
+
+    def _write_tasks(self, connection: sa.Connection, batch: Batch, known: Set[str]) -> None:
+        rows = [batch.tasks[task_id] for task_id in batch.touched]
+        old = [row for row in rows if row.id in known]
+        new = [row for row in rows if row.id not in known]
+        if new:
+            connection.execute(sa.insert(TASKS), [as_columns(row) for row in sorted(new, key=lambda row: row.key)])
+        if old:
+            changed: dict[str, sa.BindParameter[object]] = {
+                name: sa.bindparam(f"new_{name}") for name in COLUMNS if name not in ("id", "key")
+            }
+            statement = sa.update(TASKS).where(TASKS.c.key == sa.bindparam("new_key")).values(changed)
+            connection.execute(statement, [{f"new_{n}": v for n, v in as_columns(row).items()} for row in old])
+        texts = [batch.tasks[task_id] for task_id in batch.texts]
+        _replace(
+            connection, TEXTS, "rowid", [{"rowid": row.key, "body": body} for row in texts if (body := searchable(row))]
+        )
+        stamps = [stamp for row in rows if row.stamps for stamp in _stamps(row)]
+        if stamps:
+            connection.execute(_ignoring(connection, STAMPS), stamps)
+
+    def _write_minutes(self, connection: sa.Connection, batch: Batch) -> None:
+        if not batch.minutes:
+            return
+        table = MINUTES
+        for minute, numbers in batch.minutes.items():
+            counted = {name: numbers[name] for name in COUNTED}
+            added = {name: table.c[name] + number for name, number in counted.items() if number}
+            if (
+                added
+                and not connection.execute(sa.update(table).where(table.c.minute == minute).values(added)).rowcount
+            ):
+                connection.execute(sa.insert(table).values(minute=minute, **counted))
+
+    # -- forgetting
+
+    def forget(self, *, max_age: float, max_bytes: int, now: float | None = None) -> int:
+        """Delete tasks that are older than `max_age` seconds, and the oldest while the index has more than `max_bytes`.
+
+        Each portion is a transaction of its own, so that nothing waits for long. Returns how many tasks that were."""
+        total = self._forget_before(key_at((time.time() if now is None else now) - max_age))
+        size = self.size()
+        if size > max_bytes:
+            limit = self._read(lambda connection: _key_at_share(connection, 1 - _KEEPS * max_bytes / size))
+            total += self._forget_before(limit) if limit is not None else 0
+        return total
+
+    def _forget_before(self, key: int) -> int:
+        total = 0
+        while True:
+            deleted = self._write(lambda connection: _delete_before(connection, key))
+            total += deleted
+            if deleted < DELETED_AT_ONCE:
+                break
+        minute = (key >> 10) // 60_000_000
+        self._write(lambda connection: connection.execute(sa.delete(MINUTES).where(MINUTES.c.minute < minute)))
+        self._write(lambda connection: connection.execute(sa.delete(WORKERS).where(WORKERS.c.last_at < minute * 60)))
+        return total
+
+    def size(self) -> int:
+        """Bytes that the index has on disk, without the pages that a deletion left free."""
+        if self._engine.dialect.name == "sqlite":
+            text = (
+                "SELECT (a.page_count - b.freelist_count) * c.page_size "
+                "FROM pragma_page_count a, pragma_freelist_count b, pragma_page_size c"
+            )
+        else:
+            tables = [table.name for table in (TASKS, STAMPS, TEXTS)]
+            text = "SELECT " + " + ".join(f"pg_total_relation_size('{name}')" for name in tables)
+        return int(self._read(lambda connection: connection.execute(sa.text(text)).scalar_one()))
+
+    # -- searching
+
+    def select(
+        self,
+        conditions: Sequence[sa.ColumnElement[bool]],
+        *,
+        words: str | None,
+        stamp: tuple[str, str] | None,
+        limit: int,
+    ) -> list[TaskRow]:
+        """The newest tasks for which all of these hold."""
+        source: sa.FromClause = TASKS
+        order: sa.ColumnElement[int] = TASKS.c.key
+        conditions = list(conditions)
+        if words is not None:
+            # Read from the words' index, which gives rows by their key, too.
+            source = TEXTS.join(TASKS, TASKS.c.key == TEXTS.c.rowid)
+            order = TEXTS.c.rowid
+            conditions.append(self._matches(words))
+        if stamp is not None:
+            source = source.join(STAMPS, STAMPS.c.key == TASKS.c.key)
+            conditions += [STAMPS.c.name == stamp[0], STAMPS.c.value == stamp[1]]
+        wanted = sa.select(*(TASKS.c[name] for name in COLUMNS)).select_from(source).where(*conditions)
+        statement = wanted.order_by(order.desc()).limit(limit)
+        return self._read(lambda connection: [TaskRow(*values) for values in connection.execute(statement)])
+
+    def _matches(self, words: str) -> sa.ColumnElement[bool]:
+        if self._engine.dialect.name == "sqlite":
+            # Each word may be the beginning of one; the quotes keep FTS5's own signs out.
+            query = " ".join('"' + word.replace('"', '""') + '"*' for word in words.split())
+            return sa.literal_column("amqtask_history_texts").bool_op("MATCH")(query)
+        return sa.func.to_tsvector("simple", TEXTS.c.body).bool_op("@@")(sa.func.plainto_tsquery("simple", words))
+
+    def group_failures(
+        self, conditions: Sequence[sa.ColumnElement[bool]], limit: int
+    ) -> list[tuple[str, str, int, int, int]]:
+        """(task, error, how many, key of the first and of the last) of failures, the most first."""
+        c = TASKS.c
+        count = sa.func.count()
+        statement = (
+            sa.select(c.name, c.error, count, sa.func.min(c.key), sa.func.max(c.key))
+            .where(sa.literal_column("state") == sa.literal_column("'FAILURE'"), *conditions)
+            .group_by(c.name, c.error)
+            .order_by(count.desc())
+            .limit(limit)
+        )
+        return self._read(lambda connection: [tuple(row) for row in connection.execute(statement)])
+
+    def by_keys(self, keys: Sequence[int]) -> list[TaskRow]:
+        """These tasks."""
+        statement = sa.select(*(TASKS.c[name] for name in COLUMNS)).where(TASKS.c.key.in_(keys))
+        return self._read(lambda connection: [TaskRow(*values) for values in connection.execute(statement)])
+
+    def by_ids(self, ids: Sequence[str]) -> list[TaskRow]:
+        """These tasks, as far as they are there."""
+        return self._read(lambda connection: list(self._rows(connection, ids)))
+
+    def minutes(self, since: int) -> list[JsonObject]:
+        """The numbers of each minute from this one on (Unix time by 60); minutes in which nothing happened are left out."""
+        statement = sa.select(MINUTES).where(MINUTES.c.minute >= since).order_by(MINUTES.c.minute)
+        return self._read(lambda connection: [dict(row) for row in connection.execute(statement).mappings()])
+
+    def workers(self) -> list[WorkerRow]:
+        """All workers that are remembered."""
+        return self._read(_workers)
+
+
+def _workers(connection: sa.Connection) -> list[WorkerRow]:
+    return [WorkerRow(*values) for values in connection.execute(sa.select(WORKERS).order_by(WORKERS.c.hostname))]
+
+
+def _has_worker(events: Sequence[EventFields]) -> bool:
+    return any(str(event.get("type")).startswith("worker-") for event in events)
+
+
+def _worker_columns(row: WorkerRow) -> JsonObject:
+    return {column.name: getattr(row, column.name) for column in WORKERS.columns}
+
+
+def _stamps(row: TaskRow) -> Iterator[JsonObject]:
+    for name, values in json.loads(row.stamps or "{}").items():
+        for value in dict.fromkeys(values):
+            yield {"name": name, "value": value, "key": row.key}
+
+
+def _replace(connection: sa.Connection, table: sa.Table, key: str, rows: Sequence[JsonObject]) -> None:
+    """Write rows in place of those with the same key. (FTS5 knows no ON CONFLICT.)"""
+    if rows:
+        connection.execute(
+            sa.delete(table).where(table.c[key] == sa.bindparam("old")), [{"old": row[key]} for row in rows]
+        )
+        connection.execute(sa.insert(table), list(rows))
+
+
+def _ignoring(connection: sa.Connection, table: sa.Table) -> sa.Insert:
+    """An INSERT that leaves out rows that are there."""
+    statement = sa.insert(table)
+    if connection.dialect.name == "sqlite":
+        return statement.prefix_with("OR IGNORE")
+    return postgresql.insert(table).on_conflict_do_nothing()
+
+
+def _delete_before(connection: sa.Connection, key: int) -> int:
+    """Delete a portion of what is older; how many tasks that were."""
+    portion = sa.select(TASKS.c.key).where(TASKS.c.key < key).order_by(TASKS.c.key).limit(DELETED_AT_ONCE)
+    keys = list(connection.execute(portion).scalars())
+    if keys:
+        last = keys[-1]
+        connection.execute(sa.delete(TASKS).where(TASKS.c.key <= last))
+        connection.execute(sa.delete(STAMPS).where(STAMPS.c.key <= last))
+        connection.execute(sa.delete(TEXTS).where(TEXTS.c.rowid <= last))
+    return len(keys)
+
+
+def _key_at_share(connection: sa.Connection, share: float) -> int | None:
+    """The key of which this share of all tasks is older."""
+    count: int = connection.execute(sa.select(sa.func.count()).select_from(TASKS)).scalar_one()
+    place = sa.select(TASKS.c.key).order_by(TASKS.c.key).offset(int(count * share)).limit(1)
+    key: int | None = connection.execute(place).scalar_one_or_none()
+    return key
+
+
+def _offset(position: int | None) -> int:
+    return -1 if position is None else position
+
+
+def _short(error: Exception) -> str:
+    return str(error.__cause__ or error).partition("\n")[0]

@@ -1,0 +1,329 @@
+"""What events tell of tasks and workers, as rows: pure, no database. An event may come twice, late, or from a stranger.
+
+A row of a task is what all its events say together. Its state is that of the newest event by the workers' clocks; of two with the
+same time the later one in a task's life. `task-sent` is no news of a task that somebody has received: producers' clocks differ.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from amqtask import states
+from amqtask.protocol.event import RERUN_OF
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import EventFields, JsonObject
+
+# Characters of a name or an id, of a text (arguments, result, exception), and of a traceback.
+SHORT, LONG, LONGEST = 255, 10_000, 65_536
+# Steps of one task that are kept: one that is retried for ever has any number.
+MOST_STEPS = 200
+# Keys are the time in microseconds, and these bits by chance: two tasks of the same microsecond have different ones.
+KEY_BITS = 10
+# event type → (state, place in a task's life)
+_STATES = {
+    "task-sent": (states.PENDING, 0),
+    "task-received": (states.RECEIVED, 1),
+    "task-started": (states.STARTED, 2),
+    "task-retried": (states.RETRY, 3),
+    "task-rejected": (states.REJECTED, 4),
+    "task-revoked": (states.REVOKED, 5),
+    "task-failed": (states.FAILURE, 6),
+    "task-succeeded": (states.SUCCESS, 6),
+}
+# For so many seconds after it was received a call may be said to be sent: clocks differ, and the confirm takes time.
+SENT_LATE = 5.0
+_KIND = re.compile(r"\s*([A-Za-z_][\w.]*)")
+# Unix times that a database's and Python's calendars can hold.
+_EARLIEST, _LATEST = 1.0, 4e9
+
+
+@dataclass(slots=True)
+class TaskRow:
+    """One task. Times are Unix times; `steps` are (time, event, worker). `key` orders rows by the time of their first event."""
+
+    id: str
+    key: int
+    name: str | None = None
+    state: str = states.PENDING
+    # Of the event that the state is of, and its place in a task's life.
+    state_at: float = 0.0
+    state_rank: int = -1
+    queue: str | None = None
+    worker: str | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    rerun_of: str | None = None
+    args: str | None = None
+    kwargs: str | None = None
+    retries: int = 0
+    eta: str | None = None
+    expires: str | None = None
+    sent_at: float | None = None
+    received_at: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    runtime: float | None = None
+    result: str | None = None
+    exception: str | None = None
+    # The exception's class, by which failures are grouped.
+    error: str | None = None
+    traceback: str | None = None
+    stamps: str | None = None
+    # The whole message, as JSON, with task_history_arguments.
+    message: str | None = None
+    steps: str = "[]"
+
+    @property
+    def first_at(self) -> float:
+        """The time of its first event."""
+        return (self.key >> KEY_BITS) / 1e6
+
+
+COLUMNS = tuple(TaskRow.__dataclass_fields__)
+_values = attrgetter(*COLUMNS)
+
+
+def as_columns(row: TaskRow) -> JsonObject:
+    """A row for the database."""
+    return dict(zip(COLUMNS, _values(row), strict=True))
+
+
+def key_at(moment: float) -> int:
+    """The smallest key of that time."""
+    return int(moment * 1e6) << KEY_BITS
+
+
+@dataclass(slots=True)
+class WorkerRow:
+    """One worker. Times are Unix times; `online` is what it said last."""
+
+    hostname: str
+    online: bool = True
+    first_at: float = 0.0
+    last_at: float = 0.0
+    software: str | None = None
+    processed: int | None = None
+    active: int | None = None
+    frequency: float | None = None
+
+
+class Minute(Counter[str]):
+    """Numbers of one minute: sent, succeeded, failed, retried, revoked, runtime (milliseconds)."""
+
+
+_COUNTED = {
+    "task-sent": "sent",
+    "task-succeeded": "succeeded",
+    "task-failed": "failed",
+    "task-retried": "retried",
+    "task-revoked": "revoked",
+}
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows that events change. `tasks` begins with those that the index has; `touched` is what is to be written."""
+
+    tasks: dict[str, TaskRow] = field(default_factory=dict)
+    workers: dict[str, WorkerRow] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
+    # Whose text for searches has changed.
+    texts: set[str] = field(default_factory=set)
+    minutes: dict[int, Minute] = field(default_factory=dict)
+    # Events that are none of ours, or have no usable time or id.
+    skipped: int = 0
+
+    def add_all(self, events: Iterable[EventFields]) -> None:
+        """Take events in."""
+        steps: dict[str, list[list[object]]] = {}
+        for event in events:
+            moment, hostname = _moment(event.get("timestamp")), short(event.get("hostname")) or ""
+            event_type = str(event.get("type"))
+            if moment is None:
+                self.skipped += 1
+            elif event_type.startswith("worker-"):
+                self._add_worker(event_type, event, moment, hostname)
+            elif event_type.startswith("task-") and (task_id := short(event.get("uuid"))):
+                row = self.tasks.get(task_id)
+                if row is None:
+                    row = self.tasks[task_id] = TaskRow(task_id, key_at(moment) | random.getrandbits(KEY_BITS))
+                if task_id not in steps:
+                    steps[task_id] = json.loads(row.steps)
+                if self._is_new(steps[task_id], event_type, moment, hostname):
+                    self._add_task(row, event_type, event, moment, hostname)
+            else:
+                self.skipped += 1
+        for task_id in self.touched & steps.keys():
+            self.tasks[task_id].steps = json.dumps(_in_order(steps[task_id]), separators=(",", ":"))
+
+    @staticmethod
+    def _is_new(steps: list[list[object]], event_type: str, moment: float, hostname: str) -> bool:
+        """Note a step; False where it was noted before: what was not acknowledged comes again."""
+        step: list[object] = [moment, event_type.removeprefix("task-")[:SHORT], hostname]
+        if step in steps:
+            return False
+        if len(steps) >= MOST_STEPS:
+            steps.pop(MOST_STEPS // 2)  # the first ones and the last ones say most
+        steps.append(step)
+        return True
+
+    def _add_task(self, row: TaskRow, event_type: str, event: EventFields, moment: float, hostname: str) -> None:
+        self.touched.add(row.id)
+        has_text = _fill(row, event)
+        counter = _COUNTED.get(event_type)
+        if counter is not None:
+            minute = self.minutes.setdefault(int(moment // 60), Minute())
+            minute[counter] += 1
+        match event_type:
+            case "task-sent":
+                row.sent_at = moment if row.sent_at is None else min(row.sent_at, moment)
+            case "task-received":
+                _begin_again(row, moment)
+                row.received_at, row.worker = moment, hostname
+            case "task-started":
+                row.started_at, row.worker = moment, hostname
+            case "task-succeeded":
+                row.runtime, row.worker = _number(event.get("runtime")), hostname
+                row.result = text(event.get("result"), LONG)
+                if row.runtime is not None:
+                    self.minutes[int(moment // 60)]["runtime"] += round(row.runtime * 1000)
+            case "task-failed" | "task-retried":
+                row.exception, row.worker = text(event.get("exception"), LONG), hostname
+                row.traceback = text(event.get("traceback"), LONGEST)
+                row.error = kind_of(row.exception)
+                has_text = True
+        _set_state(row, event_type, event, moment)
+        if has_text:
+            self.texts.add(row.id)
+
+    def _add_worker(self, event_type: str, event: EventFields, moment: float, hostname: str) -> None:
+        if not hostname:
+            self.skipped += 1
+            return
+        row = self.workers.setdefault(hostname, WorkerRow(hostname, first_at=moment))
+        if moment < row.last_at:
+            return
+        row.last_at, row.online = moment, event_type != "worker-offline"
+        if event_type == "worker-online":
+            row.first_at = moment
+        software = " ".join(part for name in ("sw_ident", "sw_ver") if (part := short(event.get(name))))
+        row.software = software[:SHORT] or row.software
+        row.processed, row.active = _whole(event.get("processed")), _whole(event.get("active"))
+        row.frequency = _number(event.get("freq"))
+
+
+def _in_order(steps: list[list[object]]) -> list[list[object]]:
+    """By time; a call is sent before anything else, though its event is made when the broker has confirmed it."""
+    ordered = sorted(steps, key=_order)
+    first = next((step for step in ordered if step[1] == "sent"), None)
+    if first is not None and _seconds(first) < _seconds(ordered[0]) + SENT_LATE:
+        ordered.remove(first)
+        ordered.insert(0, first)
+    return ordered
+
+
+def _order(step: list[object]) -> tuple[float, int]:
+    return _seconds(step), _STATES.get(f"task-{step[1]}", ("", 2))[1]
+
+
+def _seconds(step: list[object]) -> float:
+    return float(step[0])  # type: ignore[arg-type]  # as JSON has it
+
+
+_NAMES = ("name", "queue", "root_id", "parent_id", RERUN_OF, "eta", "expires")
+
+
+def _fill(row: TaskRow, event: EventFields) -> bool:
+    """What received and sent events tell of the call itself; whether its arguments are told."""
+    for name in _NAMES:
+        if event.get(name) is not None:
+            setattr(row, name, short(event[name]))
+    row.retries = max(row.retries, _whole(event.get("retries")) or 0)
+    if isinstance(event.get("stamps"), Mapping):
+        row.stamps = json.dumps({str(name)[:SHORT]: _stamp_values(value) for name, value in event["stamps"].items()})
+    if isinstance(event.get("message"), Mapping):
+        row.message = json.dumps(event["message"])
+    before = row.args, row.kwargs
+    for name in ("args", "kwargs"):
+        if event.get(name) is not None:
+            setattr(row, name, text(event[name], LONG))
+    return (row.args, row.kwargs) != before
+
+
+def _stamp_values(value: object) -> list[str]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [text(one, SHORT) or "" for one in values[:20]]
+
+
+def _begin_again(row: TaskRow, moment: float) -> None:
+    """A task that had ended is received again: it was redelivered, retried or run again."""
+    if row.state in (*states.READY_STATES, states.REJECTED, states.RETRY) and moment >= row.state_at:
+        row.started_at = row.ended_at = row.runtime = row.result = None
+        if row.state != states.RETRY:
+            row.exception = row.error = row.traceback = None
+
+
+def _set_state(row: TaskRow, event_type: str, event: EventFields, moment: float) -> None:
+    state, rank = _STATES.get(event_type, ("", -1))
+    if not state or (rank == 0 and row.state_rank > 0):
+        return
+    if row.state_rank > 0 and (moment, rank) < (row.state_at, row.state_rank):
+        return
+    if event_type == "task-rejected" and (event.get("requeue") or row.state == states.FAILURE):
+        return  # it comes again; or the failure says why
+    row.state, row.state_at, row.state_rank = state, moment, rank
+    if state in states.READY_STATES or state == states.REJECTED:
+        row.ended_at = moment
+
+
+def kind_of(exception: str | None) -> str | None:
+    """The class in the repr of an exception."""
+    match = _KIND.match(exception or "")
+    return match[1][:SHORT] if match else None
+
+
+def searchable(row: TaskRow) -> str:
+    """The text that searches look in."""
+    return "\n".join(part for part in (row.args, row.kwargs, row.exception) if part)
+
+
+def short(value: object) -> str | None:
+    """A name or an id."""
+    return text(value, SHORT)
+
+
+def text(value: object, limit: int) -> str | None:
+    """A text as any database takes it: not longer than this, without NUL and lone surrogates."""
+    if value is None:
+        return None
+    written = value if isinstance(value, str) else str(value)
+    if len(written) > limit:
+        written = f"{written[: limit - 1]}…"
+    if not written.isascii():
+        written = written.encode("utf-8", "replace").decode()
+    return written.replace("\0", "\ufffd")
+
+
+def _moment(value: object) -> float | None:
+    moment = _number(value)
+    return moment if moment is not None and _EARLIEST < moment < _LATEST else None
+
+
+def _number(value: object) -> float | None:
+    return (
+        float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and -1e12 < value < 1e12
+        else None
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else None

@@ -1,0 +1,161 @@
+"""The index's tables, in SQLite or PostgreSQL, and the connection to them (SQLAlchemy)."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+
+from amqtask.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+
+METADATA = sa.MetaData()
+_NAME, _TIME = sa.String(255), sa.Float(53)
+# Above 2**32: no database counts them up.
+_KEY = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+TASKS = sa.Table(
+    "amqtask_history",
+    METADATA,
+    sa.Column("key", _KEY, primary_key=True, autoincrement=False),
+    sa.Column("id", _NAME, nullable=False, unique=True),
+    sa.Column("name", _NAME),
+    sa.Column("state", sa.String(20), nullable=False),
+    sa.Column("state_at", _TIME, nullable=False),
+    sa.Column("state_rank", sa.Integer, nullable=False),
+    sa.Column("queue", _NAME),
+    sa.Column("worker", _NAME),
+    sa.Column("root_id", _NAME, index=True),
+    sa.Column("parent_id", _NAME, index=True),
+    sa.Column("rerun_of", _NAME),
+    sa.Column("args", sa.Text),
+    sa.Column("kwargs", sa.Text),
+    sa.Column("retries", sa.Integer, nullable=False),
+    sa.Column("eta", _NAME),
+    sa.Column("expires", _NAME),
+    sa.Column("sent_at", _TIME),
+    sa.Column("received_at", _TIME),
+    sa.Column("started_at", _TIME),
+    sa.Column("ended_at", _TIME),
+    sa.Column("runtime", _TIME),
+    sa.Column("result", sa.Text),
+    sa.Column("exception", sa.Text),
+    sa.Column("error", _NAME),
+    sa.Column("traceback", sa.Text),
+    sa.Column("stamps", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.Column("steps", sa.Text, nullable=False),
+)
+# Each search is one of these, read backwards from the newest.
+for _column in ("name", "queue", "worker", "state"):
+    sa.Index(f"amqtask_history_by_{_column}", TASKS.c[_column], TASKS.c.key)
+sa.Index("amqtask_history_by_name_and_state", TASKS.c.name, TASKS.c.state, TASKS.c.key)
+_FAILED = TASKS.c.state == sa.literal_column("'FAILURE'")
+sa.Index(
+    "amqtask_history_failures", TASKS.c.name, TASKS.c.error, TASKS.c.key, sqlite_where=_FAILED, postgresql_where=_FAILED
+)
+
+STAMPS = sa.Table(
+    "amqtask_history_stamps",
+    METADATA,
+    sa.Column("name", _NAME, primary_key=True),
+    sa.Column("value", _NAME, primary_key=True),
+    sa.Column("key", _KEY, primary_key=True, autoincrement=False),
+)
+
+WORKERS = sa.Table(
+    "amqtask_history_workers",
+    METADATA,
+    sa.Column("hostname", _NAME, primary_key=True),
+    sa.Column("online", sa.Boolean, nullable=False),
+    sa.Column("first_at", _TIME, nullable=False),
+    sa.Column("last_at", _TIME, nullable=False),
+    sa.Column("software", _NAME),
+    sa.Column("processed", sa.Integer),
+    sa.Column("active", sa.Integer),
+    sa.Column("frequency", _TIME),
+)
+
+COUNTED = ("sent", "succeeded", "failed", "retried", "revoked", "runtime")
+MINUTES = sa.Table(
+    "amqtask_history_minutes",
+    METADATA,
+    sa.Column("minute", sa.Integer, primary_key=True, autoincrement=False),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in COUNTED),
+)
+
+# One row: the last message of the stream that is in the index (-1: none).
+POSITION = sa.Table(
+    "amqtask_history_position",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("position", sa.BigInteger, nullable=False),
+)
+
+# What searches for text look in: SQLite's FTS5, in PostgreSQL a column with an index of its words. The rowid is the task's key.
+TEXTS = sa.Table(
+    "amqtask_history_texts",
+    sa.MetaData(),
+    sa.Column("rowid", _KEY, primary_key=True, autoincrement=False),
+    sa.Column("body", sa.Text, nullable=False),
+)
+_TEXTS_DDL = {
+    "sqlite": ("CREATE VIRTUAL TABLE IF NOT EXISTS amqtask_history_texts USING fts5(body)",),
+    "postgresql": (
+        "CREATE TABLE IF NOT EXISTS amqtask_history_texts (rowid BIGINT PRIMARY KEY, body TEXT NOT NULL)",
+        "CREATE INDEX IF NOT EXISTS amqtask_history_texts_words ON amqtask_history_texts "
+        "USING gin (to_tsvector('simple', body))",
+    ),
+}
+
+
+def connect(url: str) -> sa.Engine:
+    """The database, with its tables. Raises: ConfigurationError for a URL that cannot be used."""
+    try:
+        parsed = make_url(url)
+        if parsed.drivername in ("postgresql", "postgres"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() not in _TEXTS_DDL:
+            raise ConfigurationError(f"history_url can be sqlite:/// or postgresql://, not {parsed.drivername}://")
+        engine = sa.create_engine(parsed, pool_pre_ping=True)
+    except (sa.exc.ArgumentError, ImportError) as error:
+        raise ConfigurationError(f"history_url cannot be used: {error}") from error
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+    _create(engine)
+    return engine
+
+
+def _create(engine: sa.Engine) -> None:
+    """Make what is missing; another process may be doing the same."""
+    for attempt in range(10):
+        try:
+            METADATA.create_all(engine)
+            with engine.begin() as connection:
+                for statement in _TEXTS_DDL[engine.dialect.name]:
+                    connection.execute(sa.text(statement))
+                if connection.execute(sa.select(POSITION.c.id)).first() is None:
+                    connection.execute(sa.insert(POSITION).values(id=1, position=-1))
+            return
+        except sa.exc.DBAPIError:
+            # Somebody made one between our look and our statement; the next look sees it.
+            if attempt == 9:
+                raise
+
+
+def _set_up_sqlite(connection: DBAPIConnection, record: Any) -> None:
+    """Readers beside the one writer; a commit is on the disk; 64 MB of pages in memory at most."""
+    assert isinstance(connection, sqlite3.Connection)
+    for statement in (
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA busy_timeout = 30000",
+        "PRAGMA cache_size = -64000",
+        "PRAGMA temp_store = MEMORY",
+    ):
+        connection.execute(statement)

@@ -1,0 +1,129 @@
+"""QueueTail: reads a stream, or an ordinary queue, in batches, and acknowledges them when they are kept elsewhere.
+
+A stream is consumed over AMQP 0-9-1 from an offset (https://www.rabbitmq.com/docs/streams#consuming): with a prefetch, and with
+acknowledgements, which only make room for more. Its messages stay, and each has its offset in the header x-stream-offset.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pika import spec
+from pika.exceptions import ChannelClosedByBroker
+
+from amqtask.exceptions import BrokerUnreachable, OperationalError, PublishError, QueueNotFound
+from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.message import Delivery
+from amqtask.transport.admin import refusal_error
+from amqtask.transport.link import Link, LinkLost, connect, delivery_of
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import FieldTable
+    from amqtask.protocol.entities import Declaration, Queue
+    from amqtask.protocol.message import PropertiesLike
+    from amqtask.transport.pika_types import PikaMethod
+    from amqtask.transport.url import BrokerAddress
+
+logger = bounded_logger("amqtask.history")
+
+OFFSET = "x-stream-offset"
+# Messages that the broker sends ahead; one may have 500 events.
+PREFETCH = 200
+# Seconds to connect, declare and consume.
+OPEN_SECONDS = 10.0
+
+
+class _TailLink(Link):
+    """A link that keeps what it is delivered."""
+
+    def __init__(self, queue: str, name: str) -> None:
+        super().__init__(heartbeat=None, name=name)
+        self._queue = queue
+        self.deliveries: deque[Delivery] = deque()
+
+    def on_delivery(self, method: PikaMethod, properties: PropertiesLike, body: bytes, error: Exception | None) -> None:
+        """Keep it."""
+        if error is not None:
+            logger.error("a message of %s cannot be read: %s", self._queue, error)
+        else:
+            self.deliveries.append(delivery_of(method, properties, body, self._queue))
+
+    def on_cancelled(self, consumer: str) -> None:
+        """The queue is gone, or its node is down."""
+        self.fail(ConnectionError(f"the broker cancelled the consumer of {self._queue!r}"))
+
+
+class QueueTail:
+    """See amqtask.transport.contract.Tail. It connects with the first `read`."""
+
+    def __init__(
+        self,
+        addresses: Sequence[BrokerAddress],
+        queue: Queue,
+        declare: Sequence[Declaration],
+        *,
+        position: int | None,
+        connect_timeout: float,
+        name: str,
+    ) -> None:
+        self._addresses = tuple(addresses)
+        self._queue = queue
+        self._declare = tuple(declare)
+        self._position = position
+        self._connect_timeout = connect_timeout
+        self._link = _TailLink(queue.name, name)
+        self._last_tag = 0
+
+    def read(self, limit: int, seconds: float) -> list[Delivery]:
+        """See the contract."""
+        link = self._link
+        try:
+            if not link.is_open:
+                self._open(time.monotonic() + OPEN_SECONDS)
+            link.run(lambda: bool(link.deliveries), time.monotonic() + seconds)
+        except LinkLost as lost:
+            raise self._error(lost) from lost
+        except PublishError:
+            link.discard()
+            raise
+        batch = [link.deliveries.popleft() for _ in range(min(limit, len(link.deliveries)))]
+        if batch:
+            self._last_tag = batch[-1].tag
+        return batch
+
+    def acknowledge(self) -> None:
+        """See the contract."""
+        tag, self._last_tag = self._last_tag, 0
+        if not tag:
+            return
+        try:
+            self._link.put(spec.Basic.Ack(tag, multiple=True))
+            self._link.flush()
+        except LinkLost as lost:
+            raise self._error(lost) from lost
+
+    def close(self) -> None:
+        """See the contract."""
+        self._link.close()
+
+    def _open(self, deadline: float) -> None:
+        link, name = self._link, self._queue.name
+        link.deliveries.clear()
+        self._last_tag = 0
+        connect(link, self._addresses, deadline, self._connect_timeout)
+        link.declare(self._declare, deadline, logger.warning)
+        link.ask_prefetch(PREFETCH)
+        arguments: FieldTable = {}
+        if self._queue.argument_map.get("x-queue-type") == "stream":
+            arguments[OFFSET] = "first" if self._position is None else self._position + 1
+        consume = spec.Basic.Consume(queue=name, arguments=arguments)
+        link.call(consume, spec.Basic.ConsumeOk, deadline, f"subscribing to {name!r}")
+
+    def _error(self, lost: LinkLost) -> OperationalError | QueueNotFound:
+        self._link.discard()
+        if isinstance(lost.cause, ChannelClosedByBroker):
+            return refusal_error(lost.cause, self._queue.name)
+        return BrokerUnreachable(f"the connection for {self._queue.name!r} was lost: {lost}")

@@ -1,0 +1,290 @@
+"""What events tell is found again: state, times, words, families; twice told is told once, and what is old is forgotten."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amqtask.exceptions import ConfigurationError
+from amqtask.history.client import History
+from amqtask.history.index import IndexUnreachable, Overtaken
+from amqtask.history.records import Batch
+
+NOON = datetime(2026, 11, 30, 12, tzinfo=timezone.utc).timestamp()
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    made = History(f"sqlite:///{tmp_path}/index.sqlite3")
+    yield made
+    made.close()
+
+
+def event(kind: str, at: float, task_id: str = "one", worker: str = "w1@host", **fields: Any) -> dict[str, Any]:
+    return {"type": f"task-{kind}", "uuid": task_id, "timestamp": NOON + at, "hostname": worker, **fields}
+
+
+def call(task_id: str = "one", at: float = 0.0, **fields: Any) -> list[dict[str, Any]]:
+    """The events of one that succeeds after a second."""
+    told = {"name": "shop.send", "args": "('a@b.example',)", "kwargs": "{}", "queue": "mail", **fields}
+    return [
+        event("sent", at, task_id, "gen1@web", **told),
+        event("received", at + 0.25, task_id, **told),
+        event("started", at + 0.5, task_id),
+        event("succeeded", at + 1.5, task_id, result="'sent'", runtime=1.0),
+    ]
+
+
+def failed(task_id: str, at: float = 0.0, exception: str = "ValueError('no such address')", **fields: Any) -> Any:
+    *begun, _ = call(task_id, at, **fields)
+    return [*begun, event("failed", at + 1.5, task_id, exception=exception, traceback="Traceback …")]
+
+
+def test_a_task_is_found_with_its_times(history: History) -> None:
+    history.index.take(call())
+
+    (task,) = history.find(task="shop.send")
+    assert (task.id, task.state, task.queue, task.worker) == ("one", "SUCCESS", "mail", "w1@host")
+    assert (task.args, task.result, task.runtime, task.waited) == ("('a@b.example',)", "'sent'", 1.0, 0.5)
+    assert task.ended == datetime.fromtimestamp(NOON + 1.5, timezone.utc)
+    assert [(step.event, step.worker) for step in task.steps] == [
+        ("sent", "gen1@web"), ("received", "w1@host"), ("started", "w1@host"), ("succeeded", "w1@host"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_events_may_come_in_any_order_and_in_any_batches(history: History, order: tuple[int, ...]) -> None:
+    events = call()
+    for index in order:
+        history.index.take([events[index]])
+
+    (task,) = history.find()
+    assert (task.state, task.name, task.result) == ("SUCCESS", "shop.send", "'sent'")
+    assert [step.event for step in task.steps] == ["sent", "received", "started", "succeeded"]
+
+
+def test_what_is_told_twice_counts_once(history: History) -> None:
+    history.index.take(call())
+    history.index.take(call())
+
+    (task,) = history.find()
+    (minute,) = history.minutes(NOON)
+    assert len(task.steps) == 4
+    assert (minute.sent, minute.succeeded, minute.runtime) == (1, 1, 1.0)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_producer_whose_clock_is_ahead_does_not_undo_what_a_worker_told(history: History, is_first: bool) -> None:
+    sent = [event("sent", 60, worker="gen1@web")]
+    for events in (sent, call()[1:]) if is_first else (call()[1:], sent):
+        history.index.take(events)
+
+    assert history.find()[0].state == "SUCCESS"
+
+
+def test_a_task_that_runs_again_loses_its_old_end(history: History) -> None:
+    history.index.take(failed("one"))
+    history.index.take([event("received", 10), event("started", 11)])
+
+    (task,) = history.find()
+    assert (task.state, task.exception, task.ended) == ("STARTED", None, None)
+    assert [step.event for step in task.steps][-3:] == ["failed", "received", "started"]
+
+
+def test_a_retry_keeps_why_it_is_retried(history: History) -> None:
+    events = [
+        *call()[:3],
+        event("retried", 1, exception="OSError('down')", traceback="Traceback"),
+        event("received", 5),
+    ]
+    history.index.take(events)
+
+    (task,) = history.find()
+    assert (task.state, task.exception) == ("RECEIVED", "OSError('down')")
+
+
+def test_a_task_that_is_rejected_for_good_has_failed_and_one_that_is_requeued_comes_again(history: History) -> None:
+    history.index.take([*failed("one"), event("rejected", 1.5, requeue=False)])
+    history.index.take([*call("two")[:2], event("rejected", 1, "two", requeue=True)])
+
+    assert {task.id: task.state for task in history.find()} == {"one": "FAILURE", "two": "RECEIVED"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({"state": "FAILURE"}, ["bad"]),
+        ({"state": ["failure", "success"]}, ["late", "bad", "good"]),
+        ({"task": "shop.bill"}, ["late"]),
+        ({"queue": "mail", "state": "SUCCESS"}, ["good"]),
+        ({"worker": "w1@host", "limit": 1}, ["late"]),
+        ({"error": "ValueError"}, ["bad"]),
+        ({"since": NOON + 100}, ["late"]),
+        ({"until": datetime.fromtimestamp(NOON + 100, timezone.utc)}, ["bad", "good"]),
+        ({"since": timedelta(days=36500), "root_id": "root"}, ["late"]),
+        ({"text": "addr"}, ["bad"]),
+        ({"text": "a@b.example"}, ["late", "bad", "good"]),
+        ({"text": "a@b.example", "state": "SUCCESS", "task": "shop.send"}, ["good"]),
+        ({"text": '"; DROP OR (NEAR'}, []),
+        ({"stamp": ("tenant", "7")}, ["late"]),
+        ({"stamp": ("tenant", "8"), "text": "example"}, ["late"]),
+        ({"stamp": ("tenant", "9")}, []),
+        ({"text": "  "}, ["late", "bad", "good"]),
+    ],
+)
+def test_searches_find_what_fits_the_newest_first(history: History, wanted: dict[str, Any], found: list[str]) -> None:
+    history.index.take([*call("good"), *failed("bad", 10)])
+    history.index.take(call("late", 200, name="shop.bill", queue="bills", root_id="root", stamps={"tenant": [7, "8"]}))
+
+    assert [task.id for task in history.find(**wanted)] == found
+
+
+def test_pages_follow_each_other(history: History) -> None:
+    history.index.take([told for number in range(25) for told in call(f"t{number}", number)])
+    pages: list[list[str]] = []
+    after: str | None = None
+    while True:
+        page = history.find(limit=10, after=after)
+        if not page:
+            break
+        pages.append([task.id for task in page])
+        after = page[-1].cursor
+
+    assert [len(page) for page in pages] == [10, 10, 5]
+    assert [name for page in pages for name in page] == [f"t{number}" for number in reversed(range(25))]
+    with pytest.raises(ConfigurationError, match="cursor"):
+        history.find(after="x")
+
+
+def test_a_family_is_shown_whole_even_if_it_goes_in_circles(history: History) -> None:
+    history.index.take(call("top", root_id="top"))
+    history.index.take(call("middle", 1, root_id="top", parent_id="top"))
+    history.index.take([*call("a", 2, parent_id="middle"), *call("b", 3, parent_id="middle")])
+    history.index.take([*call("x", 4, parent_id="y"), *call("y", 4, parent_id="x")])
+
+    middle, a, circle = history.get("middle"), history.get("a"), history.get("x")
+    assert middle is not None
+    assert a is not None
+    assert circle is not None
+    assert ([task.id for task in middle.parents], [task.id for task in middle.children]) == (["top"], ["a", "b"])
+    assert [task.id for task in a.parents] == ["top", "middle"]
+    assert [task.id for task in circle.parents] == ["y"]
+    assert history.get("nobody") is None
+
+
+def test_failures_are_grouped_by_task_and_exception(history: History) -> None:
+    for number in range(3):
+        history.index.take(failed(f"v{number}", number, f"ValueError('{number}')"))
+    history.index.take(failed("k", 9, "shop.errors.Broken(1)", name="shop.bill"))
+    history.index.take(failed("v0-again", 30, "ValueError('x')"))
+    history.index.take(call("v0-again", 31)[1:])  # it went well at last
+
+    first, second = history.failures()
+    assert (first.name, first.error, first.count, first.example.id) == ("shop.send", "ValueError", 3, "v2")
+    assert (second.name, second.error, second.count) == ("shop.bill", "shop.errors.Broken", 1)
+    assert (first.last - first.first).total_seconds() == pytest.approx(2, abs=0.001)
+
+
+def test_a_worker_that_says_nothing_more_is_gone(history: History) -> None:
+    def said(kind: str, name: str, at: float, **fields: Any) -> dict[str, Any]:
+        return {"type": f"worker-{kind}", "hostname": name, "timestamp": at, "freq": 2.0, "sw_ident": "x", **fields}
+
+    now = datetime.now().timestamp()
+    history.index.take([said("online", "gone", now - 60), said("heartbeat", "gone", now - 30, processed=4)])
+    history.index.take([said("online", "there", now - 60), said("heartbeat", "there", now, active=2)])
+    history.index.take([said("online", "left", now - 60), said("offline", "left", now - 30)])
+
+    found = {worker.hostname: (worker.is_online, worker.is_gone) for worker in history.workers()}
+    assert found == {"gone": (True, True), "there": (True, False), "left": (False, False)}
+
+
+def test_a_batch_that_another_process_has_taken_in_is_refused_whole(history: History) -> None:
+    history.index.take(call("one"), before=None, now=7)
+
+    with pytest.raises(Overtaken):
+        history.index.take(call("two", 5), before=None, now=9)
+
+    assert (history.index.position(), [task.id for task in history.find()]) == (7, ["one"])
+
+
+def test_what_is_too_old_or_too_much_is_forgotten(history: History) -> None:
+    for start in range(0, 2000, 500):
+        history.index.take([told for number in range(start, start + 500) for told in call(f"t{number}", number)])
+
+    assert history.index.forget(max_age=1000, max_bytes=10**9, now=NOON + 1999) == 999
+    size = history.index.size()
+    assert history.index.forget(max_age=10**6, max_bytes=size // 2, now=NOON + 1999) > 400
+    assert history.index.size() <= size * 0.7
+    assert history.find(limit=1)[0].id == "t1999"
+    assert history.find(text="example", limit=10_000)[-1].id == history.find(limit=10_000)[-1].id
+
+
+def test_hostile_events_are_kept_as_text_or_left_out(history: History) -> None:
+    batch = history.index.take(
+        [
+            event(
+                "received",
+                0,
+                "odd",
+                name="<script>\x00\ud800",
+                args="x" * 1_000_000,
+                retries="many",
+                stamps=3,
+                message=1,
+            ),
+            event("failed", 1, "odd", exception=["not", "text"], traceback="\x1b[31m"),
+            event("received", 0, "i" * 1000),
+            {"type": "task-received", "uuid": None, "timestamp": NOON},
+            {"type": "task-received", "uuid": "x", "timestamp": "soon"},
+            {"type": "task-received", "uuid": "x", "timestamp": float("nan")},
+            {"type": "custom", "uuid": "x", "timestamp": NOON},
+            {"type": "worker-online", "timestamp": NOON, "hostname": None},
+        ]
+    )
+
+    found = history.get("odd")
+    assert batch.skipped == 5
+    assert found is not None
+    assert (found.task.name, len(found.task.args or ""), found.task.retries) == ("<script>\ufffd?", 10_000, 0)
+    assert (found.task.exception, found.task.traceback) == ("['not', 'text']", "\x1b[31m")
+
+
+def test_a_task_that_is_retried_for_ever_does_not_grow_for_ever(history: History) -> None:
+    for number in range(0, 3000, 300):
+        history.index.take([event("retried", step, exception="OSError()") for step in range(number, number + 300)])
+
+    (task,) = history.find()
+    assert len(task.steps) == 200
+    assert (task.steps[0].at.timestamp(), task.steps[-1].at.timestamp()) == (NOON, NOON + 2999)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["uuid", "name", "timestamp", "runtime", "eta", "stamps", "message", "freq"]),
+        st.none()
+        | st.text()
+        | st.integers()
+        | st.floats()
+        | st.lists(st.integers())
+        | st.dictionaries(st.text(), st.text()),
+    )
+)
+def test_no_event_breaks_the_indexer(fields: dict[str, Any]) -> None:
+    for kind in ("task-received", "task-failed", "task-own", "worker-heartbeat", ""):
+        Batch().add_all([{"type": kind, "hostname": "h", "timestamp": NOON, "uuid": "x", **fields}])
+
+
+def test_a_url_of_another_database_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"sqlite:/// or postgresql://"):
+        History("mysql://host/db").find()
+    with pytest.raises(ConfigurationError, match="history_url"):
+        History("no url").find()
+    with pytest.raises(IndexUnreachable, match="cannot be opened"):
+        History(f"sqlite:///{tmp_path}/no/such/folder/x").find()
