@@ -82,7 +82,7 @@ class AmqTask(WithOthersNames):
         self.namespace = namespace
         self.conf = Settings()
         self.tasks = TaskRegistry(self.finalize)
-        self.runtime = Runtime(self, Kept())
+        self.runtime: Runtime = Runtime(self, Kept())
         self.caller = Caller(self)
         self.strict_typing = strict_typing
         self.is_finalized = False

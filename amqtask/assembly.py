@@ -31,6 +31,7 @@ from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.forwarder import Forwarder
 from amqtask.services.panel import Panel
+from amqtask.services.pausing import Pausing, read_pauses
 from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import Watchdog
 from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
@@ -89,7 +90,8 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
         logger.warning("this worker has %s", summary)
     if options.purge:
         _purge(app, queues)
-    worker = _Builder(app, options, hostname, pool_class, queues).build()
+    paused = read_pauses(lambda: frozenset(app.control.pauses.read()))
+    worker = _Builder(app, options, hostname, pool_class, queues, paused).build()
     if signals.celeryd_after_setup:
         signals.celeryd_after_setup.send(sender=hostname, instance=worker, conf=app.conf)
     return worker
@@ -295,6 +297,7 @@ class _Builder:
         hostname: str,
         pool_class: type[Pool],
         queues: tuple[WorkQueue, ...],
+        paused: frozenset[str] | None,
     ) -> None:
         self.app = app
         self.conf = app.conf
@@ -302,6 +305,8 @@ class _Builder:
         self.hostname = hostname
         self.pool_class = pool_class
         self.queues = queues
+        # None: the broker could not be asked, and nothing is consumed before it has been.
+        self.paused = paused
         self.revokes_max = int(_from_environment("CELERY_WORKER_REVOKES_MAX") or MAX_IDS)
         self.revoke_expires = _from_environment("CELERY_WORKER_REVOKE_EXPIRES")
         self.loop = PikaLoop()
@@ -346,6 +351,7 @@ class _Builder:
         return WorkerSetup(
             hostname=self.hostname,
             queues=self.queues,
+            paused=frozenset(work.queue.name for work in self.queues) if self.paused is None else self.paused,
             tasks=app.tasks,
             delays=app.delays,
             most_slots=self.most_slots,
@@ -449,9 +455,16 @@ class _Builder:
             services.append(autoscale)
         events = self.events(worker)
         services.append(events)
+        pausing = Pausing(
+            operations,
+            loop=self.loop,
+            read=lambda: frozenset(self.app.control.pauses.read()),
+            knows=self.paused is not None,
+        )
+        services.append(pausing)
         if self.conf.worker_enable_remote_control:
             elections = self.elections()
-            services += [elections, self.panel(worker, operations, autoscale, events, elections, delayed)]
+            services += [elections, self.panel(worker, operations, autoscale, events, elections, delayed, pausing)]
         if self.conf.outbox_relay:
             services.append(build_relaying(self.app))
         if self.options.beat:
@@ -528,6 +541,7 @@ class _Builder:
         events: EventSender,
         elections: Elections,
         delayed: Delayed,
+        pausing: Pausing,
     ) -> Panel:
         control = Control(
             worker=worker,
@@ -559,6 +573,7 @@ class _Builder:
             queue_ttl=self.conf.control_queue_ttl,
             queue_expires=self.conf.control_queue_expires,
             mingles=not self.options.without_mingle,
+            on_listening=pausing.look,
         )
 
     def broker_info(self) -> JsonFields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,7 @@ class Kept:
 
     def index(self) -> LoggedProcess:
         """`amqtask history`, not started."""
-        from sys import executable
-
-        command = [executable, "-m", "amqtask", "-A", SAMPLE, "history"]
+        command = [sys.executable, "-m", "amqtask", "-A", SAMPLE, "history"]
         return LoggedProcess(command, ready="history: reading", environment=self.environment)
 
     def read_until(self, condition: Callable[[], object], what: str | Callable[[], str] = "") -> None:
@@ -66,6 +65,10 @@ class Kept:
             return bool(condition())
 
         eventually(is_so, what=what)
+
+    def succeeded(self, number: int) -> None:
+        """Wait until so many have, by somebody else's indexing."""
+        eventually(lambda: list(self.states().values()).count("SUCCESS") >= number, what=lambda: str(self.states()))
 
     def states(self) -> dict[str, str]:
         """id → state of what is in the index."""
@@ -141,6 +144,56 @@ def test_a_family_is_found(kept: Kept) -> None:
     assert [task.id for task in kept.app.history.find(root_id=first.id)] == [result.id, first.id]
 
 
+def test_a_failed_task_runs_again_as_it_was_or_with_other_arguments(kept: Kept, rabbit: Broker) -> None:
+    kept.environment["SAMPLE_HISTORY_ARGUMENTS"] = "1"
+    with kept.worker("-P", "threads"):
+        bad = kept.app.send_task("sample.fail", ("wrong",))
+        lost = kept.app.send_task("sample.add", ("1", 1), argsrepr="<hidden>", expires=3600)
+        kept.read_until(lambda: sorted(kept.states().values()) == ["FAILURE", "FAILURE"], lambda: str(kept.states()))
+
+        assert kept.json("tasks", "retry", bad.id)["run_again"] == [{"id": bad.id}]
+        told = kept.json("tasks", "retry", lost.id, "--args", "[1, 1]")
+        (new,) = told["run_again"]
+        assert new["rerun_of"] == lost.id
+        kept.read_until(lambda: kept.states().get(new["id"]) == "SUCCESS", lambda: str(kept.states()))
+
+    edited = kept.app.history.get(new["id"])
+    again = kept.app.history.get(bad.id)
+    assert edited is not None
+    assert again is not None
+    assert (edited.task.result, edited.task.rerun_of, edited.task.queue) == ("2", lost.id, kept.queue)
+    assert [step.event for step in again.task.steps].count("failed") == 2
+    assert rabbit.count(kept.queue) == 0
+
+
+def test_what_is_not_kept_is_asked_for_and_dead_letters_come_back_whole(kept: Kept, rabbit: Broker) -> None:
+    with kept.worker("-P", "threads"):
+        bad = kept.app.send_task("sample.fail", ("private",), argsrepr="<hidden>")
+        buried = kept.app.send_task("sample.nobody_knows", (1,))
+        kept.read_until(lambda: sorted(kept.states().values()) == ["FAILURE", "FAILURE"], lambda: str(kept.states()))
+        eventually(lambda: rabbit.count(f"{kept.queue}.dead") == 1)
+
+    code, printed = kept.cli("tasks", "retry", bad.id)
+    assert (code, "task_history_arguments" in printed) == (1, True)
+    code, printed = kept.cli("tasks", "retry", bad.id, "--kwargs", "{}")
+    assert (code, "the args of task" in printed) == (1, True)
+    assert kept.json("tasks", "retry", buried.id)["run_again"] == [{"id": buried.id}]
+    assert (rabbit.count(kept.queue), rabbit.count(f"{kept.queue}.dead")) == (1, 0)
+
+
+def test_all_that_a_search_finds_is_revoked_after_a_question(kept: Kept, rabbit: Broker) -> None:
+    waiting = [kept.app.send_task("sample.add", (n, 1)) for n in range(3)]
+    kept.read_until(lambda: len(kept.states()) == 3)
+
+    assert kept.cli("tasks", "revoke")[0] == 2
+    assert kept.cli("tasks", "revoke", "--task", "sample.add")[0] == 1  # nobody says yes
+    with kept.worker("-P", "threads", "-X", kept.queue):
+        told = kept.json("tasks", "revoke", "--task", "sample.add", "--force")
+        assert {task["id"] for task in told["revoked"]} == {task.id for task in waiting}
+        kept.app.control.add_consumer(kept.queue)
+        kept.read_until(lambda: set(kept.states().values()) == {"REVOKED"}, lambda: str(kept.states()))
+
+
 def test_celerys_workers_are_kept_too(kept: Kept, rabbit: Broker) -> None:
     channel = rabbit.channel()
     channel.queue_declare(kept.queue, durable=True)
@@ -164,7 +217,7 @@ def test_no_row_is_lost_or_doubled_while_indexers_are_killed(rabbit: Broker, tmp
         for round_number in range(5):
             with kept.index() as process:
                 sent |= {kept.app.send_task("sample.add", (round_number, n)).id for n in range(60)}
-                eventually(lambda: len(kept.states()) >= len(sent) - 50)
+                kept.succeeded(len(sent) - 50)
                 process.kill()
         kept.read_until(lambda: list(kept.states().values()).count("SUCCESS") == len(sent), lambda: str(kept.states()))
 
@@ -183,18 +236,14 @@ def test_no_row_is_lost_or_doubled_while_indexers_are_killed(rabbit: Broker, tmp
 def test_a_restart_of_everything_loses_no_row(hurt_node: RabbitNode, tmp_path: Path) -> None:
     kept = Kept(hurt_node.url, "kept-restart", tmp_path)
     sent: set[str] = set()
-    for _ in range(2):
-        with kept.worker() as worker, kept.index() as index:
-            sent |= {kept.app.send_task("sample.add", (1, n)).id for n in range(50)}
-            eventually(lambda: list(kept.states().values()).count("SUCCESS") > len(sent) - 40)
-            hurt_node.stop()
-            hurt_node.start()
-            sent |= {kept.app.send_task("sample.add", (2, n)).id for n in range(50)}
-            eventually(
-                lambda: list(kept.states().values()).count("SUCCESS") == len(sent), what=lambda: str(kept.states())
-            )
-            worker.stop()
-            index.stop()
+    with kept.worker() as worker, kept.index() as index:
+        sent |= {kept.app.send_task("sample.add", (1, n)).id for n in range(50)}
+        kept.succeeded(len(sent) - 40)
+        hurt_node.stop()
+        hurt_node.start()
+        sent |= {kept.app.send_task("sample.add", (2, n)).id for n in range(50)}
+        kept.succeeded(len(sent))
+        assert (worker.stop(), index.stop()) == (0, 0)
 
     assert set(kept.states()) == sent
     kept.close()
@@ -209,7 +258,7 @@ def test_on_redis_history_is_kept_in_a_list_until_it_is_indexed(redis_url: str, 
             eventually(lambda: not admin.count(kept.queue))
         assert worker.stop() == 0
     with kept.index():
-        eventually(lambda: list(kept.states().values()).count("SUCCESS") == 50, what=lambda: str(kept.states()))
+        kept.succeeded(50)
         eventually(lambda: [task.id for task in kept.app.history.find(text="redis")] == [bad.id])
 
     assert set(kept.states()) == sent | {bad.id}

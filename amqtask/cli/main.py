@@ -38,7 +38,7 @@ COMMANDS = {
     "migrate": ("migrate:command", "Move messages between brokers or queues."),
     "multi": ("multi:command", "Start and stop several workers on this host."),
     "purge": ("purge:command", "Delete all messages that wait in queues."),
-    "queues": ("queues:queues_command", "Depth, consumers, rates and age of queues."),
+    "queues": ("queues:queues_command", "Depth, consumers, rates and age of queues; pause and resume them."),
     "relay": ("relay:command", "Publish the calls that committed transactions left in the outbox."),
     "report": ("report:command", "Versions and settings for a bug report."),
     "result": ("call:result_command", "Print the result of a task."),
@@ -47,6 +47,7 @@ COMMANDS = {
     "tasks": ("tasks:command", "Find, show, run again or revoke tasks, by their history."),
     "topology": ("topology:topology_command", "Show, declare or check exchanges, queues and bindings."),
     "worker": ("worker:command", "Start a worker."),
+    "workers": ("workers:command", "What each worker is, runs and has done."),
 }
 
 

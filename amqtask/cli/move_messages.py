@@ -115,15 +115,7 @@ class _Delayed:
             return None
         properties = replace(copied_properties(delivery.properties), priority=waiting_priority(delivery.properties))
         message = Message(delivery.body, properties, exchange, key, self._declare(exchange, key))
-        return self._app.delays.delayed(message, self._seconds_left(headers))
-
-    def _seconds_left(self, headers: Headers) -> float:
-        """Seconds until the message's `eta`, or until it would have left the delay levels."""
-        eta = headers.get("eta")
-        try:
-            return timestamp(eta) - time.time() if eta else seconds_left(headers, self._level, time.time())
-        except (TypeError, ValueError, AttributeError, ArithmeticError):  # no time that we can read
-            return seconds_left(headers, self._level, time.time())
+        return self._app.delays.delayed(message, seconds_until(headers, self._level))
 
     def _declare(self, exchange: str, key: str) -> tuple[Declaration, ...]:
         """What the target needs: a queue's declarations, or those of the application's queues that are bound to an exchange."""
@@ -196,3 +188,12 @@ def _counts(answer: object) -> Sequence[int]:
     """What a worker that knows the command answers; Celery's, and older ones, have nothing to tell."""
     counts = answer.get("counts") if isinstance(answer, dict) else None
     return [number for number in counts if isinstance(number, int)] if isinstance(counts, list) else []
+
+
+def seconds_until(headers: Headers, level: int) -> float:
+    """Seconds until a delayed message's `eta`, or until it would have left the delay levels."""
+    eta = headers.get("eta")
+    try:
+        return timestamp(eta) - time.time() if eta else seconds_left(headers, level, time.time())
+    except (TypeError, ValueError, AttributeError, ArithmeticError):  # no time that we can read
+        return seconds_left(headers, level, time.time())

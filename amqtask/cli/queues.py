@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import click
 
-from amqtask.cli.broker import api_option, chosen_queues, known_queues, open_admin, open_api, task_routes
+from amqtask.cli.broker import api_option, chosen_queues, known_queues, open_admin, open_api, refuse_memory, task_routes
 from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo, json_option, print_json, print_table
-from amqtask.cli.params import queues_option
+from amqtask.cli.move_messages import ANSWER_SECONDS, MOST_COUNTED, delay_queues, seconds_until
+from amqtask.cli.output import duration, echo, json_option, local_time, print_json, print_table
+from amqtask.cli.params import complete_queues, queues_option
 from amqtask.exceptions import QueueNotFound
+from amqtask.ground.printable import count
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.topology.declarations import all_bindings, dead_letter_queue
+from amqtask.topology.delays import address_of
 from amqtask.transport.contract import Admin, QueueState
 from amqtask.transport.inventory import ManagementApi
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.ground.shapes import Headers, JsonFields, JsonObject
+    from amqtask.ground.shapes import Headers, JsonFields, JsonObject, Replies
+    from amqtask.protocol.message import Delivery
+    from amqtask.remote.control import Control
 
 # (title, field) in the order they are printed; a column that nobody knows anything of is left out.
 COLUMNS = (
@@ -36,6 +41,7 @@ COLUMNS = (
     ("IN/S", "in_per_second"),
     ("OUT/S", "out_per_second"),
     ("OLDEST", "oldest_seconds"),
+    ("PAUSED BY", "paused_by"),
 )
 
 
@@ -56,9 +62,10 @@ class Row:
     in_per_second: float | None = None
     out_per_second: float | None = None
     oldest_seconds: float | None = None
+    paused_by: str | None = None
 
 
-@click.command("queues")
+@click.group("queues", invoke_without_command=True)
 @queues_option
 @click.option(
     "-i",
@@ -72,15 +79,21 @@ class Row:
     is_flag=True,
     help="Age of the oldest message, by its timestamp. Takes it and gives it back: it counts as delivered once more.",
 )
+@click.option(
+    "--delayed",
+    is_flag=True,
+    help="The delayed tasks instead, by due time. Those in the broker count as delivered once more.",
+)
 @api_option
 @json_option
-@click.pass_obj
+@click.pass_context
 def queues_command(
-    settings: Globals,
+    ctx: click.Context,
     queues: tuple[str, ...],
     interval: float | None,
     watch: float | None,
     oldest: bool,
+    delayed: bool,
     api: str | None,
     as_json: bool,
 ) -> int:
@@ -92,6 +105,11 @@ def queues_command(
     Over AMQP the broker tells what is ready, and how many consume; the management plugin (--api) also what is delivered and not
     yet acknowledged, and the rates in and out.
     """
+    if ctx.invoked_subcommand is not None:
+        return 0
+    settings: Globals = ctx.obj
+    if delayed:
+        return _print_delayed(settings.load(), queues, as_json)
     if watch and interval:
         raise click.UsageError(
             "--watch looks again and again, and has CHANGE/S from its second look on: leave --interval out"
@@ -115,6 +133,112 @@ def queues_command(
     return 1 if any(row.ready is None for row in rows) else 0
 
 
+@queues_command.command("pause")
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_queues)
+@json_option
+@click.pass_obj
+def pause(settings: Globals, names: tuple[str, ...], as_json: bool) -> None:
+    """Have no worker consume queues until `amqtask queues resume`, whatever restarts meanwhile.
+
+    What workers have begun goes on; what they only hold goes back. Celery's workers take no notice.
+    """
+    _pause_or_resume(settings, names, as_json, lambda control, name: control.pause_queue(name))
+
+
+@queues_command.command("resume")
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_queues)
+@json_option
+@click.pass_obj
+def resume(settings: Globals, names: tuple[str, ...], as_json: bool) -> None:
+    """Have workers consume paused queues again."""
+    _pause_or_resume(settings, names, as_json, lambda control, name: control.resume_queue(name))
+
+
+def _pause_or_resume(
+    settings: Globals, names: Sequence[str], as_json: bool, order: Callable[[Control, str], Replies]
+) -> None:
+    app = settings.load()
+    refuse_memory(app)
+    try:
+        answers = {name: order(app.control, name) for name in names}
+        paused = app.control.pauses.read()
+    finally:
+        app.close()
+    if as_json:
+        print_json({"paused": [asdict(pause) for pause in paused.values()], "answers": answers})
+        return
+    for name, replies in answers.items():
+        echo(f"{name} is {'paused' if name in paused else 'not paused'}; {count(len(replies), 'worker')} answered")
+
+
+def _print_delayed(app: AmqTask, queues: Sequence[str], as_json: bool) -> int:
+    """The delayed tasks for these queues (all: of the virtual host), the soonest first."""
+    with open_admin(app) as admin:
+        waiting = delay_queues(app, admin)
+        total = sum(admin.count(name) for _, name in waiting)
+        if total > MOST_COUNTED:
+            raise click.ClickException(
+                f"{total} delayed tasks wait: more than {MOST_COUNTED} are not looked at one by one"
+            )
+        rows: list[JsonObject] = []
+        for level, name in waiting:
+            admin.sift(name, lambda delivery, level=level: _note(rows, delivery, level), delete=False)  # type: ignore[misc]
+    answers = app.control.ask("scheduled", {}, timeout=ANSWER_SECONDS)
+    rows += [row for node, answer in answers.items() if isinstance(answer, list) for row in _held(node, answer)]
+    app.close()
+    rows = sorted((row for row in rows if not queues or row["queue"] in queues), key=lambda row: row["due"])
+    if as_json:
+        print_json(rows)
+    else:
+        now = datetime.now(timezone.utc)
+        columns = ("DUE", "IN", "TASK", "ID", "QUEUE", "HELD BY")
+        print_table(
+            columns,
+            [
+                (
+                    local_time(row["due"]),
+                    duration(max(0.0, (row["due"] - now).total_seconds())),
+                    row["task"],
+                    row["id"],
+                    row["queue"],
+                    row["held_by"],
+                )
+                for row in rows
+            ],
+        )
+    return 0
+
+
+def _note(rows: list[JsonObject], delivery: Delivery, level: int) -> bool:
+    """Note a message that waits in the broker, which stays there."""
+    headers = delivery.properties.headers or {}
+    exchange, key = address_of(delivery)
+    due = datetime.now(timezone.utc) + timedelta(seconds=seconds_until(headers, level))
+    queue = f"{exchange}/{key}" if exchange else key
+    rows.append({"due": due, "task": headers.get("task"), "id": headers.get("id"), "queue": queue, "held_by": None})
+    return False
+
+
+def _held(node: str, answer: Sequence[object]) -> Iterator[JsonObject]:
+    """What a worker holds until its time."""
+    for entry in answer:
+        request = entry.get("request") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict) or not isinstance(request, dict):
+            continue
+        try:
+            due = datetime.fromisoformat(str(entry.get("eta"))).astimezone(timezone.utc)
+        except ValueError:
+            continue
+        where = request.get("delivery_info") or {}
+        yield {
+            "due": due,
+            "task": request.get("name"),
+            "id": request.get("id"),
+            "queue": where.get("routing_key"),
+            "held_by": node,
+        }
+
+
 class _Look:
     """Looks at the queues, again and again."""
 
@@ -134,6 +258,7 @@ class _Look:
         self._delays_name = f"{app.delays.prefix}.*"
         self._api = api
         self._oldest = oldest
+        self._pauses = app.control.pauses
         self.times = 0
 
     def repeatedly(self, seconds: float | None) -> Iterator[list[Row]]:
@@ -154,6 +279,10 @@ class _Look:
     def _look(self) -> list[Row]:
         self.times += 1
         rows = [self._row(name, dead) for name, dead in self._names]
+        paused = self._pauses.read()
+        for row in rows:
+            if row.queue in paused:
+                row.paused_by = f"{paused[row.queue].by} since {local_time(paused[row.queue].began)}"
         delayed = self._delayed()
         if self._api is not None:
             by_name = {str(queue["name"]): queue for queue in self._api.queues()}

@@ -1,81 +1,125 @@
-"""`amqtask tasks`: find and show tasks by their history."""
+"""`amqtask tasks`: find and show tasks by their history, run them again, revoke them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from amqtask.cli.broker import open_admin
+from amqtask.cli.dead import back_to_work, work_queue_of
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import duration, echo, echo_text, json_option, local_time, print_json, print_table
 from amqtask.cli.params import Moment
+from amqtask.client.rerun import run_again, run_edited
+from amqtask.exceptions import AmqTaskError, QueueNotFound
+from amqtask.ground.printable import count
+from amqtask.states import READY_STATES
 
 if TYPE_CHECKING:
+    from amqtask.app import AmqTask
     from amqtask.ground.shapes import JsonObject
     from amqtask.history.client import PastTask, TaskHistory
+    from amqtask.protocol.message import Delivery, Message
 
 _COLUMNS = ("TIME", "STATE", "TASK", "ID", "QUEUE", "WAITED", "RAN", "WORKER", "ERROR")
 # Characters of an error in a table.
 _LONGEST_ERROR = 60
+# Tasks that one command changes at most, and ids in one order to the workers.
+MOST_AT_ONCE, AT_ONCE = 10_000, 1_000
+T = TypeVar("T", list[Any], dict[str, Any])
 
 
 @click.group("tasks")
 def command() -> None:
-    """Find and show tasks by their history (task_history, docs/history.md)."""
+    """Find, show, run again and revoke tasks, by their history (task_history, docs/history.md)."""
+
+
+def _search_options(function: Any) -> Any:
+    """The options that say which tasks are meant, handed to the command as `search`."""
+
+    @functools.wraps(function)
+    def collected(*args: Any, **params: Any) -> object:
+        names = [field.name for field in fields(Search)]
+        return function(*args, search=Search(**{name: params.pop(name) for name in names}), **params)
+
+    decorated: Any = collected
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+_OPTIONS = (
+    click.option(
+        "-s", "--state", multiple=True, help="SUCCESS, FAILURE, RETRY, STARTED, RECEIVED, PENDING, REVOKED; several."
+    ),
+    click.option("-t", "--task", help="Its name."),
+    click.option("-Q", "--queue", help="Its queue."),
+    click.option("-w", "--worker", help="The worker that had it last."),
+    click.option("-e", "--error", help="The class of its exception, such as ValueError."),
+    click.option("--text", help="Words (or their beginnings) in its arguments or its error."),
+    click.option("--since", type=Moment(), help="First heard of since then: 2h, 7d, 2026-11-30T08:15."),
+    click.option("--until", type=Moment(), help="First heard of before that."),
+    click.option("--stamp", metavar="NAME=VALUE", help="With this stamp."),
+    click.option("--root", "root_id", metavar="ID", help="All tasks of one workflow."),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """Which tasks are meant."""
+
+    state: tuple[str, ...]
+    task: str | None
+    queue: str | None
+    worker: str | None
+    error: str | None
+    text: str | None
+    since: datetime | None
+    until: datetime | None
+    stamp: str | None
+    root_id: str | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing."""
+        return not any(getattr(self, field.name) for field in fields(self))
+
+    def find(self, app: AmqTask, *, limit: int, after: str | None = None) -> list[PastTask]:
+        """The tasks."""
+        return app.history.find(
+            text=self.text,
+            state=self.state or None,
+            task=self.task,
+            queue=self.queue,
+            worker=self.worker,
+            error=self.error,
+            since=self.since,
+            until=self.until,
+            stamp=_stamp(self.stamp),
+            root_id=self.root_id,
+            limit=limit,
+            after=after,
+        )
 
 
 @command.command("find")
-@click.argument("text", required=False)
-@click.option(
-    "-s", "--state", multiple=True, help="SUCCESS, FAILURE, RETRY, STARTED, RECEIVED, PENDING, REVOKED; several."
-)
-@click.option("-t", "--task", help="Its name.")
-@click.option("-Q", "--queue", help="Its queue.")
-@click.option("-w", "--worker", help="The worker that had it last.")
-@click.option("-e", "--error", help="The class of its exception, such as ValueError.")
-@click.option("--since", type=Moment(), help="First heard of since then: 2h, 7d, 2026-11-30T08:15.")
-@click.option("--until", type=Moment(), help="First heard of before that.")
-@click.option("--stamp", metavar="NAME=VALUE", help="With this stamp.")
-@click.option("--root", "root_id", metavar="ID", help="All tasks of one workflow.")
+@click.argument("words", required=False)
+@_search_options
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many.")
 @click.option("--after", metavar="CURSOR", help="Go on after a task: the `cursor` of its --json.")
 @json_option
 @click.pass_obj
-def find(
-    settings: Globals,
-    text: str | None,
-    state: tuple[str, ...],
-    task: str | None,
-    queue: str | None,
-    worker: str | None,
-    error: str | None,
-    since: datetime | None,
-    until: datetime | None,
-    stamp: str | None,
-    root_id: str | None,
-    limit: int,
-    after: str | None,
-    as_json: bool,
-) -> None:
-    """The newest tasks for which all of this holds. TEXT are words (or their beginnings) in arguments and errors."""
+def find(settings: Globals, words: str | None, search: Search, limit: int, after: str | None, as_json: bool) -> None:
+    """The newest tasks for which all of this holds. WORDS are what --text says, too."""
     app = settings.load()
     try:
-        tasks = app.history.find(
-            text=text,
-            state=state or None,
-            task=task,
-            queue=queue,
-            worker=worker,
-            error=error,
-            since=since,
-            until=until,
-            stamp=_stamp(stamp),
-            root_id=root_id,
-            limit=limit,
-            after=after,
-        )
+        tasks = (replace(search, text=words) if words else search).find(app, limit=limit, after=after)
     finally:
         app.close()
     if as_json:
@@ -171,3 +215,150 @@ def _print(history: TaskHistory) -> None:
     if task.traceback and task.state != "SUCCESS":
         echo()
         echo_text(task.traceback)
+
+
+@command.command("retry", short_help="Run tasks again.")
+@click.argument("task_ids", nargs=-1)
+@_search_options
+@click.option(
+    "-a", "--args", "args_text", metavar="JSON", help="Other arguments by position: a JSON list. One task only."
+)
+@click.option("-k", "--kwargs", "kwargs_text", metavar="JSON", help="Other arguments by name: a JSON object.")
+@click.option("--to", metavar="QUEUE", help="To this queue [each to the one it was in].")
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@json_option
+@click.pass_obj
+def retry(
+    settings: Globals,
+    task_ids: tuple[str, ...],
+    search: Search,
+    args_text: str | None,
+    kwargs_text: str | None,
+    to: str | None,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Run tasks again: TASK_IDS, or all that the options name, after a question with their number.
+
+    A task runs as it was, under its own id: from its dead letter if there is one, else from the message that history has kept
+    (task_history_arguments). With --args or --kwargs it is a new task, whose history points to the old one.
+    """
+    args, kwargs = _json(args_text, list, "--args"), _json(kwargs_text, dict, "--kwargs")
+    app = settings.load()
+    again: list[JsonObject] = []
+    failed: list[JsonObject] = []
+    try:
+        tasks = _meant(app, task_ids, search, failed)
+        if (args is not None or kwargs is not None) and len(task_ids) != 1:
+            raise click.UsageError("other arguments are for one task: name its id")
+        _confirm(f"Run {count(len(tasks), 'task')} again?", task_ids, force, as_json)
+        buried = _retry_dead(app, tasks, to) if args is None and kwargs is None else frozenset()
+        for task in tasks:
+            try:
+                if args is not None or kwargs is not None:
+                    again.append({"id": run_edited(app, task, args, kwargs, queue=to), "rerun_of": task.id})
+                    continue
+                if task.id not in buried:
+                    run_again(app, task, queue=to)
+                again.append({"id": task.id})
+            except AmqTaskError as error:
+                failed.append({"id": task.id, "error": str(error)})
+    finally:
+        app.close()
+    return _tell("run again", again, failed, as_json)
+
+
+@command.command("revoke", short_help="Have tasks not run.")
+@click.argument("task_ids", nargs=-1)
+@_search_options
+@click.option("--terminate", is_flag=True, help="Also end those that run.")
+@click.option("--signal", default="SIGTERM", show_default=True, help="With --terminate, on prefork.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@json_option
+@click.pass_obj
+def revoke(
+    settings: Globals,
+    task_ids: tuple[str, ...],
+    search: Search,
+    terminate: bool,
+    signal: str,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Have workers not run tasks: TASK_IDS, or all that the options name, after a question with their number.
+
+    Of those that the options name, what has ended is left alone.
+    """
+    app = settings.load()
+    try:
+        # Also ids that history knows nothing of.
+        ids = list(task_ids) or [task.id for task in _meant(app, (), search, []) if task.state not in READY_STATES]
+        _confirm(f"Revoke {count(len(ids), 'task')}?", task_ids, force, as_json)
+        for start in range(0, len(ids), AT_ONCE):
+            app.control.revoke(ids[start : start + AT_ONCE], terminate=terminate, signal=signal)
+    finally:
+        app.close()
+    return _tell("revoked", [{"id": task_id} for task_id in ids], [], as_json)
+
+
+def _meant(app: AmqTask, ids: Sequence[str], search: Search, unknown: list[JsonObject]) -> list[PastTask]:
+    if ids:
+        known = {task_id: found.task for task_id in ids if (found := app.history.get(task_id)) is not None}
+        unknown += [{"id": task_id, "error": "nothing is known of it"} for task_id in ids if task_id not in known]
+        return list(known.values())
+    if search.is_empty:
+        raise click.UsageError("say which: TASK_IDS, or options as for `amqtask tasks find`")
+    return search.find(app, limit=MOST_AT_ONCE)
+
+
+def _confirm(question: str, ids: Sequence[str], force: bool, as_json: bool) -> None:
+    if not ids and not force:
+        click.confirm(question, abort=True, err=as_json)
+
+
+def _retry_dead(app: AmqTask, tasks: Sequence[PastTask], to: str | None) -> frozenset[str]:
+    """Send those that are dead letters back to work; their ids."""
+    suffix: str = app.conf.task_dead_letter_suffix
+    wanted = {task.id for task in tasks}
+    moved: set[str] = set()
+
+    def convert(delivery: Delivery) -> Message | None:
+        task_id = (delivery.properties.headers or {}).get("id")
+        if task_id not in wanted:
+            return None
+        moved.add(task_id)
+        return back_to_work(delivery, to or work_queue_of(delivery, suffix), without_expiry=True)
+
+    with open_admin(app) as admin:
+        for name in sorted({f"{task.queue}{suffix}" for task in tasks if task.queue}):
+            try:
+                done = admin.move(name, app.publisher, convert)
+            except QueueNotFound:
+                continue
+            if done.failure is not None:
+                raise done.failure
+    return frozenset(moved)
+
+
+def _json(written: str | None, wanted: type[T], option: str) -> T | None:
+    if written is None:
+        return None
+    try:
+        value = json.loads(written)
+    except ValueError as error:
+        raise click.UsageError(f"{option} wants JSON: {error}") from error
+    if not isinstance(value, wanted):
+        raise click.UsageError(f"{option} wants a JSON {'list' if wanted is list else 'object'}")
+    return value
+
+
+def _tell(done: str, tasks: Sequence[JsonObject], failed: Sequence[JsonObject], as_json: bool) -> int:
+    if as_json:
+        print_json({done.replace(" ", "_"): tasks, "failed": failed})
+    else:
+        for task in tasks:
+            old = f" (for {task['rerun_of']})" if "rerun_of" in task else ""
+            echo(f"{task['id']} {done}{old}")
+        for task in failed:
+            echo(f"{task['id']}: {task['error']}", err=True)
+    return 1 if failed else 0

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from amqtask.exceptions import OperationalError
-from amqtask.ground.by_process import ByProcess
+from amqtask.ground.lazy import ByProcess
 from amqtask.history.records import COLUMNS, Batch, TaskRow, WorkerRow, as_columns, key_at, searchable
 from amqtask.history.tables import COUNTED, MINUTES, POSITION, STAMPS, TASKS, TEXTS, WORKERS, connect
 

@@ -16,6 +16,7 @@ from amqtask.ground.lazy import lazy
 from amqtask.ground.printable import printable
 from amqtask.protocol.control import Command, check_pattern, command_message, read_reply, reply_exchange, reply_queue
 from amqtask.remote.commands import MATCHERS
+from amqtask.remote.pauses import NOTE, Pauses
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, Headers, Options, Replies
@@ -408,6 +409,25 @@ class Control:
     def cancel_consumer(self, queue: str, destination: Sequence[str] | None = None, **kw: Any) -> Any:
         """Stop consuming a queue."""
         return self.broadcast("cancel_consumer", {"queue": queue}, destination, **kw)
+
+    def pause_queue(self, queue: str, by: str | None = None, *, timeout: float = 1.0) -> Replies:
+        """Have no worker of ours consume the queue until `resume_queue`, whatever restarts: the broker keeps that.
+
+        What a worker has begun goes on; what it only holds goes back. Returns what workers that are there answer, by node.
+        `by` is who does it (user@host). Raises: OperationalError.
+        """
+        self.pauses.pause(queue, by)
+        return self.ask("pause_queue", {"queue": queue}, timeout=timeout)
+
+    def resume_queue(self, queue: str, *, timeout: float = 1.0) -> Replies:
+        """Have workers consume a paused queue again. Returns and raises like `pause_queue`."""
+        self.pauses.resume(queue)
+        return self.ask("resume_queue", {"queue": queue}, timeout=timeout)
+
+    @lazy
+    def pauses(self) -> Pauses:
+        """The paused queues, as the broker keeps them."""
+        return Pauses(self._broker.note(NOTE))
 
     def autoscale(self, max: int, min: int, destination: Sequence[str] | None = None, **kw: Any) -> Any:
         """Other bounds for autoscale."""

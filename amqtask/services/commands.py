@@ -459,7 +459,8 @@ def autoscale(control: Control, arguments: CommandArguments) -> object:
 
 def add_consumer(control: Control, arguments: CommandArguments) -> object:
     queue, dead_letter = control.make_queue(arguments)
-    control.operations.consume(queue, dead_letter)
+    if not control.operations.consume(queue, dead_letter):
+        return {"ok": f"add consumer {queue.name}, which is paused: it is consumed when somebody resumes it"}
     return {"ok": f"add consumer {queue.name}"}
 
 
@@ -467,6 +468,16 @@ def cancel_consumer(control: Control, arguments: CommandArguments) -> object:
     name = str(arguments.get("queue"))
     was_consumed = control.operations.cancel(name)
     return {"ok": f"no longer consuming from {name}" if was_consumed else f"was not consuming from {name}"}
+
+
+def pause_queue(control: Control, arguments: CommandArguments) -> object:
+    name = str(arguments.get("queue"))
+    return {"ok": f"paused {name}" if control.operations.pause(name) else f"was not consuming from {name}"}
+
+
+def resume_queue(control: Control, arguments: CommandArguments) -> object:
+    name = str(arguments.get("queue"))
+    return {"ok": f"consuming from {name}" if control.operations.resume(name) else f"{name} is none of its queues"}
 
 
 def shutdown(control: Control, arguments: CommandArguments) -> None:
@@ -523,6 +534,7 @@ COMMANDS: dict[str, Command] = {
     "memdump": memdump,
     "memsample": memsample,
     "objgraph": objgraph,
+    "pause_queue": pause_queue,
     "ping": ping,
     "pool_grow": pool_grow,
     "pool_restart": pool_restart,
@@ -533,6 +545,7 @@ COMMANDS: dict[str, Command] = {
     "registered": registered,
     "report": report,
     "reserved": reserved,
+    "resume_queue": resume_queue,
     "revoke": revoke,
     "revoke_by_stamped_headers": revoke_by_stamped_headers,
     "revoked": revoked,

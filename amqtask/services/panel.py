@@ -38,7 +38,7 @@ class Panel:
     """Consumes the worker's mailbox and replies. The publisher for replies connects with the first reply.
 
     `make_consumer` makes a consumer without acks: a command that is lost with its worker is useless for another one. With
-    `mingles` a worker that starts asks its neighbours for revoked tasks.
+    `mingles` a worker that starts asks its neighbours for revoked tasks. `on_listening`: it hears orders (again).
     """
 
     name = "panel"
@@ -56,6 +56,7 @@ class Panel:
         queue_ttl: float = 300.0,
         queue_expires: float = 10.0,
         mingles: bool = False,
+        on_listening: Callable[[], None] = lambda: None,
     ) -> None:
         self._control = control
         self._loop = loop
@@ -63,6 +64,7 @@ class Panel:
         self._make_publisher = make_publisher
         self._accept = accept
         self._serializer = serializer
+        self._on_listening = on_listening
         self._prefix = prefix
         self._hostname = control.worker.setup.hostname
         self._state = PanelState(control)
@@ -199,6 +201,7 @@ class Panel:
             logger.warning("control: remote control of %s works again", self._hostname)
         if self._mingle is not None and self._consumer is not None:
             self._mingle.ask(self._consumer)
+        self._on_listening()
 
     def on_connection_lost(self, error: Exception) -> None:
         logger.debug("control: connection lost: %s", error)

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from amqtask.transport.collector import PikaCollector
     from amqtask.transport.connection import LoopConnection
     from amqtask.transport.consumer import PikaConsumer
-    from amqtask.transport.contract import AsyncPublisher, BrokerOptions, ConsumerListener, LoopPublisher, OnWarning
+    from amqtask.transport.contract import (
+        AsyncPublisher,
+        BrokerOptions,
+        ConsumerListener,
+        LoopPublisher,
+        Note,
+        OnWarning,
+    )
     from amqtask.transport.loop_publisher import PikaLoopPublisher
     from amqtask.transport.publisher import PikaEventPublisher, PikaPublisher
     from amqtask.transport.queue_reader import QueueReader
@@ -146,6 +153,14 @@ class AmqpBroker:
         timeout = self._options.connect_timeout
         return QueueTail(
             self.addresses, keeping.queue, keeping.declare, position=position, connect_timeout=timeout, name=name
+        )
+
+    def note(self, name: str) -> Note:
+        """In a stream, whose last message it is."""
+        from amqtask.transport.tail import StreamNote
+
+        return StreamNote(
+            self.addresses, lambda: self.publisher(name="amqtask command line", on_warning=lambda text: None), name
         )
 
     def admin(self) -> QueueAdmin:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Delayed,
         EventPublisher,
         LoopPublisher,
+        Note,
         OnWarning,
         Publisher,
         QueueJobs,
@@ -105,6 +106,9 @@ class Broker(Protocol):
 
     def tail(self, keeping: Keeping, position: int | None, *, name: str) -> Tail:
         """Reads the queue of history; a stream after this position (None: from the beginning)."""
+
+    def note(self, name: str) -> Note:
+        """A small text that the broker keeps, under this name."""
 
     def queue_jobs(self) -> QueueJobs: ...
 

@@ -236,6 +236,16 @@ class Tail(Protocol):
         """Disconnect; what is not acknowledged is read again."""
 
 
+class Note(Protocol):
+    """A small text that the broker keeps for all applications of the virtual host. Each method raises OperationalError."""
+
+    def read(self) -> str | None:
+        """The text as it was written last; None where nobody has."""
+
+    def write(self, text: str) -> None:
+        """Keep this one instead; it is kept when this returns."""
+
+
 class QueueState(NamedTuple):
     """How many messages of a queue are ready, and how many consumers it has."""
 

@@ -1,4 +1,5 @@
-"""QueueTail: reads a stream, or an ordinary queue, in batches, and acknowledges them when they are kept elsewhere.
+"""QueueTail: reads a stream, or an ordinary queue, in batches, and acknowledges them when they are kept elsewhere. StreamNote: a
+text that is kept as the last message of a stream.
 
 A stream is consumed over AMQP 0-9-1 from an offset (https://www.rabbitmq.com/docs/streams#consuming): with a prefetch, and with
 acknowledgements, which only make room for more. Its messages stay, and each has its offset in the header x-stream-offset.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pika import spec
@@ -16,16 +17,18 @@ from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.exceptions import BrokerUnreachable, OperationalError, PublishError, QueueNotFound
 from amqtask.ground.printable import bounded_logger
-from amqtask.protocol.message import Delivery
-from amqtask.transport.admin import refusal_error
+from amqtask.protocol.entities import Queue
+from amqtask.protocol.message import Delivery, Message, Properties
+from amqtask.transport.admin import QueueAdmin, refusal_error
 from amqtask.transport.link import Link, LinkLost, connect, delivery_of
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import FieldTable
-    from amqtask.protocol.entities import Declaration, Queue
+    from amqtask.protocol.entities import Declaration
     from amqtask.protocol.message import PropertiesLike
-    from amqtask.transport.pika_types import PikaMethod
+    from amqtask.transport.contract import Publisher
     from amqtask.transport.url import BrokerAddress
+    from amqtask.transport.wire import PikaMethod
 
 logger = bounded_logger("amqtask.history")
 
@@ -127,3 +130,48 @@ class QueueTail:
         if isinstance(lost.cause, ChannelClosedByBroker):
             return refusal_error(lost.cause, self._queue.name)
         return BrokerUnreachable(f"the connection for {self._queue.name!r} was lost: {lost}")
+
+
+# A note's stream: the last message is always there, and older ones soon are not.
+_NOTE_LIMITS = {
+    "x-queue-type": "stream",
+    "x-max-length-bytes": 2_000_000,
+    "x-stream-max-segment-size-bytes": 1_000_000,
+}
+# Seconds in which the last message of a stream must come; a stream without one was declared by a writer that got no further.
+NOTE_SECONDS = 2.0
+
+
+class StreamNote:
+    """See amqtask.transport.contract.Note. Any number of readers may read at once, and nothing is taken from the queue."""
+
+    def __init__(self, addresses: Sequence[BrokerAddress], make_publisher: Callable[[], Publisher], name: str) -> None:
+        self._addresses = tuple(addresses)
+        self._make_publisher = make_publisher
+        self._queue = Queue(name, queue_arguments=_NOTE_LIMITS)
+
+    def read(self) -> str | None:
+        """See the contract."""
+        name = self._queue.name
+        look = spec.Queue.Declare(queue=name, passive=True)
+        try:
+            with QueueAdmin(self._addresses) as admin, admin.channel(name) as link:
+                link.ask_for(look, spec.Queue.DeclareOk)
+                link.ask_prefetch(PREFETCH)
+                consume = spec.Basic.Consume(queue=name, arguments={OFFSET: "last"})
+                link.ask_for(consume, spec.Basic.ConsumeOk)
+                link.run(lambda: bool(link.deliveries), time.monotonic() + NOTE_SECONDS)
+                # "last" is the last chunk, which may have several messages: after one more answer all of them are here.
+                link.ask_for(look, spec.Queue.DeclareOk)
+                return link.deliveries[-1].body.decode(errors="replace") if link.deliveries else None
+        except QueueNotFound:
+            return None
+
+    def write(self, text: str) -> None:
+        """See the contract."""
+        publisher = self._make_publisher()
+        try:
+            properties = Properties(content_type="application/json", content_encoding="utf-8")
+            publisher.publish(Message(text.encode(), properties, "", self._queue.name, (self._queue,)))
+        finally:
+            publisher.close()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from amqtask import signals
 from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger, count
+from amqtask.worker.options import WorkQueue
 from amqtask.worker.report import name_of
 from amqtask.worker.revoked import StateFile
 from amqtask.worker.shutdown import EX_FAILURE, Degree, Shutdown, SignalHandlers
@@ -113,6 +114,8 @@ class Lifecycle:
         # Unix time at which a running request was first seen running, exact to a quarter of a second: to measure each start would
         # cost every task time for a rare question.
         self.running_since: dict[int, float] = {}
+        # The queues that nobody is to consume now, by name; with those that this worker would consume.
+        self.paused: dict[str, WorkQueue | None] = dict.fromkeys(setup.paused)
         self._state = StateFile(setup.statedb, worker.revoked) if setup.statedb else None
 
     def run(self) -> int:
@@ -150,12 +153,16 @@ class Lifecycle:
         for service in self.services:
             service.start()
 
-    def consume(self, queue: Queue, dead_letter: Queue | None) -> None:
-        """Consume one more queue."""
+    def consume(self, queue: Queue, dead_letter: Queue | None) -> bool:
+        """Consume one more queue. False: it is paused, and waits here until it is resumed."""
         worker = self._worker
+        if queue.name in self.paused:
+            self.paused[queue.name] = WorkQueue(queue, dead_letter)
+            return False
         worker.add_queue(queue, dead_letter)
         window = worker.windows.add(queue.name)
         worker.consumer.add_queue(queue, prefetch=window.current, dead_letter=dead_letter)
+        return True
 
     def note_consuming(self) -> None:
         """All queues are consumed (again); the first time the worker is ready."""

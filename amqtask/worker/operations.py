@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import ConfigurationError, NotRegistered
@@ -120,14 +121,53 @@ class Operations:
         worker.pool.restart()
         worker.wake()
 
-    def consume(self, queue: Queue, dead_letter: Queue | None) -> None:
-        """Consume one more queue, unless it is consumed already."""
-        if queue.name not in self._worker.windows.by_queue:
-            self._worker.lifecycle.consume(queue, dead_letter)
+    def consume(self, queue: Queue, dead_letter: Queue | None) -> bool:
+        """Consume one more queue, unless it is consumed already. False: it is paused, and consumed when it is resumed."""
+        if queue.name in self._worker.windows.by_queue:
+            return True
+        return self._worker.lifecycle.consume(queue, dead_letter)
+
+    def pause(self, queue: str) -> bool:
+        """Consume a queue no more until `resume`, and requeue what has not begun. False: it was not consumed."""
+        worker = self._worker
+        work = worker.work_queues.get(queue) if queue in worker.windows.by_queue else None
+        worker.lifecycle.paused.setdefault(queue, work)
+        if not self.cancel(queue):
+            return False
+        acks_early = worker.deliveries.acks_early
+
+        def is_meant(request: Request) -> bool:
+            return request.queue == queue and request.first is None and request.number not in acks_early
+
+        unbegun = worker.dispatcher.take_unbegun(is_meant)
+        line = worker.dispatcher.take_line(queue, allowed=lambda request: request.first is None, limit=sys.maxsize)
+        worker.deliveries.give_back(unbegun + line)
+        worker.wake()
+        logger.warning("worker: queue %s is paused", queue)
+        return True
+
+    def resume(self, queue: str) -> bool:
+        """Consume a paused queue again. False: it is none of this worker's."""
+        lifecycle = self._worker.lifecycle
+        work = lifecycle.paused.pop(queue, None)
+        if work is None:
+            return False
+        logger.warning("worker: queue %s is resumed", queue)
+        return lifecycle.consume(*work)
+
+    def keep_paused(self, names: Set[str]) -> None:
+        """Exactly these queues are paused: what the broker says now."""
+        for queue in self._worker.lifecycle.paused.keys() - names:
+            self.resume(queue)
+        for queue in names - self._worker.lifecycle.paused.keys():
+            self.pause(queue)
 
     def cancel(self, queue: str) -> bool:
         """Take no more deliveries from a queue; those that are here still run. False: it was not consumed."""
         if queue not in self._worker.windows.by_queue:
+            paused = self._worker.lifecycle.paused
+            if paused.get(queue) is not None:
+                paused[queue] = None  # when it is resumed, others consume it
             return False
         self._worker.consumer.cancel_queue(queue)
         self._worker.windows.remove(queue)
@@ -180,6 +220,7 @@ class Operations:
             "prefetch": {queue: window.current for queue, window in worker.windows.by_queue.items()},
             "waiting": worker.dispatcher.waiting,
             "unconfirmed": worker.publisher.outstanding,
+            "paused": sorted(worker.lifecycle.paused),
         }
 
     def _pool_defaults(self) -> JsonObject:

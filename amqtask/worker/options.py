@@ -180,6 +180,8 @@ class WorkerSetup:
     queues: tuple[WorkQueue, ...]
     tasks: Mapping[str, TaskLike]
     delays: Delays
+    # Queues that are not consumed before somebody resumes them.
+    paused: frozenset[str] = frozenset()
     most_slots: int | None = None
     prefetch: int | None = None
     delivery_limit: int | None = 5

@@ -162,7 +162,7 @@ def completed(line: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "offers"),
     [
-        ("amqtask wor", ["worker"]),
+        ("amqtask wor", ["worker", "workers"]),
         ("amqtask dead ", ["list", "purge", "retry", "show"]),
         ("amqtask worker -P ev", ["eventlet"]),
         ("amqtask worker -Q ", ["amqtask", "images", "reports"]),

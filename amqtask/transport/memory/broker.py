@@ -77,6 +77,8 @@ class MemoryBroker:
         self._bindings: dict[str, list[Binding]] = {}
         self._queues: dict[str, MemoryQueue] = {}
         self._connections: list[Connection] = []
+        # Small texts, by name (transport.contract.Note).
+        self.notes: dict[str, str] = {}
         self._numbers = itertools.count(1)
         self._driver: TurnLoop | None = None
         self._armed_at: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -47,6 +47,10 @@ class LocalBroker(AmqpBroker):
 
     def _parsed(self, urls: str | Sequence[str] | None) -> tuple[BrokerAddress, ...]:
         return (MemoryAddress(broker=self._memory),)
+
+    def note(self, name: str) -> MemoryNote:
+        """In this process."""
+        return MemoryNote(self._memory.notes, name)
 
     def async_publisher(self, *, name: str, on_warning: OnWarning) -> AsyncPublisher:
         """In the event loop's thread."""
@@ -223,3 +227,19 @@ class MemoryAsyncPublisher:
     async def close(self) -> None:
         """Close idle connections; the publisher opens new ones when it is used again."""
         self._publisher.close()
+
+
+class MemoryNote:
+    """See amqtask.transport.contract.Note."""
+
+    def __init__(self, notes: MutableMapping[str, str], name: str) -> None:
+        self._notes = notes
+        self._name = name
+
+    def read(self) -> str | None:
+        """See the contract."""
+        return self._notes.get(self._name)
+
+    def write(self, text: str) -> None:
+        """See the contract."""
+        self._notes[self._name] = text

@@ -1,4 +1,4 @@
-"""RedisJobs, RedisAdmin, RedisTail and RedisDelayed: jobs on queues, the queue of history, and what waits for its time.
+"""RedisJobs, RedisAdmin, RedisTail, RedisNote and RedisDelayed: jobs on queues, the queue of history, a note, and what waits for its time.
 
 Delayed messages are looked at as a queue named `amqtask.delay`.
 """
@@ -130,6 +130,25 @@ class RedisTail(RedisJobs):
 
     def close(self) -> None:
         """See the contract."""
+        self._client.close()
+
+
+class RedisNote(RedisJobs):
+    """See amqtask.transport.contract.Note."""
+
+    def __init__(self, deployment: Deployment, layout: Layout, name: str) -> None:
+        super().__init__(deployment, layout)
+        self._key = layout.key(name)
+
+    def read(self) -> str | None:
+        """See the contract."""
+        (text,) = self._ask(("GET", self._key))
+        self._client.close()
+        return None if text is None else text.decode(errors="replace")
+
+    def write(self, text: str) -> None:
+        """See the contract."""
+        self._ask(("SET", self._key, text))
         self._client.close()
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from amqtask.protocol.event import Keeping
     from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import BrokerOptions, ConsumerListener, LoopPublisher, OnWarning
-    from amqtask.transport.redis.admin import RedisAdmin, RedisDelayed, RedisJobs, RedisTail
+    from amqtask.transport.redis.admin import RedisAdmin, RedisDelayed, RedisJobs, RedisNote, RedisTail
     from amqtask.transport.redis.consumer import RedisConsumer
     from amqtask.transport.redis.loop_publisher import RedisLoopPublisher
     from amqtask.transport.redis.publisher import (
@@ -152,6 +152,12 @@ class RedisBroker:
         from amqtask.transport.redis.admin import RedisTail
 
         return RedisTail(self._read.deployment, self._read.layout, keeping.queue.name)
+
+    def note(self, name: str) -> RedisNote:
+        """In a key of that name."""
+        from amqtask.transport.redis.admin import RedisNote
+
+        return RedisNote(self._read.deployment, self._read.layout, name)
 
     def queue_jobs(self) -> RedisJobs:
         """Over a connection of its own."""

@@ -1,0 +1,106 @@
+"""Paused queues: which queues no worker is to consume, kept by the broker until somebody resumes them.
+
+All of it is one document, the broker's note `amqtask.config`. Whoever changes it reads it again afterwards, and changes it once
+more if somebody else's change came in between, so that two people who pause two queues at once have paused both.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from amqtask.exceptions import OperationalError
+from amqtask.ground.printable import bounded_logger
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+    from amqtask.transport.contract import Note
+
+logger = bounded_logger("amqtask.control")
+
+NOTE = "amqtask.config"
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A queue that is paused: since when (Unix time), and by whom."""
+
+    queue: str
+    since: float
+    by: str
+
+    @property
+    def began(self) -> datetime:
+        """Since when."""
+        return datetime.fromtimestamp(self.since, timezone.utc)
+
+
+def here() -> str:
+    """Who does something: user@host."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = "somebody"
+    return f"{user}@{socket.gethostname()}"
+
+
+class Pauses:
+    """Reads and changes the paused queues of the virtual host. Each method raises OperationalError."""
+
+    def __init__(self, note: Note, clock: Callable[[], float] = time.time) -> None:
+        self._note = note
+        self._clock = clock
+
+    def read(self) -> dict[str, Pause]:
+        """The paused queues, by name."""
+        return _pauses(self._document())
+
+    def pause(self, queue: str, by: str | None = None) -> bool:
+        """Have no worker consume the queue. False: it was paused already."""
+        pause = Pause(queue, self._clock(), by or here())
+        return self._change(lambda paused: {**paused, queue: asdict(pause)} if queue not in paused else None)
+
+    def resume(self, queue: str) -> bool:
+        """Have workers consume it again. False: it was not paused."""
+        return self._change(
+            lambda paused: {name: entry for name, entry in paused.items() if name != queue} if queue in paused else None
+        )
+
+    def _change(self, changed: Callable[[JsonObject], JsonObject | None]) -> bool:
+        has_changed = False
+        for _ in range(_ATTEMPTS):
+            document = self._document()
+            after = changed(document.get("paused") or {})
+            if after is None:
+                return has_changed
+            self._note.write(json.dumps({**document, "paused": after}))
+            has_changed = True
+        raise OperationalError(f"the note {NOTE} was changed by others {_ATTEMPTS} times; try again")
+
+    def _document(self) -> JsonObject:
+        written = self._note.read()
+        if written is None:
+            return {}
+        try:
+            document = json.loads(written)
+        except ValueError:
+            document = None
+        if not isinstance(document, dict) or not isinstance(document.get("paused", {}), dict):
+            raise OperationalError(f"{NOTE} on the broker is not what amqtask writes there; delete it and pause again")
+        return document
+
+
+def _pauses(document: JsonObject) -> dict[str, Pause]:
+    entries = document.get("paused") or {}
+    return {
+        name: Pause(name, float(entry.get("since") or 0.0), str(entry.get("by") or ""))
+        for name, entry in entries.items()
+        if isinstance(entry, dict)
+    }

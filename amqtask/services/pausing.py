@@ -1,0 +1,82 @@
+"""Pausing: looks which queues are paused, when orders may have been missed: at the start, and after a lost connection."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from amqtask.exceptions import AccessRefused, OperationalError
+from amqtask.ground.printable import bounded_logger
+
+if TYPE_CHECKING:
+    from amqtask.pool import Loop, Timer
+    from amqtask.worker.operations import Operations
+
+logger = bounded_logger("amqtask.worker")
+
+# Seconds before another look, when the broker could not be asked.
+RETRY_SECONDS = 1.0
+
+
+class Pausing:
+    """`read()` asks the broker, in a thread: the worker goes on meanwhile. Until the first answer nothing may be consumed: with
+    `knows` the worker was started with one already."""
+
+    name = "pausing"
+
+    def __init__(self, operations: Operations, *, loop: Loop, read: Callable[[], frozenset[str]], knows: bool) -> None:
+        self._operations = operations
+        self._loop = loop
+        self._read = read
+        self._knows = knows
+        self._is_looking = False
+        self._is_stopped = False
+        self._timer: Timer | None = None
+
+    def start(self) -> None:
+        if not self._knows:
+            self.look()
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def look(self) -> None:
+        """Ask, and do what the answer says."""
+        self._timer = None
+        if not self._is_looking and not self._is_stopped:
+            self._is_looking = True
+            threading.Thread(target=self._ask, name="amqtask pauses", daemon=True).start()
+
+    def _ask(self) -> None:
+        try:
+            paused = read_pauses(self._read)
+        except Exception:
+            logger.exception("worker: the paused queues cannot be read")
+            paused = None
+        if not self._is_stopped:
+            self._loop.call_soon_threadsafe(lambda: self._answered(paused))
+
+    def _answered(self, paused: frozenset[str] | None) -> None:
+        self._is_looking = False
+        if self._is_stopped:
+            return
+        if paused is not None:
+            self._knows = True
+            self._operations.keep_paused(paused)
+        elif not self._knows:
+            self._timer = self._loop.call_later(RETRY_SECONDS, self.look)
+
+
+def read_pauses(read: Callable[[], frozenset[str]]) -> frozenset[str] | None:
+    """The paused queues; None when the broker cannot be asked now. Who may not ask is told that once, and none is paused."""
+    try:
+        return read()
+    except AccessRefused as error:
+        logger.warning("worker: the paused queues cannot be read, so none is taken for paused: %s", error)
+        return frozenset()
+    except OperationalError as error:
+        logger.info("worker: the paused queues cannot be read now: %s", error)
+        return None
