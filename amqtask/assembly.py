@@ -132,7 +132,7 @@ def build_indexer(app: AmqTask) -> Indexer:
         lambda position: app.broker.tail(
             keeping, position, name=f"amqtask history {os.getpid()}@{socket.gethostname()}"
         ),
-        accept=content_types({conf.event_serializer, "json"}),
+        accept=app.runtime.accepted_events,
         max_age=conf.history_max_age,
         max_bytes=conf.history_max_bytes,
     )

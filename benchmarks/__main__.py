@@ -1,6 +1,6 @@
 """`make bench`: the table of costs, ours beside bare pika, Celery, Dramatiq and Taskiq, written to RESULTS.md.
 
-    python -m benchmarks [drain] [roundtrip] [burst] [flows] [publish] [service] [boot]
+    python -m benchmarks [drain] [roundtrip] [burst] [flows] [publish] [service] [boot] [history]
                          [redis-drain] [redis-green] [redis-roundtrip] [redis-flows] [redis-delayed] [--ours] [--keep]
 
 `--ours` leaves the peers out, `--keep` puts tables measured on Redis into RESULTS.md. Ratios hold within one table on one
@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import pika
 import redis
 
-from benchmarks import measure, on_redis, peers
+from benchmarks import history, measure, on_redis, peers
 from benchmarks.measure import ROOT, Drained
 from integration.nodes import free_port
 
@@ -105,6 +105,13 @@ def drain_ours(pool: str, *more: str) -> Drained:
     return measure.drain(our_worker(*OUR_POOLS[pool], *more), COUNT)
 
 
+def drain_kept() -> Drained:
+    """The same with task_history: events go into a stream, too."""
+    forget("bench_amqtask", "bench_history")
+    measure.client(sys.executable, OURS, "fill", COUNT)
+    return measure.drain(our_worker(*OUR_POOLS["prefork"]), COUNT, BENCH_HISTORY="1")
+
+
 def drain_bare(verb: str) -> Drained:
     """The same messages in the same kind of queue, by bare pika."""
     forget("bench_bare")
@@ -180,6 +187,8 @@ def drains(with_peers: bool) -> list[Row]:
         say(runs[-1][0], f"{runs[-1][1].per_second:8,.0f}/s  {runs[-1][1].per_second / bare.per_second:.2f}")
     told = median(lambda: drain_ours("prefork", "-E"))
     runs.append(("amqtask -P prefork -c 2 -E (task events)", told, "≥ 0.7 of that without -E"))
+    kept = median(drain_kept)
+    runs.append(("amqtask -P prefork -c 2, task_history", kept, "≤ 5 µs more than with -E"))
     if with_peers:
         runs += [
             ("Celery -P solo", drain_celery("-P", "solo"), ""),
@@ -381,6 +390,7 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "redis-roundtrip": lambda _: on_redis.roundtrips(our_worker, celery_worker),
     "redis-flows": lambda _: on_redis.flows(our_worker, celery_worker),
     "redis-delayed": lambda _: on_redis.delayed(our_worker, celery_worker),
+    "history": lambda with_peers: history.rows(),
 }
 
 

@@ -131,7 +131,7 @@ def test_a_pause_holds_over_a_restart_of_the_broker_and_of_workers(hurt_node: Ra
         paused.send(4)
         hurt_node.stop()
         with paused.worker("-P", "threads").start(wait=False) as early:
-            early.await_log("consumer: Cannot connect")
+            early.await_log("which queues are paused")
             hurt_node.start()
             early.await_log(" ready.")
             eventually(lambda: len(paused.json("workers")) == 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,95 +19,22 @@ from amqtask.ground.printable import count
 from amqtask.protocol.encryption import key_id_of
 from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.serialization import ENCRYPTED
-from amqtask.protocol.task import PUBLISHED_AT, saferepr
+from amqtask.services.dead_letters import (
+    as_entry,
+    back_to_work,
+    has_expired,
+    header_text,
+    reason,
+    work_queue_of,
+)
 from amqtask.topology.declarations import dead_letter_queue
 from amqtask.transport.contract import Admin
-from amqtask.worker.finisher import copied_properties
-from amqtask.worker.strategy import timestamp
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.ground.shapes import Headers, JsonFields, JsonObject
+    from amqtask.ground.shapes import JsonFields, JsonObject
 
-REASON = "x-amqtask-reason"
-OURS = "x-amqtask-"
 ALL = 1_000_000
-
-
-def reason(headers: Headers) -> str:
-    """Why a message died: by our header, else by the broker's x-death entry."""
-    if REASON in headers:
-        return str(headers[REASON])
-    for death in _deaths(headers):
-        return f"{death.get('reason')} in {death.get('queue')} ({death.get('count')}×)"
-    return "unknown"
-
-
-def _deaths(headers: Headers) -> list[JsonFields]:
-    """The broker's x-death entries. Publishers may have written anything there: only mappings are taken."""
-    deaths = headers.get("x-death")
-    return [death for death in deaths if isinstance(death, Mapping)] if isinstance(deaths, list) else []
-
-
-def _text(value: object) -> str | None:
-    """The text of a header, which may be something else."""
-    return value if value is None or isinstance(value, str) else saferepr(value)
-
-
-def work_queue_of(delivery: Delivery, suffix: str) -> str:
-    """The queue that the message died in."""
-    headers = delivery.properties.headers or {}
-    queue = headers.get(f"{OURS}queue")
-    if queue is None:
-        queue = next((death.get("queue") for death in _deaths(headers)), None)
-    return queue if queue and isinstance(queue, str) else delivery.queue.removesuffix(suffix)
-
-
-def back_to_work(delivery: Delivery, queue: str, *, without_expiry: bool = False) -> Message:
-    """The message as it was published, to `queue`: no deaths, deliveries or attempts are counted on it any more."""
-    properties = copied_properties(delivery.properties)
-    headers = {
-        key: value for key, value in properties.headers.items() if not key.startswith(OURS) and key != PUBLISHED_AT
-    }
-    if without_expiry and headers.get("expires"):
-        headers["expires"] = None
-    properties.headers = headers
-    return Message(body=delivery.body, properties=properties, exchange="", routing_key=queue)
-
-
-def has_expired(headers: Headers, now: float) -> bool:
-    """Whether a worker would drop the task at once, because its `expires` has passed."""
-    expires = headers.get("expires")
-    if not expires:
-        return False
-    try:
-        return timestamp(expires) <= now
-    except (TypeError, ValueError, AttributeError, ArithmeticError):
-        return False  # a worker says so, with the message
-
-
-def as_entry(delivery: Delivery) -> JsonObject:
-    """What `dead list --json` says about a message."""
-    headers = delivery.properties.headers or {}
-    return {
-        "id": _text(headers.get("id")),
-        "task": _text(headers.get("task")),
-        "queue": delivery.queue,
-        "reason": reason(headers),
-        "exception": headers.get(f"{OURS}exception"),
-        "attempts": headers.get(f"{OURS}attempts"),
-        "host": headers.get(f"{OURS}host"),
-        "died_at": _died_at(headers),
-    }
-
-
-def _died_at(headers: Headers) -> str | None:
-    """When a message died, in ISO 8601: by our header, else by the broker's x-death entry."""
-    died_at = headers.get(f"{OURS}died-at")
-    if died_at is not None:
-        return _text(died_at)
-    times = (death.get("time") for death in _deaths(headers))
-    return next((when.isoformat() for when in times if isinstance(when, datetime)), None)
 
 
 def line_of(entry: JsonFields) -> str:
@@ -128,7 +55,9 @@ def _when(died_at: str | None) -> str:
 def _matching(deliveries: Iterable[Delivery], task: str | None, ids: Sequence[str]) -> Iterator[Delivery]:
     for delivery in deliveries:
         headers = delivery.properties.headers or {}
-        if (task is None or _text(headers.get("task")) == task) and (not ids or _text(headers.get("id")) in ids):
+        if (task is None or header_text(headers.get("task")) == task) and (
+            not ids or header_text(headers.get("id")) in ids
+        ):
             yield delivery
 
 
@@ -222,7 +151,7 @@ def _print_reasons(counts: Counter[tuple[str, str | None, str]], totals: dict[st
 
 def _why(delivery: Delivery) -> tuple[str | None, str]:
     headers = delivery.properties.headers or {}
-    return _text(headers.get("task")), reason(headers)
+    return header_text(headers.get("task")), reason(headers)
 
 
 def _print_totals(totals: dict[str, int]) -> None:

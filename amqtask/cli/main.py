@@ -27,6 +27,7 @@ COMMANDS = {
     "beat": ("beat:command", "Send periodic tasks when they are due."),
     "call": ("call:call_command", "Publish a task by its name."),
     "completion": ("params:completion_command", "Print a shell's completion script."),
+    "console": ("console:command", "Serve the console: tasks, failures, queues and workers in a browser."),
     "control": ("remote:control_command", "Change running workers (rate limits, pool size, queues, shutdown …)."),
     "dead": ("dead:command", "List, show, retry or purge dead-lettered messages."),
     "events": ("events:command", "Show workers and tasks as they work, print events, take snapshots."),

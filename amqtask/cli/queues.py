@@ -14,10 +14,10 @@ import click
 from amqtask.cli.broker import api_option, chosen_queues, known_queues, open_admin, open_api, refuse_memory, task_routes
 from amqtask.cli.globals import Globals
 from amqtask.cli.move_messages import ANSWER_SECONDS, MOST_COUNTED, delay_queues, seconds_until
-from amqtask.cli.output import duration, echo, json_option, local_time, print_json, print_table
+from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.cli.params import complete_queues, queues_option
 from amqtask.exceptions import QueueNotFound
-from amqtask.ground.printable import count
+from amqtask.ground.printable import count, duration, local_time
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.topology.declarations import all_bindings, dead_letter_queue
 from amqtask.topology.delays import address_of

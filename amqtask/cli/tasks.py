@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from amqtask.cli.broker import open_admin
-from amqtask.cli.dead import back_to_work, work_queue_of
 from amqtask.cli.globals import Globals
-from amqtask.cli.output import duration, echo, echo_text, json_option, local_time, print_json, print_table
+from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 from amqtask.cli.params import Moment
 from amqtask.client.rerun import run_again, run_edited
 from amqtask.exceptions import AmqTaskError, QueueNotFound
-from amqtask.ground.printable import count
+from amqtask.ground.printable import count, duration, local_time
+from amqtask.services.dead_letters import back_to_work, work_queue_of
 from amqtask.states import READY_STATES
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ _OPTIONS = (
     click.option("-Q", "--queue", help="Its queue."),
     click.option("-w", "--worker", help="The worker that had it last."),
     click.option("-e", "--error", help="The class of its exception, such as ValueError."),
-    click.option("--text", help="Words (or their beginnings) in its arguments or its error."),
+    click.option("--text", help="Words in its arguments or its error; addr* for all that begin so."),
     click.option("--since", type=Moment(), help="First heard of since then: 2h, 7d, 2026-11-30T08:15."),
     click.option("--until", type=Moment(), help="First heard of before that."),
     click.option("--stamp", metavar="NAME=VALUE", help="With this stamp."),

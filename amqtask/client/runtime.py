@@ -369,7 +369,7 @@ class Runtime:
             queue_ttl=conf.event_queue_ttl,
             queue_expires=conf.event_queue_expires,
             serializer=conf.event_serializer,
-            accept=content_types({conf.event_serializer, *(() if is_protected(conf.event_serializer) else ("json",))}),
+            accept=self.accepted_events,
         )
         return Events(
             settings,
@@ -387,6 +387,12 @@ class Runtime:
     def tells_sent(self) -> bool:
         """Whether monitors are told of calls (task_send_sent_event, task_history)."""
         return bool(self._conf.task_send_sent_event or self._conf.task_history)
+
+    @property
+    def accepted_events(self) -> frozenset[str]:
+        """The content types in which events are read: that of the setting, and JSON unless that one is signed or encrypted."""
+        serializer = self._conf.event_serializer
+        return content_types({serializer, *(() if is_protected(serializer) else ("json",))})
 
     @lazy
     def keeping(self) -> Keeping | None:

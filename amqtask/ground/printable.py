@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -208,3 +209,23 @@ def masked_plain(name: str, value: object) -> object:
     if isinstance(hidden, (list, tuple, set, frozenset)):
         return [masked_plain("", item) for item in hidden]
     return mask_urls(repr(hidden))
+
+
+def duration(seconds: float | None) -> str | None:
+    """Seconds as a person reads them: `4 ms`, `2.5 s`, `3 min 20 s`, `5 h 2 min`, `3 d 4 h`."""
+    if seconds is None:
+        return None
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    for unit, size, part, part_size in (("min", 60, "s", 1), ("h", 3600, "min", 60), ("d", 86_400, "h", 3600)):
+        if seconds < size * (24 if unit == "h" else 60) or unit == "d":
+            rest = int(seconds % size // part_size)
+            return f"{int(seconds // size)} {unit} {rest} {part}" if rest else f"{int(seconds // size)} {unit}"
+    raise AssertionError
+
+
+def local_time(moment: datetime | None) -> str | None:
+    """A time as a person reads it here, to the second."""
+    return None if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"

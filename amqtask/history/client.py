@@ -11,8 +11,9 @@ from datetime import datetime, timedelta, timezone
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.lazy import lazy
 from amqtask.history.index import HistoryIndex
-from amqtask.history.records import TaskRow, WorkerRow, key_at
-from amqtask.history.tables import TASKS
+from amqtask.history.records import FAILED_MARK, TaskRow, WorkerRow, key_at, mark
+from amqtask.history.tables import FAILED, TASKS
+from amqtask.states import FAILURE
 
 # Tasks of one family that `get` shows.
 MOST_RELATIVES = 500
@@ -161,8 +162,9 @@ class History:
         """Tasks for which all of this holds, the newest first.
 
         `since` and `until` are about a task's first event (sent or received): a datetime, a Unix time, or a timedelta before now.
-        `text` are words (or their beginnings) in its arguments or its error; `stamp` is a stamp's name and value; `error` is the
-        class of its exception. `after` is the `cursor` of the last task of the page before. Raises: ConfigurationError.
+        `text` are words in its arguments or its error (`addr*`: words that begin so); `stamp` is a stamp's name and value;
+        `error` is the class of its exception. `after` is the `cursor` of the last task of the page before.
+        Raises: ConfigurationError.
         """
         c = TASKS.c
         conditions = [
@@ -172,9 +174,11 @@ class History:
             )
             if value is not None
         ]  # fmt: skip
+        marks = [mark(kind, value) for kind, value in (("n", task), ("q", queue)) if value is not None]
         if state is not None:
             names = [state.upper()] if isinstance(state, str) else [name.upper() for name in state]
-            conditions.append(c.state == names[0] if len(names) == 1 else c.state.in_(names))
+            conditions.append(FAILED if names == [FAILURE] else c.state.in_(names))
+            marks += [FAILED_MARK] if names == [FAILURE] else []
         if since is not None:
             conditions.append(c.key >= key_at(_unix(since)))
         if until is not None:
@@ -182,7 +186,7 @@ class History:
         if after is not None:
             conditions.append(c.key < _key(after))
         words = text.strip() if text and text.strip() else None
-        rows = self.index.select(conditions, words=words, stamp=stamp, limit=max(1, limit))
+        rows = self.index.select(conditions, words=words, marks=marks, stamp=stamp, limit=max(1, limit))
         return [past_task(row) for row in rows]
 
     def get(self, task_id: str) -> TaskHistory | None:
@@ -203,6 +207,11 @@ class History:
             tuple(past_task(row) for row in reversed(parents)),
             tuple(past_task(row) for row in reversed(children)),
         )
+
+    def reruns(self, task_id: str) -> list[PastTask]:
+        """The tasks that were made to stand for this one, with other arguments."""
+        rows = self.index.select([TASKS.c.rerun_of == task_id], words=None, stamp=None, limit=MOST_RELATIVES)
+        return [past_task(row) for row in rows]
 
     def failures(self, *, since: Moment | None = None, task: str | None = None, limit: int = 100) -> list[FailureGroup]:
         """Failures in groups of task and exception, the most first."""

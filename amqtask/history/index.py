@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql
 from amqtask.exceptions import OperationalError
 from amqtask.ground.lazy import ByProcess
 from amqtask.history.records import COLUMNS, Batch, TaskRow, WorkerRow, as_columns, key_at, searchable
-from amqtask.history.tables import COUNTED, MINUTES, POSITION, STAMPS, TASKS, TEXTS, WORKERS, connect
+from amqtask.history.tables import ACTIONS, COUNTED, FAILED, MINUTES, POSITION, STAMPS, TASKS, TEXTS, WORKERS, connect
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import EventFields, JsonObject
@@ -130,15 +130,13 @@ class HistoryIndex:
     def _write_minutes(self, connection: sa.Connection, batch: Batch) -> None:
         if not batch.minutes:
             return
-        table = MINUTES
-        for minute, numbers in batch.minutes.items():
-            counted = {name: numbers[name] for name in COUNTED}
-            added = {name: table.c[name] + number for name, number in counted.items() if number}
-            if (
-                added
-                and not connection.execute(sa.update(table).where(table.c.minute == minute).values(added)).rowcount
-            ):
-                connection.execute(sa.insert(table).values(minute=minute, **counted))
+        known = sa.select(MINUTES).where(MINUTES.c.minute.in_(list(batch.minutes)))
+        for row in connection.execute(known).mappings():
+            batch.minutes[row["minute"]].update({name: row[name] for name in COUNTED})
+        rows = [
+            {"minute": minute, **{name: numbers[name] for name in COUNTED}} for minute, numbers in batch.minutes.items()
+        ]
+        _replace(connection, MINUTES, "minute", rows)
 
     # -- forgetting
 
@@ -184,10 +182,11 @@ class HistoryIndex:
         conditions: Sequence[sa.ColumnElement[bool]],
         *,
         words: str | None,
+        marks: Sequence[str] = (),
         stamp: tuple[str, str] | None,
         limit: int,
     ) -> list[TaskRow]:
-        """The newest tasks for which all of these hold."""
+        """The newest tasks for which all of these hold; `marks` are those of `records.mark`, which words are looked for with."""
         source: sa.FromClause = TASKS
         order: sa.ColumnElement[int] = TASKS.c.key
         conditions = list(conditions)
@@ -195,7 +194,7 @@ class HistoryIndex:
             # Read from the words' index, which gives rows by their key, too.
             source = TEXTS.join(TASKS, TASKS.c.key == TEXTS.c.rowid)
             order = TEXTS.c.rowid
-            conditions.append(self._matches(words))
+            conditions.append(self._matches(words, marks))
         if stamp is not None:
             source = source.join(STAMPS, STAMPS.c.key == TASKS.c.key)
             conditions += [STAMPS.c.name == stamp[0], STAMPS.c.value == stamp[1]]
@@ -203,12 +202,13 @@ class HistoryIndex:
         statement = wanted.order_by(order.desc()).limit(limit)
         return self._read(lambda connection: [TaskRow(*values) for values in connection.execute(statement)])
 
-    def _matches(self, words: str) -> sa.ColumnElement[bool]:
+    def _matches(self, words: str, marks: Sequence[str]) -> sa.ColumnElement[bool]:
         if self._engine.dialect.name == "sqlite":
-            # Each word may be the beginning of one; the quotes keep FTS5's own signs out.
-            query = " ".join('"' + word.replace('"', '""') + '"*' for word in words.split())
-            return sa.literal_column("amqtask_history_texts").bool_op("MATCH")(query)
-        return sa.func.to_tsvector("simple", TEXTS.c.body).bool_op("@@")(sa.func.plainto_tsquery("simple", words))
+            return sa.literal_column("amqtask_history_texts").bool_op("MATCH")(
+                " ".join([*marks, *map(_quoted, words.split())])
+            )
+        query = " & ".join([*marks, *(_lexemes(word) for word in words.split())])
+        return sa.func.to_tsvector("simple", TEXTS.c.body).bool_op("@@")(sa.func.to_tsquery("simple", query))
 
     def group_failures(
         self, conditions: Sequence[sa.ColumnElement[bool]], limit: int
@@ -218,7 +218,7 @@ class HistoryIndex:
         count = sa.func.count()
         statement = (
             sa.select(c.name, c.error, count, sa.func.min(c.key), sa.func.max(c.key))
-            .where(sa.literal_column("state") == sa.literal_column("'FAILURE'"), *conditions)
+            .where(FAILED, *conditions)
             .group_by(c.name, c.error)
             .order_by(count.desc())
             .limit(limit)
@@ -238,6 +238,40 @@ class HistoryIndex:
         """The numbers of each minute from this one on (Unix time by 60); minutes in which nothing happened are left out."""
         statement = sa.select(MINUTES).where(MINUTES.c.minute >= since).order_by(MINUTES.c.minute)
         return self._read(lambda connection: [dict(row) for row in connection.execute(statement).mappings()])
+
+    # -- what operators did
+
+    def begin_action(self, who: str, action: str, subject: str) -> int:
+        """Note what somebody is about to do; its number."""
+        values = {"at": time.time(), "who": who, "action": action, "subject": subject}
+        inserted = self._write(
+            lambda connection: connection.execute(sa.insert(ACTIONS).values(values)).inserted_primary_key
+        )
+        return int(inserted[0]) if inserted else 0
+
+    def end_action(self, number: int, outcome: str) -> None:
+        """Note what came of it."""
+        statement = sa.update(ACTIONS).where(ACTIONS.c.id == number).values(outcome=outcome)
+        self._write(lambda connection: connection.execute(statement))
+
+    def actions(self, limit: int) -> list[JsonObject]:
+        """What was done last, the newest first."""
+        statement = sa.select(ACTIONS).order_by(ACTIONS.c.id.desc()).limit(limit)
+        return self._read(lambda connection: [dict(row) for row in connection.execute(statement).mappings()])
+
+    def newest(self) -> tuple[int, float]:
+        """What changes whenever something is taken in: the newest task's key, and the time of the last event of a worker."""
+        keys = sa.select(sa.func.max(TASKS.c.key)).scalar_subquery()
+        ends = sa.select(sa.func.max(MINUTES.c.minute)).scalar_subquery()
+        total = sa.select(
+            sa.func.sum(MINUTES.c.succeeded + MINUTES.c.failed + MINUTES.c.retried + MINUTES.c.sent)
+        ).where(MINUTES.c.minute == ends)
+        return self._read(
+            lambda connection: (
+                connection.execute(sa.select(keys)).scalar() or 0,
+                float(connection.execute(total).scalar() or 0),
+            )
+        )
 
     def workers(self) -> list[WorkerRow]:
         """All workers that are remembered."""
@@ -297,6 +331,18 @@ def _key_at_share(connection: sa.Connection, share: float) -> int | None:
     place = sa.select(TASKS.c.key).order_by(TASKS.c.key).offset(int(count * share)).limit(1)
     key: int | None = connection.execute(place).scalar_one_or_none()
     return key
+
+
+def _quoted(word: str) -> str:
+    """A word as FTS5 takes it, without its own signs; a star at its end is any end."""
+    text, star = (word[:-1], "*") if word.endswith("*") and len(word) > 1 else (word, "")
+    return '"' + text.replace('"', '""') + f'"{star}'
+
+
+def _lexemes(word: str) -> str:
+    """The same for PostgreSQL's to_tsquery."""
+    text, star = (word[:-1], ":*") if word.endswith("*") and len(word) > 1 else (word, "")
+    return "'" + text.replace("\\", " ").replace("'", "''") + f"'{star}"
 
 
 def _offset(position: int | None) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from amqtask import states
 from amqtask.protocol.event import RERUN_OF
@@ -242,7 +243,8 @@ _NAMES = ("name", "queue", "root_id", "parent_id", RERUN_OF, "eta", "expires")
 
 
 def _fill(row: TaskRow, event: EventFields) -> bool:
-    """What received and sent events tell of the call itself; whether its arguments are told."""
+    """What received and sent events tell of the call itself; whether its text for searches has changed."""
+    before = row.name, row.queue, row.args, row.kwargs
     for name in _NAMES:
         if event.get(name) is not None:
             setattr(row, name, short(event[name]))
@@ -251,11 +253,10 @@ def _fill(row: TaskRow, event: EventFields) -> bool:
         row.stamps = json.dumps({str(name)[:SHORT]: _stamp_values(value) for name, value in event["stamps"].items()})
     if isinstance(event.get("message"), Mapping):
         row.message = json.dumps(event["message"])
-    before = row.args, row.kwargs
     for name in ("args", "kwargs"):
         if event.get(name) is not None:
             setattr(row, name, text(event[name], LONG))
-    return (row.args, row.kwargs) != before
+    return (row.name, row.queue, row.args, row.kwargs) != before
 
 
 def _stamp_values(value: object) -> list[str]:
@@ -291,8 +292,22 @@ def kind_of(exception: str | None) -> str | None:
 
 
 def searchable(row: TaskRow) -> str:
-    """The text that searches look in."""
-    return "\n".join(part for part in (row.args, row.kwargs, row.exception) if part)
+    """The text that searches look in, with marks; nothing where there is no text."""
+    parts = [part for part in (row.args, row.kwargs, row.exception) if part]
+    if not parts:
+        return ""
+    marks = [FAILED_MARK] if row.exception else []
+    marks += [mark(kind, value) for kind, value in (("n", row.name), ("q", row.queue)) if value]
+    return "\n".join([*parts, *marks])
+
+
+# Words that no text has: with them a search for words that many texts have reads only those of one task, queue or fate.
+FAILED_MARK = "zqxfailed"
+
+
+def mark(kind: str, value: str) -> str:
+    """The mark of a task's name (n) or queue (q)."""
+    return f"zqx{kind}{crc32(value.encode()):08x}"
 
 
 def short(value: object) -> str | None:

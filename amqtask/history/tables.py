@@ -32,7 +32,7 @@ TASKS = sa.Table(
     sa.Column("worker", _NAME),
     sa.Column("root_id", _NAME, index=True),
     sa.Column("parent_id", _NAME, index=True),
-    sa.Column("rerun_of", _NAME),
+    sa.Column("rerun_of", _NAME, index=True),
     sa.Column("args", sa.Text),
     sa.Column("kwargs", sa.Text),
     sa.Column("retries", sa.Integer, nullable=False),
@@ -55,10 +55,17 @@ TASKS = sa.Table(
 for _column in ("name", "queue", "worker", "state"):
     sa.Index(f"amqtask_history_by_{_column}", TASKS.c[_column], TASKS.c.key)
 sa.Index("amqtask_history_by_name_and_state", TASKS.c.name, TASKS.c.state, TASKS.c.key)
-_FAILED = TASKS.c.state == sa.literal_column("'FAILURE'")
-sa.Index(
-    "amqtask_history_failures", TASKS.c.name, TASKS.c.error, TASKS.c.key, sqlite_where=_FAILED, postgresql_where=_FAILED
-)
+# Failures are few, and what is looked for most: whatever else is asked, no more than some of them are read. (SQLite uses an index
+# of a part of the rows where the question has its condition to the letter.)
+FAILED = TASKS.c.state == sa.literal_column("'FAILURE'")
+_KNOWN_ERROR = TASKS.c.error.is_not(None)
+for _name, _columns, _where in (
+    ("failures", (TASKS.c.name, TASKS.c.error), FAILED),
+    ("failures_by_queue", (TASKS.c.queue,), FAILED),
+    ("failures_by_worker", (TASKS.c.worker,), FAILED),
+    ("errors", (TASKS.c.error,), _KNOWN_ERROR),
+):
+    sa.Index(f"amqtask_history_{_name}", *_columns, TASKS.c.key, sqlite_where=_where, postgresql_where=_where)
 
 STAMPS = sa.Table(
     "amqtask_history_stamps",
@@ -87,6 +94,18 @@ MINUTES = sa.Table(
     METADATA,
     sa.Column("minute", sa.Integer, primary_key=True, autoincrement=False),
     *(sa.Column(name, sa.BigInteger, nullable=False) for name in COUNTED),
+)
+
+# What operators did in the console.
+ACTIONS = sa.Table(
+    "amqtask_history_actions",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at", _TIME, nullable=False),
+    sa.Column("who", _NAME, nullable=False),
+    sa.Column("action", _NAME, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text),
 )
 
 # One row: the last message of the stream that is in the index (-1: none).

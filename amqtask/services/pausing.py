@@ -36,6 +36,7 @@ class Pausing:
 
     def start(self) -> None:
         if not self._knows:
+            logger.warning("worker: consumes nothing before the broker has told which queues are paused")
             self.look()
 
     def stop(self) -> None:
@@ -78,5 +79,5 @@ def read_pauses(read: Callable[[], frozenset[str]]) -> frozenset[str] | None:
         logger.warning("worker: the paused queues cannot be read, so none is taken for paused: %s", error)
         return frozenset()
     except OperationalError as error:
-        logger.info("worker: the paused queues cannot be read now: %s", error)
+        logger.debug("worker: the paused queues cannot be read now: %s", error)
         return None

@@ -48,7 +48,8 @@ _NO_EFFECT = frozenset({"worker_log_file", "worker_force_execv", "beat_log_file"
 _ALIKE = 0.8
 # What a name in a module must look like to count as a setting of ours when no namespace says so.
 _PREFIXES = (
-    "accept_", "beat_", "broker_", "control_", "enable_utc", "event_", "history_", "imports", "include", "result_", "security_",
+    "accept_", "beat_", "broker_", "console_", "control_", "enable_utc", "event_", "history_", "imports", "include",
+    "result_", "security_",
     "task_", "timezone", "worker_", "celery",
 )  # fmt: skip
 

@@ -7,6 +7,8 @@ from benchmarks.apps import clients, marks
 
 app = AmqTask("bench", backend=os.environ.get("BENCH_RESULTS"))
 app.conf.task_default_queue = os.environ.get("BENCH_QUEUE", "bench_amqtask")
+if "BENCH_HISTORY" in os.environ:
+    app.conf.update(task_history=True, history_queue="bench_history", history_max_bytes=200_000_000)
 if "BENCH_QUEUE_TYPE" in os.environ:
     app.conf.task_default_queue_type = os.environ["BENCH_QUEUE_TYPE"]
 

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amqtask import AmqTask
-from amqtask.cli.dead import _matching, _retrying, _why, as_entry, back_to_work, has_expired, line_of, work_queue_of
+from amqtask.cli.dead import _matching, _retrying, _why, line_of
 from amqtask.cli.move_messages import _Delayed, as_sent, is_wanted
 from amqtask.cli.output import print_json
 from amqtask.cli.queues import age
 from amqtask.protocol.message import Delivery, Properties
+from amqtask.services.dead_letters import as_entry, back_to_work, has_expired, work_queue_of
 
 
 def test_a_message_goes_back_as_it_was_published_but_for_what_belongs_to_that_time() -> None:

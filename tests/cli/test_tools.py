@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Exchange, Queue
-from amqtask.cli.dead import as_entry, back_to_work, has_expired, line_of, reason, work_queue_of
+from amqtask.cli.dead import line_of
 from amqtask.cli.main import COMMANDS, run
 from amqtask.cli.output import print_json, print_table
 from amqtask.cli.queues import age
 from amqtask.exceptions import ConfigurationError
 from amqtask.protocol.message import Delivery, Properties
+from amqtask.services.dead_letters import as_entry, back_to_work, has_expired, reason, work_queue_of
 from amqtask.transport.inventory import ManagementApi
 from amqtask.transport.url import BrokerAddress
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from amqtask import AmqTask, Reject, chain, chord, group, signals
 from amqtask.backends.contract import BackendOptions
 from amqtask.backends.sql import SqlBackend
-from amqtask.cli.dead import back_to_work
 from amqtask.exceptions import ConfigurationError, ContentDisallowed, SecurityError
 from amqtask.outbox.contract import as_message, as_row
 from amqtask.protocol.encryption import key_id_of
 from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import ENCRYPTED, JSON, dumps, loads
+from amqtask.services.dead_letters import back_to_work
 from amqtask.testing.worker import start_worker
 from integration.signers import Signers
 

@@ -1,4 +1,4 @@
-"""RedisJobs, RedisAdmin, RedisTail, RedisNote and RedisDelayed: jobs on queues, the queue of history, a note, and what waits for its time.
+"""Jobs on queues for the command line and others; the queue of history; a note; and what waits for its time.
 
 Delayed messages are looked at as a queue named `amqtask.delay`.
 """

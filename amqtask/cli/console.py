@@ -1,0 +1,62 @@
+"""`amqtask console`: serve the console."""
+
+from __future__ import annotations
+
+import click
+
+from amqtask.cli.broker import refuse_memory
+from amqtask.cli.globals import Globals
+from amqtask.cli.logs import LEVELS, set_up
+from amqtask.cli.output import echo
+from amqtask.exceptions import ConfigurationError
+from amqtask.ground.plugins import load
+
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+@click.command("console")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than this machine need users."
+)
+@click.option("-p", "--port", type=click.IntRange(0, 65535), default=5556, show_default=True, help="Port to listen on.")
+@click.option("--no-index", is_flag=True, help="Leave the reading of kept events to `amqtask history`.")
+@click.option("--hash-password", is_flag=True, help="Ask for a password, print it as console_users has it, and end.")
+@click.option("-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), default="INFO", show_default=True)
+@click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string.")
+@click.pass_obj
+def command(
+    settings: Globals, host: str, port: int, no_index: bool, hash_password: bool, loglevel: str, log_format: str | None
+) -> int:
+    """Serve the console, and index what happens to tasks (task_history), until Ctrl-C or TERM.
+
+    Without users (console_users, console_user_header) it is for this machine only.
+    """
+    try:
+        access_module, web, uvicorn = (
+            load(name) for name in ("amqtask.console.access", "amqtask.console.web", "uvicorn")
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"the console needs {error.name}: pip install 'amqtask[console]'") from error
+    if hash_password:
+        echo(access_module.hashed(click.prompt("Password", hide_input=True, confirmation_prompt=True)))
+        return 0
+    app = settings.load()
+    refuse_memory(app)
+    conf = app.conf
+    operators = None if conf.console_operators is None else frozenset(conf.console_operators)
+    access = access_module.Access(dict(conf.console_users), conf.console_user_header, operators)
+    if access.is_local_only and host not in _LOCAL:
+        raise ConfigurationError(
+            f"without users the console is for this machine only, not for {host}: set console_users, or console_user_header "
+            "behind a proxy that says who it is"
+        )
+    if not conf.task_history:
+        echo("task_history is off, so no task is found here: set task_history = True.", err=True)
+    set_up(conf, loglevel=loglevel.upper(), logfile=None, log_format=log_format, color=settings.color)
+    served = web.console(app, access=access, indexes=not no_index)
+    echo(f"The console is on http://{host}:{port}" + (", for this machine only." if access.is_local_only else "."))
+    try:
+        uvicorn.run(served, host=host, port=port, log_config=None, access_log=False)
+    finally:
+        app.close()
+    return 0

@@ -1,0 +1,113 @@
+"""Who may see and do what. Without users the console is for this machine only.
+
+A request that changes something must come from a page of the console itself: browsers say where it comes from (`Sec-Fetch-Site`,
+else `Origin`: https://cheatsheetseries.owasp.org/cheatsheets/Cross-Site_Request_Forgery_Prevention_Cheat_Sheet.html). A program
+says neither, and has no cookies or kept logins that a page elsewhere could use.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+# scrypt's parameters: some 20 ms and 16 MB a login.
+_COST, _BLOCK, _PARALLEL = 2**14, 8, 1
+
+
+class Denied(Exception):
+    """The request may not do that; `status` is the HTTP status."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def hashed(password: str) -> str:
+    """A password as `console_users` has it: scrypt$salt$hash, in hexadecimal digits."""
+    salt = os.urandom(16)
+    return f"scrypt${salt.hex()}${_scrypt(password, salt).hex()}"
+
+
+def _scrypt(password: str, salt: bytes) -> bytes:
+    return hashlib.scrypt(password.encode(), salt=salt, n=_COST, r=_BLOCK, p=_PARALLEL)
+
+
+def fits(password: str, kept: str) -> bool:
+    """Whether it is the password that was hashed."""
+    try:
+        name, salt, digest = kept.split("$")
+        expected = bytes.fromhex(digest)
+        return name == "scrypt" and hmac.compare_digest(_scrypt(password, bytes.fromhex(salt)), expected)
+    except ValueError:
+        return False
+
+
+@dataclass(slots=True)
+class Access:
+    """`users` are names and hashed passwords; `header` is what a proxy writes the user's name in; `operators` may change things
+    (None: all users)."""
+
+    users: Mapping[str, str] = field(default_factory=dict)
+    header: str | None = None
+    operators: frozenset[str] | None = None
+    # Logins that were found right: a hash is slow on purpose, and each request brings the password.
+    _known: dict[bytes, str] = field(default_factory=dict)
+
+    @property
+    def is_local_only(self) -> bool:
+        """Whether only this machine may come."""
+        return not self.users and not self.header
+
+    def user(self, headers: Mapping[str, str]) -> str:
+        """Who asks. Raises: Denied."""
+        if self.header:
+            name = headers.get(self.header.lower(), "").strip()
+            if not name:
+                raise Denied(403, f"the proxy in front of the console says no user in {self.header}")
+            return name
+        if self.users:
+            return self._logged_in(headers.get("authorization", ""))
+        if (urlsplit(f"//{headers.get('host', '')}").hostname or "") not in _LOCAL:
+            raise Denied(
+                403, "without users the console is for http://localhost only"
+            )  # another name may be an attacker's
+        return "local"
+
+    def _logged_in(self, written: str) -> str:
+        scheme, _, encoded = written.partition(" ")
+        try:
+            name, separator, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            scheme, name, separator, password = "", "", "", ""
+        kept = self.users.get(name)
+        if scheme.lower() != "basic" or not separator or kept is None:
+            raise Denied(401, "log in")
+        ticket = hashlib.sha256(f"{name}:{password}:{kept}".encode()).digest()
+        if ticket not in self._known:
+            if not fits(password, kept):
+                raise Denied(401, "log in")
+            self._known[ticket] = name
+        return name
+
+    def may_change(self, user: str) -> bool:
+        """Whether this user may do more than look."""
+        return self.operators is None or user in self.operators
+
+    def check_change(self, user: str, headers: Mapping[str, str]) -> None:
+        """Raises: Denied for a change that the user may not make, or that another site's page asks for."""
+        if not self.may_change(user):
+            raise Denied(403, f"{user} may look, and change nothing")
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if site is not None:
+            is_own = site in ("same-origin", "none")
+        else:
+            is_own = origin is None or urlsplit(origin).netloc == headers.get("host")
+        if not is_own:
+            raise Denied(403, "this request comes from a page of another site")

@@ -1,0 +1,121 @@
+"""What an operator can do in the console. Each action is written into the audit list, with who did it, before it is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from amqtask.client.rerun import run_again, run_edited
+from amqtask.console.pages import is_dead_letter, named_queues
+from amqtask.exceptions import AmqTaskError, ConfigurationError, QueueNotFound
+from amqtask.ground.printable import count
+from amqtask.services.dead_letters import back_to_work, work_queue_of
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.protocol.message import Delivery, Message
+
+# Tasks of a group that are run again at once.
+MOST_AT_ONCE = 10_000
+T = TypeVar("T", list[Any], dict[str, Any])
+Form = Mapping[str, str]
+Action = Callable[["AmqTask", Form, str], str]
+
+
+def rerun(app: AmqTask, form: Form, who: str) -> str:
+    """Run a task again, as it was, or with the arguments of the form."""
+    found = app.history.get(form.get("id", ""))
+    if found is None:
+        raise ConfigurationError(f"nothing is known of a task {form.get('id')}")
+    if "args" in form or "kwargs" in form:
+        args, kwargs = _json(form, "args", list), _json(form, "kwargs", dict)
+        new = run_edited(app, found.task, args, kwargs)
+        return f"{found.task.name} runs again as {new}"
+    run_again(app, found.task)
+    return f"{found.task.name} runs again"
+
+
+def rerun_group(app: AmqTask, form: Form, who: str) -> str:
+    """Run all failures of a task with one class of exception again."""
+    tasks = app.history.find(state="FAILURE", task=form.get("task"), error=form.get("error"), limit=MOST_AT_ONCE)
+    failed = ""
+    done = 0
+    for task in tasks:
+        try:
+            run_again(app, task)
+            done += 1
+        except AmqTaskError as error:
+            failed = failed or f"; {count(len(tasks) - done, 'task')} not, the first because: {error}"
+    return f"{count(done, 'task')} run again{failed}"
+
+
+def revoke(app: AmqTask, form: Form, who: str) -> str:
+    """Have a task not run; end it if it runs and that is asked for."""
+    app.control.revoke(form["id"], terminate=form.get("terminate") == "yes")
+    return f"{form['id']} is revoked"
+
+
+def pause(app: AmqTask, form: Form, who: str) -> str:
+    """Pause a queue."""
+    answers = app.control.pause_queue(form["queue"], who)
+    return f"{form['queue']} is paused; {count(len(answers), 'worker')} answered"
+
+
+def resume(app: AmqTask, form: Form, who: str) -> str:
+    """Resume a queue."""
+    answers = app.control.resume_queue(form["queue"])
+    return f"{form['queue']} is resumed; {count(len(answers), 'worker')} answered"
+
+
+def purge(app: AmqTask, form: Form, who: str) -> str:
+    """Delete all ready messages of a queue; its name was typed in."""
+    name = form["queue"]
+    if form.get("confirm") != name:
+        raise ConfigurationError(f"type the name {name} to delete its messages")
+    known = {known for queue, dead in named_queues(app) for known in (queue.name, dead)}
+    if name not in known:
+        raise QueueNotFound(f"{name} is none of the application's queues")
+    with app.broker.admin() as admin:
+        return f"{count(admin.purge(name), 'message')} deleted from {name}"
+
+
+def retry_dead(app: AmqTask, form: Form, who: str) -> str:
+    """Send dead letters back to work: one by its id, or those of a task that died for one reason."""
+    suffix: str = app.conf.task_dead_letter_suffix
+
+    def convert(delivery: Delivery) -> Message | None:
+        is_meant = is_dead_letter(
+            delivery, task_id=form.get("id"), task=form.get("task") or None, reason=form.get("reason")
+        )
+        return back_to_work(delivery, work_queue_of(delivery, suffix), without_expiry=True) if is_meant else None
+
+    with app.broker.admin() as admin:
+        done = admin.move(form["queue"], app.publisher, convert)
+    if done.failure is not None:
+        raise done.failure
+    return f"{count(done.moved, 'message')} back to work"
+
+
+def _json(form: Form, name: str, wanted: type[T]) -> T | None:
+    written = form.get(name, "").strip()
+    if not written:
+        return None
+    try:
+        value = json.loads(written)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} is not JSON: {error}") from error
+    if not isinstance(value, wanted):
+        raise ConfigurationError(f"{name} is a JSON {'list' if wanted is list else 'object'}")
+    return value
+
+
+ACTIONS: dict[str, Action] = {
+    "rerun": rerun,
+    "rerun-group": rerun_group,
+    "revoke": revoke,
+    "pause": pause,
+    "resume": resume,
+    "purge": purge,
+    "retry-dead": retry_dead,
+}

@@ -1,0 +1,247 @@
+"""What the console's pages show, as plain data: the same for a browser and for JSON. Blocking; nothing of HTTP is known here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import QueueNotFound
+from amqtask.protocol.message import Delivery
+from amqtask.services.dead_letters import as_entry
+from amqtask.topology.declarations import dead_letter_queue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from amqtask.app import AmqTask
+    from amqtask.ground.shapes import JsonObject
+    from amqtask.history.client import MinuteNumbers, PastTask, PastWorker
+    from amqtask.protocol.entities import Queue
+
+PAGE_SIZE = 50
+# Dead letters of a queue that are looked at.
+MOST_DEAD = 500
+# Seconds that workers have to answer.
+ANSWER_SECONDS = 1.0
+STATES = ("SUCCESS", "FAILURE", "RETRY", "STARTED", "RECEIVED", "PENDING", "REVOKED", "REJECTED")
+
+
+def overview(app: AmqTask, hours: int = 1) -> JsonObject:
+    """Numbers and plots of the last hours (1 to 168), what fails most, which workers are gone."""
+    since = timedelta(hours=min(168, max(1, hours)))
+    minutes = app.history.minutes(since)
+    succeeded = sum(minute.succeeded for minute in minutes)
+    runtimes = [minute.runtime * minute.succeeded for minute in minutes if minute.runtime is not None]
+    return {
+        "hours": hours,
+        "sent": sum(minute.sent for minute in minutes),
+        "succeeded": succeeded,
+        "failed": sum(minute.failed for minute in minutes),
+        "retried": sum(minute.retried for minute in minutes),
+        "runtime": sum(runtimes) / succeeded if succeeded else None,
+        "plot": plot(minutes, since),
+        "failures": [asdict(group) for group in app.history.failures(since=since, limit=5)],
+        "workers": [asdict(worker) for worker in app.history.workers()],
+    }
+
+
+# Bars of a plot.
+_BARS = 60
+
+
+def plot(minutes: list[MinuteNumbers], since: timedelta) -> list[JsonObject]:
+    """Bars from the oldest to the newest, each of the same time."""
+    now = datetime.now(timezone.utc)
+    length = since / _BARS
+    bars: list[JsonObject] = [
+        {"at": now - since + length * index, "succeeded": 0, "failed": 0} for index in range(_BARS)
+    ]
+    for minute in minutes:
+        index = int((minute.at - (now - since)) / length)
+        bar = bars[min(_BARS - 1, max(0, index))]
+        bar["succeeded"] += minute.succeeded
+        bar["failed"] += minute.failed
+    return bars
+
+
+def search(app: AmqTask, query: Mapping[str, str]) -> JsonObject:
+    """Tasks that fit the fields of a form, and the cursor of the next page. Raises: ConfigurationError."""
+    asked = {
+        name: query.get(name, "").strip() for name in ("state", "task", "queue", "worker", "error", "text", "root_id")
+    }
+    found = app.history.find(
+        **{name: value or None for name, value in asked.items()},
+        stamp=_stamp(query.get("stamp", "")),
+        since=_moment(query.get("since", "")),
+        until=_moment(query.get("until", "")),
+        limit=PAGE_SIZE + 1,
+        after=query.get("after") or None,
+    )
+    tasks = found[:PAGE_SIZE]
+    return {
+        "query": {name: value for name, value in query.items() if value and name != "after"},
+        "tasks": [as_row(one) for one in tasks],
+        "next": tasks[-1].cursor if len(found) > PAGE_SIZE else None,
+    }
+
+
+_AGO = {"1h": timedelta(hours=1), "1d": timedelta(days=1), "7d": timedelta(days=7)}
+
+
+def _moment(written: str) -> datetime | timedelta | None:
+    """`1h`, `1d`, `7d`, or a time in ISO 8601; anything else is no limit."""
+    if written in _AGO:
+        return _AGO[written]
+    try:
+        return datetime.fromisoformat(written).astimezone() if written else None
+    except ValueError:
+        return None
+
+
+def _stamp(written: str) -> tuple[str, str] | None:
+    name, separator, value = written.partition("=")
+    return (name, value) if separator else None
+
+
+def as_row(task: PastTask) -> JsonObject:
+    """A task without its message, which is nobody's to see."""
+    fields = asdict(task)
+    fields["can_run_again"] = fields.pop("message") is not None
+    return fields
+
+
+def task(app: AmqTask, task_id: str) -> JsonObject | None:
+    """One task with its family; None where nothing is known of it."""
+    found = app.history.get(task_id)
+    if found is None:
+        return None
+    return {
+        "task": as_row(found.task),
+        "parents": [as_row(one) for one in found.parents],
+        "children": [as_row(one) for one in found.children],
+        "reruns": [as_row(one) for one in app.history.reruns(task_id)],
+    }
+
+
+def failures(app: AmqTask, since: str) -> JsonObject:
+    """Failures in groups."""
+    groups = app.history.failures(since=_moment(since or "1d"))
+    return {"since": since or "1d", "groups": [{**asdict(group), "example": as_row(group.example)} for group in groups]}
+
+
+def queues(app: AmqTask) -> JsonObject:
+    """The application's queues, their depths, dead letters and pauses."""
+    paused = app.control.pauses.read()
+    rows = []
+    with app.broker.admin() as admin:
+        for queue, dead in named_queues(app):
+            row: JsonObject = {"queue": queue.name, "ready": None, "consumers": None, "dead": None, "paused": None}
+            try:
+                row["ready"], row["consumers"] = admin.state(queue.name)
+            except QueueNotFound:
+                pass  # it is made with its first message
+            if dead is not None:
+                try:
+                    row["dead"] = admin.count(dead)
+                except QueueNotFound:
+                    pass
+            pause = paused.get(queue.name)
+            row["paused"] = None if pause is None else {"by": pause.by, "since": pause.began}
+            rows.append(row)
+    others = [asdict(pause) for name, pause in paused.items() if name not in {row["queue"] for row in rows}]
+    return {"queues": rows, "paused_elsewhere": others}
+
+
+def named_queues(app: AmqTask) -> Iterator[tuple[Queue, str | None]]:
+    """The queues that the application consumes or routes tasks to, each with the name of its dead-letter queue."""
+    app.import_modules()
+    app.finalize()
+    names = dict.fromkeys(queue.name for queue in app.queues.consumed)
+    for name in app.tasks.own:
+        queue = app.tasks[name].queue
+        if isinstance(queue, str):
+            names[queue] = None
+    for name in names:
+        queue = app.queues[name]
+        if not queue.broadcast:
+            dead = dead_letter_queue(queue, app.queue_defaults)
+            yield queue, None if dead is None else dead.name
+
+
+def dead(app: AmqTask) -> JsonObject:
+    """Dead letters of all queues, in groups of queue, task and reason; and the messages themselves."""
+    messages: list[JsonObject] = []
+    totals: dict[str, int] = {}
+    with app.broker.admin() as admin:
+        for _, name in named_queues(app):
+            if name is None:
+                continue
+            try:
+                totals[name] = admin.count(name)
+                messages += [as_entry(delivery) for delivery in admin.browse(name, MOST_DEAD)]
+            except QueueNotFound:
+                continue
+    counts = Counter((entry["queue"], entry["task"], entry["reason"]) for entry in messages)
+    groups = [
+        {"queue": queue, "task": name, "reason": reason, "count": number}
+        for (queue, name, reason), number in counts.most_common()
+    ]
+    return {"queues": totals, "groups": groups, "messages": messages}
+
+
+def is_dead_letter(delivery: Delivery, *, task_id: str | None, task: str | None, reason: str | None) -> bool:
+    """Whether a dead letter is meant."""
+    entry = as_entry(delivery)
+    if task_id is not None:
+        return bool(entry["id"] == task_id)
+    return bool(entry["task"] == task and (reason is None or entry["reason"] == reason))
+
+
+def workers(app: AmqTask) -> JsonObject:
+    """What each worker is and runs."""
+    return {"workers": worker_rows(app, ANSWER_SECONDS)}
+
+
+def worker_rows(app: AmqTask, timeout: float) -> list[JsonObject]:
+    """A row for each worker that answers; with task_history also for those that are gone without a word."""
+    stats = app.control.ask("stats", {}, timeout=timeout)
+    names = list(stats)
+    active = app.control.ask("active", {"safe": True}, timeout=timeout, limit=len(names)) if names else {}
+    consumed = app.control.ask("active_queues", {}, timeout=timeout, limit=len(names)) if names else {}
+    rows = [_worker_row(name, stats[name], active.get(name), consumed.get(name)) for name in sorted(names)]
+    if app.conf.task_history:
+        rows += [_gone(worker) for worker in app.history.workers() if worker.is_gone and worker.hostname not in stats]
+    return rows
+
+
+def _worker_row(name: str, stats: Any, active: Any, queues: Any) -> JsonObject:
+    """Of what a worker answers; Celery's have other numbers, and what is not there is None."""
+    numbers = _mapping(stats)
+    pool, total = _mapping(numbers.get("pool")), _mapping(numbers.get("total"))
+    return {
+        "worker": name,
+        "state": "there",
+        "pool": pool.get("implementation"),
+        "slots": pool.get("max-concurrency"),
+        "running": len(active) if isinstance(active, list) else None,
+        "done": sum(number for number in total.values() if isinstance(number, int)),
+        "prefetch": numbers.get("prefetch_count"),
+        "up": numbers.get("uptime"),
+        "pid": numbers.get("pid"),
+        "queues": [queue.get("name") for queue in queues if isinstance(queue, dict)]
+        if isinstance(queues, list)
+        else [],
+        "paused": numbers.get("paused") or [],
+        "tasks": [one for one in active if isinstance(one, dict)] if isinstance(active, list) else [],
+    }
+
+
+def _mapping(value: object) -> JsonObject:
+    return value if isinstance(value, dict) else {}
+
+
+def _gone(worker: PastWorker) -> JsonObject:
+    row = _worker_row(worker.hostname, {}, None, None)
+    return row | {"state": "gone", "done": worker.processed, "last_heard": worker.last_heard}

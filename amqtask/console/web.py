@@ -1,0 +1,243 @@
+"""The console's ASGI application: pages for people, the same as JSON under /api, and actions by POST.
+
+Everything that blocks (the index, the broker) runs in Starlette's threads. Templates escape all that they show; a strict content
+security policy lets a browser run the console's own scripts only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode
+
+from jinja2 import Environment, FileSystemLoader
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from amqtask.assembly import build_indexer
+from amqtask.console import pages
+from amqtask.console.access import Access, Denied
+from amqtask.console.actions import ACTIONS
+from amqtask.exceptions import AmqTaskError
+from amqtask.ground.printable import bounded_logger, duration, local_time
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.ground.shapes import JsonObject
+
+logger = bounded_logger("amqtask.console")
+HERE = Path(__file__).parent
+# Bytes that a form may have: arguments are edited in one.
+LARGEST_FORM = 2_000_000
+# Seconds between looks whether something happened, for pages that show it live.
+LIVE_SECONDS = 1.0
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+# path → (name in the menu, template, what it shows)
+Look = Callable[["AmqTask", Request], "JsonObject | None"]
+PAGES: dict[str, tuple[str, str, Look]] = {
+    "/": ("Overview", "overview.html", lambda app, request: pages.overview(app, _number(request, "hours", 1))),
+    "/tasks": ("Tasks", "tasks.html", lambda app, request: pages.search(app, request.query_params)),
+    "/tasks/{task_id}": ("", "task.html", lambda app, request: pages.task(app, request.path_params["task_id"])),
+    "/failures": (
+        "Failures",
+        "failures.html",
+        lambda app, request: pages.failures(app, request.query_params.get("since", "")),
+    ),
+    "/dead": ("Dead letters", "dead.html", lambda app, request: pages.dead(app)),
+    "/queues": ("Queues", "queues.html", lambda app, request: pages.queues(app)),
+    "/workers": ("Workers", "workers.html", lambda app, request: pages.workers(app)),
+    "/audit": ("Audit", "audit.html", lambda app, request: {"actions": app.history.index.actions(200)}),
+}
+MENU = [(path, title) for path, (title, _, _) in PAGES.items() if title]
+
+
+class Console:
+    """The requests' handlers; `access` says who may do what."""
+
+    def __init__(self, app: AmqTask, access: Access) -> None:
+        self._app = app
+        self._access = access
+        self._templates = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True)
+        self._templates.filters.update(
+            duration=duration, local=_local, localiso=_iso, json=lambda value: json.dumps(value, default=str, indent=2)
+        )
+
+    def routes(self) -> list[Route | Mount]:
+        """All addresses."""
+        routes: list[Route | Mount] = [Mount("/static", StaticFiles(directory=HERE / "static"))]
+        for path, (_, template, look) in PAGES.items():
+            routes.append(Route(path, self._guarded(partial(self._page, template, look))))
+            routes.append(
+                Route(f"/api{path}" if path != "/" else "/api/overview", self._guarded(partial(self._json, look)))
+            )
+        routes.append(Route("/live", self._guarded(self._live)))
+        routes.append(Route("/api/do/{action}", self._guarded(partial(self._act, True)), methods=["POST"]))
+        routes.append(Route("/do/{action}", self._guarded(partial(self._act, False)), methods=["POST"]))
+        return routes
+
+    def _guarded(self, handler: Callable[[Request, str], Any]) -> Callable[[Request], Any]:
+        """Find out who asks, and turn errors into answers."""
+
+        async def guarded(request: Request) -> Response:
+            try:
+                user = await run_in_threadpool(self._access.user, request.headers)
+                response: Response = await handler(request, user)
+            except Denied as error:
+                response = self._error(request, str(error), error.status)
+                if error.status == 401:
+                    response.headers["WWW-Authenticate"] = 'Basic realm="amqtask console", charset="UTF-8"'
+            except AmqTaskError as error:
+                response = self._error(request, str(error), 400)
+            response.headers.update(HEADERS)
+            return response
+
+        return guarded
+
+    def _error(self, request: Request, text: str, status: int) -> Response:
+        if request.url.path.startswith("/api/"):
+            return JSONResponse({"error": text}, status)
+        return HTMLResponse(self._rendered("error.html", request, "", {"error": text}), status)
+
+    async def _page(self, template: str, look: Look, request: Request, user: str) -> Response:
+        shown = await run_in_threadpool(look, self._app, request)
+        if shown is None:
+            return self._error(request, "There is no such task in the history.", 404)
+        return HTMLResponse(await run_in_threadpool(self._rendered, template, request, user, shown))
+
+    def _rendered(self, template: str, request: Request, user: str, shown: JsonObject) -> str:
+        return self._templates.get_template(template).render(
+            **shown,
+            root=request.scope.get("root_path", ""),
+            path=request.url.path.removeprefix(request.scope.get("root_path", "")),
+            menu=MENU,
+            user=user,
+            may_change=bool(user) and self._access.may_change(user),
+            notice=request.query_params.get("notice", ""),
+            states=pages.STATES,
+            app_name=self._app.main or "amqtask",
+            urlencode=urlencode,
+        )
+
+    async def _json(self, look: Look, request: Request, user: str) -> Response:
+        shown = await run_in_threadpool(look, self._app, request)
+        if shown is None:
+            return JSONResponse({"error": "there is no such task in the history"}, 404)
+        return Response(json.dumps(shown, default=_as_text), media_type="application/json")
+
+    async def _act(self, is_api: bool, request: Request, user: str) -> Response:
+        self._access.check_change(user, request.headers)
+        form = await _form(request)
+        name = request.path_params["action"]
+        action = ACTIONS.get(name)
+        if action is None:
+            raise Denied(404, f"there is no action {name}")
+        notice = await run_in_threadpool(self._do, name, form, user)
+        if is_api:
+            return JSONResponse({"done": notice})
+        back = form.get("back") or "/"
+        target = back if back.startswith("/") and not back.startswith("//") else "/"
+        separator = "&" if "?" in target else "?"
+        root = request.scope.get("root_path", "")
+        return RedirectResponse(f"{root}{target}{separator}{urlencode({'notice': notice})}", 303)
+
+    def _do(self, name: str, form: Mapping[str, str], user: str) -> str:
+        index = self._app.history.index
+        subject = {key: value for key, value in form.items() if key not in ("back", "args", "kwargs", "confirm")}
+        number = index.begin_action(user, name, json.dumps(subject))
+        try:
+            notice = ACTIONS[name](self._app, form, user)
+        except KeyError as error:
+            index.end_action(number, f"refused: {error} is missing")
+            raise Denied(400, f"the field {error} is missing") from error
+        except AmqTaskError as error:
+            index.end_action(number, f"refused: {error}")
+            raise
+        index.end_action(number, notice)
+        return notice
+
+    async def _live(self, request: Request, user: str) -> Response:
+        """Server-sent events: one whenever something was taken in (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+
+        async def news() -> AsyncIterator[str]:
+            last = None
+            yield "retry: 3000\n\n"
+            while not await request.is_disconnected():
+                newest = await run_in_threadpool(self._app.history.index.newest)
+                yield ": still here\n\n" if newest == last else "event: news\ndata: now\n\n"
+                last = newest
+                await asyncio.sleep(LIVE_SECONDS)
+
+        return StreamingResponse(news(), media_type="text/event-stream")
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The fields of a form, or of a JSON object. Raises: Denied."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LARGEST_FORM:
+            raise Denied(413, f"a form has at most {LARGEST_FORM} bytes")
+    try:
+        if request.headers.get("content-type", "").startswith("application/json"):
+            fields = json.loads(body or b"{}")
+            if not isinstance(fields, dict):
+                raise Denied(400, "a JSON object is wanted")
+            return {str(name): value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+        return dict(parse_qsl(body.decode(), keep_blank_values=True))
+    except ValueError as error:
+        raise Denied(400, f"the form cannot be read: {error}") from error
+
+
+def console(app: AmqTask, *, access: Access | None = None, indexes: bool = True) -> Starlette:
+    """The console of an application, to be served or mounted. With `indexes` it also reads kept events into the index, in a
+    thread of its own, so that no `amqtask history` is needed beside it."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(starlette: Starlette) -> AsyncIterator[None]:
+        indexer = build_indexer(app) if indexes and app.broker.is_shared else None
+        thread = threading.Thread(target=indexer.run, name="amqtask history") if indexer is not None else None
+        if thread is not None:
+            thread.start()
+        try:
+            yield
+        finally:
+            if indexer is not None and thread is not None:
+                indexer.stop()
+                await run_in_threadpool(thread.join)
+
+    return Starlette(routes=Console(app, access or Access()).routes(), lifespan=lifespan)
+
+
+def _number(request: Request, name: str, default: int) -> int:
+    written = request.query_params.get(name, "")
+    return int(written) if written.isascii() and written.isdigit() and len(written) < 9 else default
+
+
+def _local(moment: object) -> str:
+    if isinstance(moment, (int, float)):
+        moment = datetime.fromtimestamp(moment, timezone.utc)
+    return local_time(moment) or "" if isinstance(moment, datetime) else ""
+
+
+def _iso(moment: object) -> str:
+    return moment.isoformat() if isinstance(moment, datetime) else ""
+
+
+def _as_text(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,246 @@
+"""The console over an application in memory: what its pages show, who may do what, and that nothing is shown but text."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from amqtask import AmqTask
+from amqtask.console.access import Access, fits, hashed
+from amqtask.console.web import console
+
+EVIL = "<script>alert(1)</script>"
+LOCAL = "http://localhost"
+
+
+class Client:
+    """Asks an ASGI application, without a socket."""
+
+    def __init__(self, served: Starlette) -> None:
+        self._served = served
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(app=self._served, client=("127.0.0.1", 1))
+            async with httpx.AsyncClient(transport=transport, base_url=LOCAL) as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(ask())
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("POST", path, **options)
+
+
+class Shown:
+    """A console with some history."""
+
+    def __init__(self, folder: Path, **access: Any) -> None:
+        self.app = AmqTask("shop", broker="memory://", set_as_current=False)
+        self.app.conf.update(
+            history_url=f"sqlite:///{folder}/index.sqlite3", task_history=True, task_default_queue="mail"
+        )
+        self.app.task(name="shop.send")(self.send)
+        self.access = Access(**access)
+        self.client = Client(console(self.app, access=self.access))
+        now = time.time()
+        self.tell(now, "good", "succeeded", result="'sent'", runtime=0.5)
+        self.tell(now, "bad", "failed", exception="ValueError('no such address')", traceback="Traceback …\n\x1b[31mred")
+        self.tell(now, "evil", "failed", name=EVIL, args=EVIL, exception=f"ValueError('{EVIL}')", traceback=EVIL)
+
+    @staticmethod
+    def send(address: str) -> str:
+        return address
+
+    def tell(self, now: float, task_id: str, end: str, **fields: Any) -> None:
+        told = {"name": "shop.send", "args": "('a@b',)", "kwargs": "{}", "queue": "mail", **fields}
+        self.app.history.index.take(
+            [
+                {"type": f"task-{kind}", "uuid": task_id, "timestamp": now + at, "hostname": "w1@host", **told}
+                for at, kind in enumerate(("received", "started", end))
+            ]
+        )
+
+    def page(self, path: str, **headers: str) -> str:
+        answer = self.client.get(path, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def do(self, action: str, headers: dict[str, str] | None = None, **fields: str) -> Any:
+        return self.client.post(f"/do/{action}", data=fields, headers={"Origin": LOCAL, **(headers or {})})
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Iterator[Shown]:
+    made = Shown(tmp_path)
+    yield made
+    made.app.close()
+
+
+def test_each_page_shows_what_is_there(shown: Shown) -> None:
+    shown.app.send_task("shop.send", ("x@y",))
+
+    assert "ValueError" in shown.page("/")
+    assert shown.page("/tasks?state=FAILURE").count("no such address") == 1
+    assert "No task fits" in shown.page("/tasks?text=nowhere")
+    bad = shown.page("/tasks/bad")
+    assert "Traceback …" in bad
+    assert "Run with other arguments" in bad
+    assert "1 × shop.send: ValueError" in shown.page("/failures")
+    assert "mail" in shown.page("/queues")
+    assert "0 in mail.dead" in shown.page("/dead")
+    assert "No worker answers" in shown.page("/workers")
+    assert "Nothing yet" in shown.page("/audit")
+    assert "htmx" in shown.page("/static/htmx.min.js")
+
+
+@pytest.mark.parametrize("path", ["/", "/tasks", "/tasks/evil", "/failures?since=7d"])
+def test_hostile_names_and_texts_are_shown_as_text(shown: Shown, path: str) -> None:
+    page = shown.page(path)
+
+    assert EVIL not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_the_browser_is_told_to_run_no_others_scripts(shown: Shown) -> None:
+    headers = shown.client.get("/").headers
+
+    assert "default-src 'self'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "<script>" not in shown.page("/tasks")
+
+
+@pytest.mark.parametrize(
+    "path", ["overview", "tasks?state=FAILURE", "tasks/bad", "failures", "queues", "dead", "workers", "audit"]
+)
+def test_each_page_is_there_as_json(shown: Shown, path: str) -> None:
+    answer = shown.client.get(f"/api/{path}")
+
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert isinstance(answer.json(), dict)
+    assert "message" not in str(answer.json().get("task", {}).keys())
+
+
+def test_what_is_not_there_is_said_so(shown: Shown) -> None:
+    assert shown.client.get("/tasks/nobody").status_code == 404
+    assert shown.client.get("/api/tasks/nobody").json() == {"error": "there is no such task in the history"}
+    assert shown.do("nothing").status_code == 404
+    assert shown.client.get("/tasks?after=x").status_code == 400
+    assert shown.client.get("/tasks?since=never&stamp=x").status_code == 200
+
+
+def test_a_queue_is_paused_and_resumed_and_that_is_written_down(shown: Shown) -> None:
+    answer = shown.do("pause", queue="mail", back="/queues")
+    assert (answer.status_code, answer.headers["location"].startswith("/queues?notice=mail+is+paused")) == (303, True)
+    assert "paused</span>" in shown.page("/queues")
+    assert shown.app.control.pauses.read()["mail"].by == "local"
+    shown.do("resume", queue="mail")
+
+    assert shown.app.control.pauses.read() == {}
+    actions = shown.client.get("/api/audit").json()["actions"]
+    assert [(one["who"], one["action"]) for one in actions] == [("local", "resume"), ("local", "pause")]
+
+
+def test_a_task_runs_again_with_other_arguments(shown: Shown) -> None:
+    answer = shown.client.post("/api/do/rerun", json={"id": "bad", "args": '["right@address"]', "kwargs": "{}"})
+    assert answer.status_code == 200, answer.text
+    with shown.app.broker.admin() as admin:
+        (delivery,) = admin.browse("mail", 10)
+    assert delivery.properties.headers["rerun_of"] == "bad"
+    assert b"right@address" in delivery.body
+
+    refused = shown.client.post("/api/do/rerun", json={"id": "bad"})
+    assert (refused.status_code, "not kept" in refused.json()["error"]) == (400, True)
+    assert shown.client.post("/api/do/rerun", json={"id": "bad", "args": "no json"}).status_code == 400
+    assert "refused" in shown.page("/audit")
+
+
+def test_a_queue_is_purged_only_when_its_name_is_typed(shown: Shown) -> None:
+    shown.app.send_task("shop.send", ("x@y",))
+
+    assert shown.do("purge", queue="mail", confirm="mial").status_code == 400
+    assert shown.do("purge", queue="other", confirm="other").status_code == 400
+    assert shown.do("purge", queue="mail", confirm="mail").status_code == 303
+    with shown.app.broker.admin() as admin:
+        assert admin.count("mail") == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_a_page_of_another_site_changes_nothing(shown: Shown, headers: dict[str, str]) -> None:
+    answer = shown.do("pause", headers, queue="mail")
+
+    assert (answer.status_code, shown.app.control.pauses.read()) == (403, {})
+    assert shown.client.get("/do/pause?queue=mail").status_code == 405
+
+
+def test_without_users_it_is_for_this_machine_only(shown: Shown) -> None:
+    assert shown.client.get("/", headers={"Host": "attacker.example"}).status_code == 403
+    assert shown.client.get("/api/tasks", headers={"Host": "127.0.0.1:5556"}).status_code == 200
+
+
+def test_users_log_in_and_some_only_look(tmp_path: Path) -> None:
+    shown = Shown(tmp_path, users={"ann": hashed("sesame"), "bob": hashed("knock")}, operators=frozenset({"ann"}))
+    client = shown.client
+    assert client.get("/").status_code == 401
+    assert client.get("/", auth=("ann", "wrong")).status_code == 401
+    assert client.get("/", headers={"Authorization": "Basic %%%"}).status_code == 401
+    assert client.get("/", auth=("ann", "sesame")).status_code == 200
+
+    assert "Run with other arguments" not in client.get("/tasks/bad", auth=("bob", "knock")).text
+    denied = client.post("/do/pause", data={"queue": "mail"}, auth=("bob", "knock"))
+    assert (denied.status_code, shown.app.control.pauses.read()) == (403, {})
+    assert client.post("/do/pause", data={"queue": "mail"}, auth=("ann", "sesame")).status_code == 303
+    assert shown.app.control.pauses.read()["mail"].by == "ann"
+    assert (fits("x", "no hash"), fits("x", hashed("x"))) == (False, True)
+    shown.app.close()
+
+
+def test_a_proxy_says_who_it_is(tmp_path: Path) -> None:
+    shown = Shown(tmp_path, header="X-Forwarded-User")
+
+    assert shown.client.get("/").status_code == 403
+    assert ">ann" in shown.page("/", **{"X-Forwarded-User": "ann", "Host": "console.example"})
+    shown.app.close()
+
+
+def test_a_redirect_leads_to_no_other_site(shown: Shown) -> None:
+    for back in ("//evil.example", "https://evil.example", "javascript:alert(1)"):
+        assert shown.do("pause", queue="mail", back=back).headers["location"].startswith("/?notice=")
+
+
+def test_it_can_be_mounted_in_another_application(shown: Shown) -> None:
+    outer = Starlette(routes=[Mount("/ops", console(shown.app))])
+    client = Client(outer)
+
+    page = client.get("/ops/tasks").text
+    assert 'href="/ops/static/console.css"' in page
+    assert 'href="/ops/tasks/bad"' in page
+    answer = client.post("/ops/do/pause", data={"queue": "mail", "back": "/queues"})
+    assert answer.headers["location"].startswith("/ops/queues?notice=")
+    assert client.get("/ops/static/console.css").status_code == 200
+
+
+def test_a_form_of_any_size_is_not_read(shown: Shown) -> None:
+    assert shown.do("rerun", id="bad", args="x" * 2_100_000).status_code == 413
+    assert (
+        shown.client.post("/api/do/rerun", content=b"[1]", headers={"Content-Type": "application/json"}).status_code
+        == 400
+    )
