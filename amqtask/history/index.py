@@ -8,6 +8,7 @@ stream one is told that it was overtaken. The statement also locks the row: one 
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, TypeVar
@@ -17,7 +18,7 @@ from sqlalchemy.dialects import postgresql
 
 from amqtask.exceptions import OperationalError
 from amqtask.ground.lazy import ByProcess
-from amqtask.history.records import COLUMNS, Batch, TaskRow, WorkerRow, as_columns, key_at, searchable
+from amqtask.history.records import COLUMNS, KEY_BITS, Batch, TaskRow, WorkerRow, as_columns, key_at, searchable
 from amqtask.history.tables import ACTIONS, COUNTED, FAILED, MINUTES, POSITION, STAMPS, TASKS, TEXTS, WORKERS, connect
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class HistoryIndex:
         old = [row for row in rows if row.id in known]
         new = [row for row in rows if row.id not in known]
         if new:
+            _make_keys_unique(connection, new)
             connection.execute(sa.insert(TASKS), [as_columns(row) for row in sorted(new, key=lambda row: row.key)])
         if old:
             changed: dict[str, sa.BindParameter[object]] = {
@@ -276,6 +278,25 @@ class HistoryIndex:
     def workers(self) -> list[WorkerRow]:
         """All workers that are remembered."""
         return self._read(_workers)
+
+
+def _make_keys_unique(connection: sa.Connection, rows: Sequence[TaskRow]) -> None:
+    """Give new rows keys that no other row has: a burst of calls is sent at one moment. A row moves by some microseconds."""
+    seen: set[int] = set()
+    waiting = list(rows)
+    while waiting:
+        keys = [row.key for row in waiting]
+        for start in range(0, len(keys), AT_ONCE):
+            known = sa.select(TASKS.c.key).where(TASKS.c.key.in_(keys[start : start + AT_ONCE]))
+            seen.update(connection.execute(known).scalars())
+        colliding = []
+        for row in waiting:
+            if row.key in seen:
+                row.key += random.randint(1, 1 << (KEY_BITS + 2))
+                colliding.append(row)
+            else:
+                seen.add(row.key)
+        waiting = colliding
 
 
 def _workers(connection: sa.Connection) -> list[WorkerRow]:

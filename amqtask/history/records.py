@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SHORT, LONG, LONGEST = 255, 10_000, 65_536
 # Steps of one task that are kept: one that is retried for ever has any number.
 MOST_STEPS = 200
-# Keys are the time in microseconds, and these bits by chance: two tasks of the same microsecond have different ones.
+# Keys are the time in microseconds, and these bits by chance, so that tasks of one microsecond hardly ever have the same.
 KEY_BITS = 10
 # event type → (state, place in a task's life)
 _STATES = {

@@ -151,6 +151,14 @@ def test_searches_find_what_fits_the_newest_first(history: History, wanted: dict
     assert [task.id for task in history.find(**wanted)] == found
 
 
+def test_a_burst_of_calls_that_are_sent_at_one_moment_is_kept_whole(history: History) -> None:
+    for half in range(2):
+        history.index.take([event("sent", 0, f"t{half}-{number}", name="shop.send") for number in range(1500)])
+
+    assert len({task.id for task in history.find(limit=10_000)}) == 3000
+    assert {round(task.first.timestamp() - NOON, 2) for task in history.find(limit=10_000)} == {0.0}
+
+
 def test_pages_follow_each_other(history: History) -> None:
     history.index.take([told for number in range(25) for told in call(f"t{number}", number)])
     pages: list[list[str]] = []
