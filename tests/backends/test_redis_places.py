@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from amqtask.exceptions import ConfigurationError
 from amqtask.transport.redis.servers import client_arguments, deployment_of
 
 
@@ -33,6 +34,16 @@ def test_sentinels_are_named_with_their_master() -> None:
     deployment = deployment_of("sentinel://:secret@a:1/3;sentinel://b", {"master_name": "shop"}, 4.0)
 
     assert deployment.name == "master shop of sentinel://a:1, sentinel://b:26379"
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:secret@h/x", "sentinel://:secret@a:1/3;sentinel://b/main", "rediss://h:1/0/1"]
+)
+def test_a_database_that_is_no_number_is_an_error(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="stands the number of a database") as error:
+        deployment_of(url, {"master_name": "shop"}, 4.0)
+
+    assert "secret" not in str(error.value)
 
 
 def test_transport_options_win_over_settings_and_these_over_what_we_take() -> None:

@@ -85,6 +85,17 @@ def safe_url(url: str, port: int = 6379) -> str:
     return f"{split.scheme}://{split.hostname or 'localhost'}:{split.port or port}{split.path}"
 
 
+def _check_database(url: str) -> None:
+    """redis-py takes database 0 where the path names none that it can read."""
+    for part in url.split(";"):
+        split = urlsplit(part)
+        database = split.path.strip("/")
+        if split.hostname and database and not database.isdecimal():
+            raise ConfigurationError(
+                f"{safe_url(part)}: after the host stands the number of a database (redis://host:6379/0), not {database!r}"
+            )
+
+
 def _once() -> Retry:
     return Retry(NoBackoff(), 0)
 
@@ -388,6 +399,7 @@ def deployment_of(
 
     Raises: ConfigurationError."""
     arguments = client_arguments(options, connect_timeout, settings)
+    _check_database(url)
     has_tls = bool(settings.get("redis_backend_use_ssl"))
     scheme, _, after_scheme = url.partition("://")
     if scheme == "sentinel":
