@@ -481,6 +481,14 @@ def test_a_wrong_password_ends_the_command_and_is_told(celerytest: PrintedProjec
     assert "wrong-one" not in printed
 
 
+@pytest.mark.parametrize("line", ["amqtask -A tasks worker", 'python -c "from tasks import add; add.delay(1, 2)"'])
+def test_a_database_that_redis_does_not_have_is_told(project: PrintedProject, line: str) -> None:
+    demo(project)
+    project.environment["CELERY_BROKER_URL"] = "redis://127.0.0.1:6379/99"
+
+    assert "has no such database" in project.run(line, code=1)
+
+
 def test_a_worker_that_is_started_twice_is_told_so_and_so_is_the_first(project: PrintedProject) -> None:
     demo(project)
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # Codes with which trying again does not help.
 _REFUSED = frozenset({"NOAUTH", "WRONGPASS", "NOPERM"})
+# What it answers to SELECT of a database that it does not have (src/db.c).
+NO_DATABASE = "DB index is out of range"
 # Codes of a state that passes: it starts, it is full, it became a replica, its disk is full, a script keeps it busy, a cluster
 # moves its keys.
 _PASSING = frozenset({"LOADING", "OOM", "READONLY", "MASTERDOWN", "MISCONF", "BUSY", "NOREPLICAS", "CLUSTERDOWN",
@@ -65,9 +67,9 @@ _CODES: dict[type[Exception], str] = {
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether it refuses the login or the right: trying again does not help."""
+    """Whether it refuses the login, the right or the database: trying again does not help."""
     reply = reply_error(error)
-    return reply is not None and reply.code in _REFUSED
+    return reply is not None and (reply.code in _REFUSED or NO_DATABASE in str(reply))
 
 
 def passes(error: Exception) -> bool:
@@ -104,6 +106,11 @@ def publish_error(error: Exception, server: str, *, was_sent: bool = False) -> P
         return BrokerUnreachable(
             f"Redis at {server} is a replica that takes no writes: {text}. The deadline passed while waiting. Name the "
             "master, or the sentinels (sentinel://) so that it is found after a failover"
+        )
+    if NO_DATABASE in text:
+        return AccessRefused(
+            f"Redis at {server} has no such database: {text}. Check the number in broker_url; Redis has 16, from 0, unless its "
+            "setting `databases` says otherwise"
         )
     if reply.code in _REFUSED:
         return AccessRefused(
