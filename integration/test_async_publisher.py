@@ -122,7 +122,7 @@ def test_in_a_batch_each_message_has_its_own_outcome(rabbit: Broker, broker_url:
     kinds = [type(error) for error in errors]
     assert kinds == [none, Unroutable, Unroutable, Unroutable, PublishError, Unroutable, none]
     assert "no-such-exchange" in str(errors[3])
-    assert rabbit.count(queue) >= 2
+    assert rabbit.count(queue) == 2
 
 
 def test_headers_that_the_broker_would_close_the_connection_for_fail_alone(
@@ -146,7 +146,7 @@ def test_a_message_that_the_broker_refuses_in_other_words_fails_alone(
     errors = using(broker_url, lambda publisher: publisher.publish_many(batch))
 
     assert [type(error) for error in errors] == [type(None), MessageRefused, type(None)]
-    assert {b"1", b"2"} == set(everything_in(rabbit, queue))
+    assert sorted(everything_in(rabbit, queue)) == [b"1", b"2"]
 
 
 def test_a_full_queue_refuses(rabbit: Broker, broker_url: str, queue: str) -> None:
@@ -265,7 +265,7 @@ def test_a_connection_that_a_firewall_forgot_is_replaced_without_a_word(
     with Forwarder(broker_url) as link:
         using(link.url, act, timeout=12.0)
 
-    assert everything_in(rabbit, queue) == [b"1", b"2"]
+    assert sorted(everything_in(rabbit, queue)) == [b"1", b"2"]
 
 
 def test_a_lost_connection_is_no_line_in_the_users_log(

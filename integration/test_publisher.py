@@ -196,7 +196,7 @@ def test_in_a_batch_each_message_has_its_own_outcome(rabbit: Broker, queue: str,
     kinds = [type(error) for error in errors]
     none = type(None)
     assert kinds == [none, Unroutable, Unroutable, Unroutable, PublishError, PublishError, Unroutable, none]
-    assert rabbit.count(queue) >= 2
+    assert rabbit.count(queue) == 2
 
 
 def test_a_message_that_the_broker_refuses_in_other_words_fails_alone(
@@ -208,7 +208,7 @@ def test_a_message_that_the_broker_refuses_in_other_words_fails_alone(
 
     assert [type(error) for error in errors] == [type(None), MessageRefused, type(None)]
     assert "user_id" in str(errors[1])
-    assert {b"1", b"2"} == set(everything_in(rabbit, queue))
+    assert everything_in(rabbit, queue) == [b"1", b"2"]
 
 
 def test_a_full_queue_refuses(rabbit: Broker, queue: str, make: MakePublisher) -> None:

@@ -25,6 +25,7 @@ from amqtask.exceptions import BrokerUnreachable, PublishError, PublishTimeout
 from amqtask.ground.deadlines import ended, leave_behind
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
+from amqtask.transport.confirms import Trusted
 from amqtask.transport.content import FRAME_MAX, UNWRITABLE, encode_properties, unwritable
 from amqtask.transport.declare import DeclaredEntities, check_name, declaring, entity_name
 from amqtask.transport.errors import (
@@ -55,6 +56,8 @@ _NONSENSE = (
     wire_errors.ConnectionChannelError,
     wire_errors.ConnectionUnexpectedFrame,
 )
+# How many messages at once may each have a channel of their own.
+MOST_ALONE = 10
 # Seconds between two looks at a line on which something is awaited (longest and shortest); and how long the broker may take to
 # open a channel.
 LOOK_SECONDS, LEAST_LOOK_SECONDS = 1.0, 0.1
@@ -164,6 +167,8 @@ class Line:
         self._renewed_at = float("-inf")
         self._declared = DeclaredEntities()
         self._turn = asyncio.Lock()
+        self._trusted = Trusted()
+        self._alone = asyncio.Semaphore(MOST_ALONE)
         # aiormq finds a returned message by its id alone, so an id is under way once at a time.
         self._ids: dict[str, asyncio.Future[None]] = {}
         self._number = 0
@@ -290,7 +295,10 @@ class Line:
         if message_id:
             self._ids[message_id] = asyncio.get_running_loop().create_future()
         try:
-            await self._publish(message, number, deadline)
+            if self._trusted.covers(message):
+                await self._publish(message, number, deadline)
+            else:
+                await self.publish_alone(message, deadline)
         finally:
             if message_id:
                 self._ids.pop(message_id).set_result(None)
@@ -301,6 +309,7 @@ class Line:
         try:
             await self._send(shared.channel, message, deadline)
         except aio_errors.ChannelClosed as error:
+            self._trusted.doubt(message)
             raise shared.verdict(error, message) from error
         except Nacked:
             self._renew(shared)
@@ -320,13 +329,18 @@ class Line:
     async def publish_alone(self, message: Message, deadline: float) -> None:
         """Like `publish`, on a channel of its own, so that only this message can be why the channel is closed. Raises:
         LineLost, and PublishErrors."""
-        channel = await self._open_channel(deadline)
+        await self._wait(self._alone.acquire(), deadline, "waiting for a channel", lambda _: self._alone.release())
         try:
-            await self._send(channel, message, deadline)
-        except aio_errors.ChannelClosed as error:
-            raise channel_error(closing_of(error), message) from error
+            channel = await self._open_channel(deadline)
+            try:
+                await self._send(channel, message, deadline)
+            except aio_errors.ChannelClosed as error:
+                raise channel_error(closing_of(error), message) from error
+            finally:
+                _abandon(channel)
         finally:
-            _abandon(channel)
+            self._alone.release()
+        self._trusted.note(message)
 
     async def _send(self, channel: Any, message: Message, deadline: float) -> None:
         frame_max = self._connection.transport.connection.connection_tune.frame_max if self.is_open else FRAME_MAX

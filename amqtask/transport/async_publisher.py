@@ -28,7 +28,6 @@ from amqtask.transport.confirms import (
     MOST_LOSSES,
     NO_DEADLINE,
     PATIENCE_SECONDS,
-    SUSPICIOUS_LOSSES,
     Attempt,
     MessageIds,
     Refusing,
@@ -168,7 +167,7 @@ class AioPikaPublisher:
             if not line.is_open:
                 self._drop(line)
                 sending.losses += not line.is_dead
-                sending.is_alone = line.was_nonsense or sending.losses >= SUSPICIOUS_LOSSES
+                sending.is_alone = line.was_nonsense or sending.is_suspicious
             await self._pause_after(sending, lost)
         else:
             return True

@@ -1,4 +1,6 @@
-"""Publishes under way: their numbers and confirms, what went wrong with each so far, and whether it goes again; no I/O.
+"""Publishes under way: their numbers and confirms, which may share a channel, what went wrong with each, whether it goes again.
+
+All without I/O.
 
 RabbitMQ numbers the publishes of a channel in confirm mode from 1, acknowledges them singly or up to a number
 (`multiple`), in any order, and sends `basic.return` for an unroutable mandatory message before its ack
@@ -17,10 +19,14 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from amqtask.protocol.message import Message
+
+if TYPE_CHECKING:
+    from amqtask.exceptions import PublishError
+    from amqtask.transport.wire import PikaChannel
 
 T = TypeVar("T")
 # A message that was under way so often when a connection ended goes alone; so often alone, and it is to blame.
@@ -28,6 +34,8 @@ SUSPICIOUS_LOSSES, MOST_LOSSES = 3, 6
 # The broker's code for a connection that an operator, or a node that stops, has closed
 # (https://www.rabbitmq.com/amqp-0-9-1-reference#constants).
 CONNECTION_FORCED = 320
+# Codes with which a broker closes the connection of a client that sent invalid frames (see there).
+NONSENSE = range(501, 506)
 # Seconds of a publish without a deadline.
 NO_DEADLINE = 365 * 86400.0
 # Seconds for one message; a publish with a deadline has the time until its deadline.
@@ -37,6 +45,14 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 # A queue that cannot be declared because its node is down is declared again after so many seconds.
 AWAY_PAUSE = 0.5
 
+# Bytes. How large a message may be is the operator's choice (max_message_size; 16 MiB by default on RabbitMQ 4).
+LARGE_BODY = 1 << 20
+# Digits; RabbitMQ takes at most 4,294,967,295 ms as an expiration.
+_SAFE_DIGITS = 9
+# How many exchanges are remembered, at most.
+_MOST_EXCHANGES = 1000
+
+OnDone = Callable[["PublishError | None"], None]
 Destination = tuple[str, str]
 
 
@@ -129,6 +145,11 @@ class Attempt:
         self.is_declared_anew = False
         self._give_up_at = 0.0
 
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether it was under way so often when a connection ended that it should go alone."""
+        return self.losses >= SUSPICIOUS_LOSSES
+
     def declares_anew(self) -> bool:
         """Whether it goes once more with all its declarations, after it was returned: its queue may have been deleted since."""
         if self.is_declared_anew or not self.message.declare:
@@ -150,6 +171,16 @@ class Attempt:
             return pause
         refusing.note(self.message, now)
         return None
+
+
+class Pending(Attempt):
+    """A message of a worker's loop that is not confirmed yet, and who waits for that."""
+
+    __slots__ = ("on_done",)
+
+    def __init__(self, message: Message, on_done: OnDone) -> None:
+        super().__init__(message)
+        self.on_done = on_done
 
 
 def destination(message: Message) -> Destination:
@@ -187,3 +218,55 @@ MOST_DESTINATIONS = 1000
 def pause_after(nacks: int) -> float:
     """Seconds before the next attempt of a message that was nacked so often."""
     return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (nacks - 1))
+
+
+class ConfirmingChannel(Generic[T]):
+    """A channel in confirm mode, with what was published over it and is not confirmed."""
+
+    __slots__ = ("channel", "confirms", "returns")
+
+    def __init__(self, channel: PikaChannel) -> None:
+        self.channel = channel
+        self.confirms: Confirms[T] = Confirms()
+        self.returns = Returns()
+
+
+class Trusted:
+    """Which messages share a channel with others: those for which RabbitMQ has no reason to close it.
+
+    When it closes a channel, it drops what was sent after the offending message, and also the confirms of what was sent before,
+    which it has routed already (`handle_exception` and `send_confirms` in rabbit_channel.erl, from 3.10 to 4.3). All of these
+    messages go again, and some are then stored twice. So a message goes alone when it may offend by what the server checks in
+    `basic.publish`: an exchange that may not exist or be forbidden, as no message to it was confirmed yet; an `expiration` or
+    `user_id`; `CC` or `BCC`; a large body.
+    """
+
+    def __init__(self) -> None:
+        self._exchanges = {""}
+
+    def covers(self, message: Message) -> bool:
+        """Whether the message may go beside others."""
+        properties = message.properties
+        return (
+            message.exchange in self._exchanges
+            and len(message.body) < LARGE_BODY
+            and properties.user_id is None
+            and (properties.expiration is None or _is_safe(properties.expiration))
+            and "CC" not in properties.headers
+            and "BCC" not in properties.headers
+        )
+
+    def note(self, message: Message) -> None:
+        """The broker has confirmed the message."""
+        if len(self._exchanges) > _MOST_EXCHANGES:
+            self._exchanges = {""}
+        self._exchanges.add(message.exchange)
+
+    def doubt(self, message: Message) -> None:
+        """The broker closed the channel for the message: its exchange may have been deleted."""
+        if message.exchange:
+            self._exchanges.discard(message.exchange)
+
+
+def _is_safe(expiration: str) -> bool:
+    return expiration.isascii() and expiration.isdecimal() and len(expiration) <= _SAFE_DIGITS

@@ -5,9 +5,9 @@ channel is lost, outstanding messages go to the front of the line again: they ma
 
 One message, one channel or one host must not hold up all others:
 
-* A message that the broker closes the channel or the connection for fails alone. Where the broker's text does not tell which
-  one it was, the messages under way go one at a time. A message fails, too, when the connection is cut again and again while it
-  alone is under way.
+* A message for which the broker may close the channel goes over a channel of its own (see Trusted). One for which it closes the
+  channel or the connection all the same fails alone. Where the broker's text does not tell which one it was, the messages under
+  way go one at a time. A message fails, too, when the connection is cut again and again while it alone is under way.
 * After a nack another channel is tried, then another host (see confirms.py). The old channel stays until all its messages are
   confirmed.
 * When no confirm comes for some seconds and there is another host, all messages go to that host.
@@ -19,49 +19,45 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, TypeAlias
 
 import pika
-from pika.exceptions import AMQPHeartbeatTimeout, ChannelClosedByBroker, ConnectionClosedByBroker
+from pika.exceptions import AMQPError, AMQPHeartbeatTimeout, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.exceptions import OperationalError, PublishError, PublishTimeout
 from amqtask.ground.loop import Timer, TurnLoop
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
 from amqtask.transport.confirms import (
     CONNECTION_FORCED,
     MOST_LOSSES,
+    NONSENSE,
     PATIENCE_SECONDS,
-    SUSPICIOUS_LOSSES,
-    Attempt,
-    Confirms,
+    ConfirmingChannel,
     MessageIds,
+    OnDone,
+    Pending,
     Refusing,
-    Returns,
+    Trusted,
 )
 from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
 from amqtask.transport.declare import MOST_DECLARED, Declarer, KnownEntities, NotAnswered
-from amqtask.transport.errors import (
-    NOT_FOUND,
-    channel_error,
-    connection_closed_for,
-    culprits,
-    refused,
-    unroutable,
-)
+from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed_for, culprits, refused, unroutable
 from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
     from amqtask.transport.wire import PikaChannel, PikaFrame, PikaMethod, Wire
 
-OnDone = Callable[["PublishError | None"], None]
+logger = bounded_logger("amqtask.transport")
+
 # The most unconfirmed messages; further ones wait here, where they cost the broker nothing.
 WINDOW = 2000
-# Codes with which a broker closes the connection of a client that sent invalid frames
-# (https://www.rabbitmq.com/amqp-0-9-1-reference#constants).
-NONSENSE = range(501, 506)
+# Channels beside the present one, at most: old ones, and those of one message each.
+MOST_BESIDE = 10
 # After so many seconds without a confirm (doubled each time, up to the second value) all messages go to another host.
 CONFIRM_SECONDS, MOST_CONFIRM_SECONDS = 4, 64
 LOOK_SECONDS = 1.0
@@ -71,25 +67,7 @@ SETTLE_SECONDS = 1.0
 IN_LINE_SECONDS = 0.3
 
 
-class _Pending(Attempt):
-    """A message that is not confirmed yet, and who waits for that."""
-
-    __slots__ = ("on_done",)
-
-    def __init__(self, message: Message, on_done: OnDone) -> None:
-        super().__init__(message)
-        self.on_done = on_done
-
-
-class _ConfirmingChannel:
-    """A channel in confirm mode, with what was published over it and is not confirmed."""
-
-    __slots__ = ("channel", "confirms", "returns")
-
-    def __init__(self, channel: PikaChannel) -> None:
-        self.channel = channel
-        self.confirms: Confirms[_Pending] = Confirms()
-        self.returns = Returns()
+_ConfirmingChannel: TypeAlias = "ConfirmingChannel[Pending]"
 
 
 class PikaLoopPublisher:
@@ -113,6 +91,7 @@ class PikaLoopPublisher:
         nack_patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._loop = loop
+        self._name = client_name
         self._warn = on_warning
         self._nack_patience = nack_patience
         # With a shared connection the owner has deliveries on it that end with it: its publishes must not go again afterwards.
@@ -123,13 +102,18 @@ class PikaLoopPublisher:
         self._connection = connection.join(self)
         self._declarer = Declarer(loop, on_warning)
         self._pika: Wire | None = None
-        # The present channel, once it confirms; the one that is being opened; and old ones that have unconfirmed messages.
+        # The present channel, once it confirms; the one that is being opened; and those beside it that have unconfirmed messages:
+        # old ones, and those of one message each.
         self._current: _ConfirmingChannel | None = None
         self._opening: PikaChannel | None = None
-        self._old: list[_ConfirmingChannel] = []
-        self._waiting: deque[_Pending] = deque()
+        self._beside: list[_ConfirmingChannel] = []
+        self._waiting: deque[Pending] = deque()
+        # Messages that get a channel of their own: those that wait for one, and those for which it is being opened.
+        self._trusted = Trusted()
+        self._untrusted: deque[Pending] = deque()
+        self._lone: dict[PikaChannel, Pending] = {}
         # Refused messages that go again after a pause, in order.
-        self._held: dict[_Pending, Timer] = {}
+        self._held: dict[Pending, Timer] = {}
         self._refusing = Refusing()
         self._renewed_at = self._left_at = float("-inf")
         self._is_leaving = False
@@ -139,7 +123,7 @@ class PikaLoopPublisher:
         self._declared: set[Declaration] = set()
         self._declared_tuples: dict[int, tuple[Declaration, ...]] = {}
         # Messages that wait for their declarations, by these declarations; other messages go on when one is late.
-        self._undeclared: dict[tuple[Declaration, ...], list[_Pending]] = {}
+        self._undeclared: dict[tuple[Declaration, ...], list[Pending]] = {}
         # While this timer runs, all messages wait for a declaration. Once one was late, the others pass until all are declared.
         self._in_line: Timer | None = None
         self._is_late = False
@@ -166,6 +150,8 @@ class PikaLoopPublisher:
         undeclared = sum(map(len, self._undeclared.values()))
         return (
             len(self._waiting)
+            + len(self._untrusted)
+            + len(self._lone)
             + undeclared
             + len(self._held)
             + sum(len(confirming.confirms) for confirming in self._confirming_channels)
@@ -185,7 +171,7 @@ class PikaLoopPublisher:
         """The message that waits longest for its confirm, while the broker could give it."""
         if not self._connection.is_open or self._is_blocked:
             return None
-        pending = next(self._unconfirmed(), None) or next(iter(self._held), None)
+        pending = next(chain(self._unconfirmed(), self._held, self._lone.values(), self._untrusted), None)
         if pending is None:
             pending = next(iter(self._waiting), None) or next(
                 (pending_messages[0] for pending_messages in self._undeclared.values()), None
@@ -205,7 +191,7 @@ class PikaLoopPublisher:
     def publish(self, message: Message, on_done: OnDone) -> None:
         """Publish at the end of this turn, in order; `on_done` follows the confirm."""
         self._ids.complete(message)
-        self._waiting.append(_Pending(message, on_done))
+        self._waiting.append(Pending(message, on_done))
         if not self._is_due:
             self._is_due = True
             self._loop.call_last(self._flush)
@@ -222,9 +208,9 @@ class PikaLoopPublisher:
 
     @property
     def _confirming_channels(self) -> list[_ConfirmingChannel]:
-        return self._old if self._current is None else [*self._old, self._current]
+        return self._beside if self._current is None else [*self._beside, self._current]
 
-    def _unconfirmed(self) -> Iterator[_Pending]:
+    def _unconfirmed(self) -> Iterator[Pending]:
         return (pending for confirming in self._confirming_channels for pending in confirming.confirms.outstanding())
 
     def _flush(self) -> None:
@@ -236,8 +222,9 @@ class PikaLoopPublisher:
         confirming = self._current
         if confirming is None or not confirming.channel.is_open or self._is_leaving or self._in_line:
             return
-        waiting, confirms = self._waiting, confirming.confirms
+        waiting, confirms, is_trusted = self._waiting, confirming.confirms, self._trusted.covers
         window = 1 if self._suspects else WINDOW
+        self._open_lone()
         while waiting and len(confirms) < window:
             pending = waiting.popleft()
             declare = pending.message.declare
@@ -245,12 +232,15 @@ class PikaLoopPublisher:
                 self._declare(declare, pending)
                 if self._in_line:
                     return
-            else:
+            elif is_trusted(pending.message):
                 self._send(confirming, pending)
+            else:
+                self._untrusted.append(pending)
+                self._open_lone()
         if self._watch is None and confirms:
             self._look_on()
 
-    def _send(self, confirming: _ConfirmingChannel, pending: _Pending) -> None:
+    def _send(self, confirming: _ConfirmingChannel, pending: Pending) -> None:
         message = pending.message
         try:
             confirming.channel.basic_publish(
@@ -275,17 +265,19 @@ class PikaLoopPublisher:
                 if not self._goes_again(pending):
                     self._settled(pending, unroutable(message))
             elif acked:
+                if message.exchange:
+                    self._trusted.note(message)
                 self._settled(pending, None)
             else:
                 self._nacked(confirming, pending)
         if confirming is not self._current and not confirming.confirms:
-            self._close_old(confirming)
+            self._close_beside(confirming)
         if self._is_leaving and not any(self._unconfirmed()):
             self._leave()
         if self._waiting and not self._is_due:
             self._flush()
 
-    def _goes_again(self, pending: _Pending) -> bool:
+    def _goes_again(self, pending: Pending) -> bool:
         """Publish a returned message once more, with all its declarations, because its queue may have been deleted since.
         False when that has been done already."""
         if not pending.declares_anew():
@@ -295,14 +287,14 @@ class PikaLoopPublisher:
         self._waiting.appendleft(pending)
         return True
 
-    def _settled(self, pending: _Pending, error: PublishError | None) -> None:
+    def _settled(self, pending: Pending, error: PublishError | None) -> None:
         if self._suspects:
             self._suspects -= 1
         pending.on_done(error)
 
     # -- nacks, and confirms that do not come
 
-    def _nacked(self, confirming: _ConfirmingChannel, pending: _Pending) -> None:
+    def _nacked(self, confirming: _ConfirmingChannel, pending: Pending) -> None:
         now = time.monotonic()
         pause = pending.pause_after_nack(self._refusing, now, now + self._nack_patience)
         if pause is None:
@@ -311,7 +303,7 @@ class PikaLoopPublisher:
             self._held[pending] = self._loop.call_later(pause, partial(self._queue_again, pending))
             self._change(confirming, now, is_first=pending.nacks == 1)
 
-    def _queue_again(self, pending: _Pending) -> None:
+    def _queue_again(self, pending: Pending) -> None:
         del self._held[pending]
         self._waiting.append(pending)
         self._flush()
@@ -322,7 +314,7 @@ class PikaLoopPublisher:
             self._begin_leaving()
         elif confirming is self._current and now - self._renewed_at >= SETTLE_SECONDS:
             self._renewed_at = now
-            self._old.append(confirming)
+            self._beside.append(confirming)
             self._current = None
             self._open_channel()
 
@@ -335,11 +327,12 @@ class PikaLoopPublisher:
     def _leave(self) -> None:
         self._connection.leave("another host is to be tried")
 
-    def _close_old(self, confirming: _ConfirmingChannel) -> None:
-        if confirming in self._old:
-            self._old.remove(confirming)
+    def _close_beside(self, confirming: _ConfirmingChannel) -> None:
+        if confirming in self._beside:
+            self._beside.remove(confirming)
             if confirming.channel.is_open:
                 confirming.channel.close()
+            self._open_lone()
 
     def _look(self) -> None:
         """Look whether confirms come. (That covers declarations: a message that waits for one is not confirmed.)"""
@@ -375,7 +368,7 @@ class PikaLoopPublisher:
         self._declared_tuples[id(declare)] = declare
         return True
 
-    def _declare(self, declare: tuple[Declaration, ...], pending: _Pending) -> None:
+    def _declare(self, declare: tuple[Declaration, ...], pending: Pending) -> None:
         pending_messages = self._undeclared.get(declare)
         if pending_messages is not None:
             pending_messages.append(pending)
@@ -424,6 +417,8 @@ class PikaLoopPublisher:
 
     def on_lost(self, error: Exception) -> None:
         """Unconfirmed messages go again on the next connection."""
+        if self._resends:  # else another user of the connection tells
+            logger.info("%s: connection lost: %s", self._name or "a publisher", error)
         self._forget_timer()
         self._pika = None
         self._declarer.lost()
@@ -432,11 +427,12 @@ class PikaLoopPublisher:
         self._declared_tuples.clear()
         unconfirmed = list(self._unconfirmed())
         self._current = self._opening = None
-        self._old.clear()
-        undeclared = [pending for pending_messages in self._undeclared.values() for pending in pending_messages]
-        self._undeclared.clear()
+        self._beside.clear()
+        unsent = [*self._lone.values(), *self._untrusted, *chain.from_iterable(self._undeclared.values())]
+        for pending_messages in (self._lone, self._untrusted, self._undeclared):
+            pending_messages.clear()
         self._let_pass(is_late=False)
-        self._waiting.extendleft(reversed([*unconfirmed, *undeclared]))
+        self._waiting.extendleft(reversed([*unconfirmed, *unsent]))
         self._blame_for_connection(error, unconfirmed)
         if not self._resends:
             self._give_up(error)
@@ -472,7 +468,7 @@ class PikaLoopPublisher:
             self._opening.add_on_close_callback(self._on_channel_closed)
 
     def _on_channel(self, channel: PikaChannel) -> None:
-        confirming = _ConfirmingChannel(channel)
+        confirming: _ConfirmingChannel = ConfirmingChannel(channel)
         channel.add_on_return_callback(partial(self._on_return, confirming))
         channel.confirm_delivery(partial(self._on_confirm, confirming), callback=lambda _: self._ready(confirming))
 
@@ -486,7 +482,34 @@ class PikaLoopPublisher:
     ) -> None:
         confirming.returns.returned(properties.message_id, method.exchange, method.routing_key)
 
+    def _open_lone(self) -> None:
+        """Open channels for messages that must not share one; those that may by now go with the others."""
+        untrusted = self._untrusted
+        while untrusted and self._pika is not None and self._pika.is_open:
+            if self._trusted.covers(untrusted[0].message):
+                self._waiting.append(untrusted.popleft())
+            elif len(self._lone) + len(self._beside) < MOST_BESIDE:
+                try:
+                    channel = self._pika.channel(on_open_callback=self._on_channel)
+                except AMQPError:  # the connection has no more channels
+                    if self._current is None:
+                        break
+                    self._send(self._current, untrusted.popleft())
+                    continue
+                channel.add_on_close_callback(self._on_channel_closed)
+                self._lone[channel] = untrusted.popleft()
+            else:
+                break
+
     def _ready(self, confirming: _ConfirmingChannel) -> None:
+        pending = self._lone.pop(confirming.channel, None)
+        if pending is not None:
+            self._beside.append(confirming)
+            self._send(confirming, pending)
+            self._look_on()
+            if not confirming.confirms:  # AMQP cannot encode it
+                self._close_beside(confirming)
+            return
         if confirming.channel is not self._opening:
             return
         self._opening, self._current = None, confirming
@@ -499,12 +522,16 @@ class PikaLoopPublisher:
         confirming = next(
             (confirming for confirming in self._confirming_channels if confirming.channel is channel), None
         )
+        lone = self._lone.pop(channel, None)
+        if lone is not None:
+            self._untrusted.append(lone)
+            self._loop.call_later(self._backoff.next(), self._flush)
         if confirming is None and channel is not self._opening:
             return
         unconfirmed = [] if confirming is None else list(confirming.confirms.outstanding())
         self._waiting.extendleft(reversed(unconfirmed))
-        if confirming in self._old:
-            self._old.remove(confirming)
+        if confirming in self._beside:
+            self._beside.remove(confirming)
         else:
             self._current = self._opening = None
         if isinstance(error, ChannelClosedByBroker) and self._blame_for_channel(error, unconfirmed):
@@ -515,7 +542,7 @@ class PikaLoopPublisher:
 
     # -- which message is to blame
 
-    def _blame_for_channel(self, error: ChannelClosedByBroker, unconfirmed: list[_Pending]) -> bool:
+    def _blame_for_channel(self, error: ChannelClosedByBroker, unconfirmed: list[Pending]) -> bool:
         """The broker closed the channel because of one message: that one fails, the others go again. When the broker's text does
         not tell which, they go one at a time. False when it was none of them."""
         if not unconfirmed:
@@ -528,11 +555,12 @@ class PikaLoopPublisher:
         for index in reversed(guilty):
             pending = unconfirmed[index]
             self._waiting.remove(pending)
+            self._trusted.doubt(pending.message)
             if error.reply_code != NOT_FOUND or not self._goes_again(pending):
                 self._settled(pending, channel_error(error, pending.message))
         return True
 
-    def _blame_for_connection(self, error: Exception, unconfirmed: list[_Pending]) -> None:
+    def _blame_for_connection(self, error: Exception, unconfirmed: list[Pending]) -> None:
         """The connection was closed or cut with these messages under way: one of them may be the reason."""
         code = error.reply_code if isinstance(error, ConnectionClosedByBroker) else None
         if not unconfirmed or code == CONNECTION_FORCED or isinstance(error, AMQPHeartbeatTimeout):
@@ -544,7 +572,7 @@ class PikaLoopPublisher:
         if is_alone and (code in NONSENSE or first.losses >= MOST_LOSSES):
             self._waiting.remove(first)
             self._settled(first, connection_closed_for(first.message, error))
-        elif code in NONSENSE or first.losses >= SUSPICIOUS_LOSSES:
+        elif code in NONSENSE or first.is_suspicious:
             self._suspects = len(unconfirmed)
 
     # -- timers

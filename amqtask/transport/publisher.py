@@ -37,6 +37,7 @@ from amqtask.transport.confirms import (
     MessageIds,
     Refusing,
     Returns,
+    Trusted,
     pause_after,
 )
 from amqtask.transport.declare import KnownEntities
@@ -95,6 +96,14 @@ class _Work:
     def unanswered(self) -> list[int]:
         """The indices of messages that have no answer yet."""
         return list(self._open)
+
+    def next_ones(self, trusted: Trusted) -> list[int]:
+        """The indices of the messages to publish now: those that may share a channel, then the others one by one."""
+        unanswered = self.unanswered
+        if self.is_one_by_one or len(unanswered) == 1:
+            return unanswered[:1]
+        together = [index for index in unanswered if trusted.covers(self.messages[index])]
+        return together[: self.window] or unanswered[:1]
 
     @property
     def is_over(self) -> bool:
@@ -185,6 +194,10 @@ class _Batch:
 class PublishingLink(Link):
     """A link whose channel is in confirm mode."""
 
+    def __init__(self, *, heartbeat: int | None, name: str) -> None:
+        super().__init__(heartbeat=heartbeat, name=name)
+        self.trusted = Trusted()
+
     def _open_channel(self, deadline: float) -> None:
         self._confirms: Confirms[tuple[_Batch, int]] = Confirms()
         self._returns = Returns()
@@ -213,6 +226,8 @@ class PublishingLink(Link):
             is_returned = len(self._returns) > 0 and self._returns.claim(
                 message.properties.message_id, message.exchange, message.routing_key
             )
+            if is_ack and message.exchange:
+                self.trusted.note(message)
             batch.confirmed(index, is_ack=is_ack, is_returned=is_returned)
 
 
@@ -312,14 +327,14 @@ class PikaPublisher:
 
     def _publish_over(self, link: PublishingLink, work: _Work, is_new: bool) -> None:
         """Raises: LinkLost, PublishError."""
-        todo = work.unanswered[: 1 if work.is_one_by_one else work.window]
+        todo = work.next_ones(link.trusted)
         try:
             self._publish_these(link, work, todo, is_new)
             work.window *= 2
         except LinkLost as lost:
             if not isinstance(lost.cause, ChannelClosedByBroker):
                 raise
-            self._explain(lost.cause, work, todo)
+            self._explain(lost.cause, work, todo, link.trusted)
             link.reopen_channel(work.deadline)
 
     def _publish_these(self, link: PublishingLink, work: _Work, todo: list[int], is_new: bool) -> None:
@@ -421,10 +436,14 @@ class PikaPublisher:
             link.fail(late)
             raise LinkLost(late) from late
 
-    def _explain(self, cause: ChannelClosedByBroker, work: _Work, todo: list[int]) -> None:
+    def _explain(self, cause: ChannelClosedByBroker, work: _Work, todo: list[int], trusted: Trusted) -> None:
         """The broker closed the channel because of some of our messages: those get the error, the others go again."""
-        guilty = culprits(cause, work.messages, [index for index in todo if index in work.unanswered])
+        unanswered = work.unanswered
+        # What else goes to an exchange that is not there fails with it.
+        candidates = unanswered if cause.reply_code == NOT_FOUND else sorted({*todo} & {*unanswered})
+        guilty = culprits(cause, work.messages, candidates)
         for index in guilty:
+            trusted.doubt(work.messages[index])
             if cause.reply_code != NOT_FOUND or not work.renew(index):
                 work.settle(index, channel_error(cause, work.messages[index]))
         if not guilty:

@@ -343,6 +343,17 @@ class TransportSuite:
         assert [type(error) for error in errors] == [type(None), Unroutable, type(None)]
         assert "no-exchange" in str(errors[1])
 
+    def test_a_message_that_cannot_be_taken_makes_no_copy_of_others(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        bad = Message(b"bad", Properties(), self.name("no-exchange"), "key")
+        batch = [Message(b"%d" % number, Properties(), "", queue.name, (queue,)) for number in range(20)]
+        batch.insert(10, bad)
+
+        errors = self.publisher.publish_many(batch)
+
+        assert [type(error) for error in errors if error is not None] == [Unroutable]
+        assert self.stored(queue) == 20
+
     def test_a_full_queue_refuses(self) -> None:
         queue = Queue(self.name(), arguments=(*CLASSIC, ("x-max-length", 2), ("x-overflow", "reject-publish")))
         self.publish(queue, b"1", b"2")
@@ -765,6 +776,23 @@ class TransportSuite:
             "returned": "Unroutable",
             "not mandatory": "NoneType",
         }
+
+    def test_a_message_that_a_loop_publisher_cannot_publish_makes_no_copy_of_others(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        publisher = self.loop_publisher()
+        missing = self.name("no-exchange")
+        answers: list[tuple[bytes, str]] = []
+
+        for number in range(60):
+            body, is_bad = b"%d" % number, number % 20 == 10
+            message = Message(body, Properties(), missing if is_bad else "", queue.name, () if is_bad else (queue,))
+            publisher.publish(message, lambda error, body=body: answers.append((body, type(error).__name__)))  # type: ignore[misc]
+            if not number % 7:
+                self.loop.run_once(0.0)
+        self.until(lambda: len(answers) == 60)
+
+        assert {body for body, error in answers if error == "Unroutable"} == {b"10", b"30", b"50"}
+        assert self.stored(queue) == 57
 
     def test_a_loop_publisher_stores_all_over_a_lost_connection(self) -> None:
         queue = Queue(self.name(), arguments=CLASSIC)
