@@ -11,14 +11,31 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from amqtask import signals, states
 from amqtask.execution.request import Answer
+from amqtask.pool import PoolOptions
+from amqtask.protocol.serialization import JSON
+from amqtask.testing.tasks import POOL_TASKS, PlainTask, make_executor, request
+from amqtask_pools.prefork import child as child_module
 from amqtask_pools.prefork import children
+from amqtask_pools.prefork.child import NUDGE, SOFT_LIMIT, Child
+from amqtask_pools.prefork.frames import GO, IS_READY, PIECE, decode_outcomes, encode_request, socket_pair
 from tests.pools.preforked import Prefork
+
+
+def begin(folder: str) -> None:
+    """Leaves a line each time it begins, and ends when it may."""
+    with (Path(folder) / "begun").open("a") as file:
+        file.write("once\n")
+    while not (Path(folder) / "end").exists():
+        time.sleep(0.001)
 
 
 def test_a_child_that_is_killed_loses_its_task_with_the_signals_name() -> None:
@@ -198,6 +215,82 @@ def test_a_child_that_does_not_get_ready_is_killed_and_replaced(tmp_path: Path) 
 
     with Prefork(1, on_child_start=start, start_timeout=0.2) as prefork:
         assert prefork.value(prefork.submit("add", 1, 1)) == 2
+
+
+def test_a_child_that_got_ready_while_the_worker_stood_still_is_not_killed(tmp_path: Path) -> None:
+    def wait_for(name: str) -> None:
+        while not (tmp_path / name).exists():
+            time.sleep(0.001)
+
+    def stand_still() -> None:
+        (tmp_path / "go").touch()
+        wait_for("begun")
+
+    with Prefork(1, tasks=[PlainTask(begin)], on_child_start=lambda: wait_for("go"), start_timeout=0.2) as prefork:
+        due = time.monotonic() + 0.2
+        # In one turn of the loop: first this, then what happens when the child is late.
+        prefork.loop.call_later(0, stand_still)
+        prefork.pool.submit(request(1, "begin", str(tmp_path)))
+        while time.monotonic() < due:
+            time.sleep(0.001)
+        prefork.loop.call_later(0, (tmp_path / "end").touch)
+
+        assert prefork.outcome(1).state == states.SUCCESS
+
+    assert (tmp_path / "begun").read_text() == "once\n"
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """A child in this process sets some."""
+    before = {signum: signal.getsignal(signum) for signum in (NUDGE, SOFT_LIMIT, signal.SIGALRM)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def outcomes_of_a_child_that_is_nudged_at(instruction: int) -> tuple[list[int], bool]:
+    """The numbers of the outcomes that it sends, of three tasks; and whether it had so many instructions."""
+    ours, its = socket_pair()
+    with ours, its:
+        for number in (1, 2, 3):
+            ours.send(encode_request(request(number, "add", 1, number)))
+        ours.send(GO)
+        child = Child(its, make_executor(*POOL_TASKS), PoolOptions(slots=1, hostname="tests@here"), os.getppid())
+        left = instruction
+
+        def trace(frame: FrameType, event: str, argument: object) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename != child_module.__file__:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                left -= 1
+                if not left:
+                    signal.raise_signal(NUDGE)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            child.run()
+        finally:
+            sys.settrace(None)
+        ours.setblocking(False)
+        numbers: list[int] = []
+        with contextlib.suppress(BlockingIOError):
+            while packet := ours.recv(PIECE + 1):
+                if packet != IS_READY:
+                    numbers += [outcome.number for outcome in decode_outcomes(packet, frozenset({JSON}))]
+        return numbers, left <= 0
+
+
+@pytest.mark.usefixtures("signal_handlers")
+def test_no_outcome_is_lost_whenever_a_child_is_asked_for_those_that_it_holds_back() -> None:
+    instruction, goes_on = 0, True
+    while goes_on:
+        instruction += 1
+        numbers, goes_on = outcomes_of_a_child_that_is_nudged_at(instruction)
+        assert set(numbers) == {1, 2, 3}, f"at instruction {instruction}"
 
 
 def test_nothing_waits_for_a_child_that_takes_long_to_start(tmp_path: Path) -> None:

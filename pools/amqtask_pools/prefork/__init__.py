@@ -327,6 +327,9 @@ class PreforkPool(PoolDefaults):
         self._watch_head(child)
 
     def _start_late(self, child: ChildProcess, seconds: float) -> None:
+        self._readable(child)  # perhaps it is ready, and it was this process that stood still
+        if child.is_ready:
+            return
         self._patience = max(self._patience, min(2 * seconds, LONGEST_START))
         hint = " (receivers of the signal worker_process_init run in it first)" if signals.worker_process_init else ""
         logger.error(

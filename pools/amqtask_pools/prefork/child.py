@@ -141,6 +141,8 @@ class Child:
         self._accept = executor.accept
         self._parent = parent
         self._outcomes: list[Outcome] = []
+        # While a task runs: at other moments a signal handler must not touch the outcomes.
+        self._is_running = False
         self._since = 0.0
         self._mean = 1.0
         self._use = ChildUse.of(options)
@@ -196,7 +198,9 @@ class Child:
         if request.soft_limit is None and request.hard_limit is None:
             if not self._outcomes:
                 self._since = perf_counter()
+            self._is_running = True
             outcome = self._execute(request)
+            self._is_running = False
             self._soft_limits.end()
             if outcome.is_step and self._steps is not None and self._use is None:
                 outcome = self._go_on(request, outcome, self._steps)
@@ -243,9 +247,11 @@ class Child:
             os._exit(RETIRED)  # the parent is gone, and the broker still has the messages
 
     def _nudged(self, *_: object) -> None:
-        """A signal handler: the present task takes long, so send the outcomes that wait for it."""
+        """A signal handler: the present task takes long, so send the outcomes that wait for it. Between two tasks they are sent
+        by `_receive`, soon; the parent asks again while a task runs."""
         self._mean = max(self._mean, 10 * SHORT)
-        self._flush()
+        if self._is_running:
+            self._flush()
 
     def _asked_to_end(self, signum: int, frame: FrameType | None) -> None:
         self._soft_limits.strike_now(f"by {signal.Signals(signum).name}", frame)
