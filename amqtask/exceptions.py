@@ -200,6 +200,14 @@ class Reject(TaskPredicate):
         self.requeue = requeue
 
 
+def _repr(error: BaseException) -> str:
+    """Its repr, or its class where that fails."""
+    try:
+        return repr(error)
+    except Exception:  # noqa: BLE001 - it is a user's method
+        return f"<{type(error).__name__}, whose repr fails>"
+
+
 class Retry(TaskPredicate):
     """The task is to be run again; raised by `Task.retry()`.
 
@@ -217,7 +225,7 @@ class Retry(TaskPredicate):
         super().__init__(message, exc, when)
         self.message = message
         self.exc = exc if isinstance(exc, BaseException) else None
-        self.excs = exc if isinstance(exc, str) else (repr(exc) if exc is not None else None)
+        self.excs = exc if isinstance(exc, str) else (_repr(exc) if exc is not None else None)
         self.when = when
         self.is_eager = is_eager
         self.sig = sig

@@ -295,6 +295,8 @@ class Task(WithOthersNames, Generic[P, R]):
         request = self.request
         if request.called_directly:
             raise exc or Retry("Task can be retried", None)
+        times = of_call(self.name, {"eta": eta, "countdown": countdown})
+        max_retries = of_task(self.name, {"max_retries": max_retries})["max_retries"]
         limit = self.max_retries if max_retries is None else max_retries
         if limit is not None and request.retries >= limit:
             if exc is not None:
@@ -304,7 +306,8 @@ class Task(WithOthersNames, Generic[P, R]):
                 task_args=request.args,
                 task_kwargs=request.kwargs,
             )
-        when: datetime | float = eta or (self.default_retry_delay if countdown is None else countdown)
+        countdown = self.default_retry_delay if countdown is None else times["countdown"]
+        when: datetime | float = times["eta"] or countdown
         if (args is None) != (kwargs is None):
             args, kwargs = _in_their_place(self.run, request, args, kwargs)
         changes = {"args": args, "kwargs": kwargs, "options": options}
@@ -328,6 +331,8 @@ class Task(WithOthersNames, Generic[P, R]):
         a group's result is the list of its members'. Raises: Replaced, always, but for a task that runs inline (which gets the
         value); ConfigurationError for a signature that belongs to a chord already.
         """
+        if not isinstance(sig, Signature):
+            raise ConfigurationError(f"task {self.name} is replaced by a signature, not by {option_types.shown(sig)}")
         if "chord" in sig.options:
             raise ConfigurationError(
                 f"task {self.name} cannot be replaced by a signature that belongs to a chord: {sig!r}"

@@ -219,8 +219,12 @@ class SignalHandlers:
         self._previous.clear()
 
     def _note(self, signum: int, frame: object) -> None:
-        # A forked child that has not installed its own handlers yet must not act on the parent's loop.
+        # A forked child that has not installed its own handlers must not act on the parent's loop.
         if os.getpid() != self._process:
+            # What a task has forked may be terminated. INT and QUIT of a terminal are for the worker, which lets tasks finish.
+            if signum == signal.SIGTERM:
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
             return
         self._received.append(signum)
         self._loop.call_soon_threadsafe(self._deliver)

@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from amqtask import AmqTask, AsyncResult, chain, chord, group
-from amqtask.exceptions import DuplicateTaskNameWarning
+from amqtask.exceptions import ConfigurationError, DuplicateTaskNameWarning, WrongValue
 from amqtask.ground import current
 from amqtask.result import ResultSet, result_from_tuple
 from amqtask.testing.worker import start_worker
@@ -218,6 +218,56 @@ def test_a_retry_that_does_not_raise_runs_at_once_in_an_eager_call() -> None:
 
     assert work.delay().get() == 2
     assert seen == [0, 1]
+
+
+def test_a_retry_for_an_error_that_cannot_be_shown_runs_again() -> None:
+    class Unshown(Exception):
+        def __repr__(self) -> str:
+            raise RuntimeError("no repr")
+
+        __str__ = __repr__
+
+    app = make_app()
+
+    @app.task(bind=True)
+    def work(self: Any) -> int:
+        if not self.request.retries:
+            raise self.retry(exc=Unshown(), countdown=0)
+        return int(self.request.retries)
+
+    with start_worker(app):
+        assert work.delay().get(WAIT) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"countdown": float("nan")}, "countdown wants a number of seconds"),
+        ({"countdown": "soon"}, "countdown wants a number of seconds"),
+        ({"eta": "soon"}, "eta wants a datetime"),
+        ({"max_retries": "many"}, "max_retries wants a whole number"),
+    ],
+)
+def test_a_retry_with_a_time_or_a_limit_that_is_none_says_what_is_wanted(options: Any, wanted: str) -> None:
+    app = make_app(task_always_eager=True)
+
+    @app.task(name="work", bind=True)
+    def work(self: Any) -> None:
+        raise self.retry(**options)
+
+    with pytest.raises(WrongValue, match=f"task work: {wanted}"):
+        work.delay().get()
+
+
+def test_what_replaces_a_task_must_be_a_signature() -> None:
+    app = make_app(task_always_eager=True)
+
+    @app.task(name="work", bind=True)
+    def work(self: Any) -> None:
+        self.replace("other")
+
+    with pytest.raises(ConfigurationError, match="task work is replaced by a signature, not by 'other'"):
+        work.delay().get()
 
 
 def test_a_retry_in_a_chain_does_not_expire_at_the_broker_where_nobody_would_be_told() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -168,3 +170,31 @@ def test_an_error_it_cannot_go_on_with_stops_it_with_a_failure() -> None:
 
     assert told.words[-1] == "close"
     assert shutdown.exit_code == 1
+
+
+def test_a_process_that_a_task_forks_can_be_terminated_and_does_not_stop_the_worker() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=120, check=False)
+
+    assert (done.stdout, done.stderr) == (f"ended by {TERM:d}, the worker got []\n", "")
+
+
+# In a process of its own, because others here have threads. Python forgets signals that come while it forks.
+FORKS = """
+import os, signal, time
+from amqtask.testing.loop import PlainLoop
+from amqtask.worker.shutdown import SignalHandlers
+
+signums, loop = [], PlainLoop()
+assert SignalHandlers(loop, signums.append).install()
+is_up, says_so = os.pipe()
+pid = os.fork()
+if not pid:
+    os.write(says_so, b"up")
+    while True:
+        time.sleep(0.01)
+os.read(is_up, 2)
+os.kill(pid, signal.SIGTERM)
+_, status = os.waitpid(pid, 0)
+loop.run_once()
+print(f"ended by {os.WTERMSIG(status)}, the worker got {signums}")
+"""
