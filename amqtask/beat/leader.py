@@ -4,12 +4,15 @@ One durable queue holds one message, the state: where each entry stands. It is a
 (https://www.rabbitmq.com/docs/consumers#single-active-consumer): all beats consume it, one gets what is in it, and keeps it
 unanswered. That one leads. When its connection ends, for whatever reason, the broker gives the state to the next beat.
 
-    leader:  publish what is due ─confirm─► publish the new state ─confirm─► acknowledge the old one
+    leader:  publish what is due ─confirm─► publish the new state ─confirm, and it comes back─► acknowledge the old one
 
 * The queue is never without a state: the new one is stored before the old one goes. A leader that dies in between leaves
   both; its successor gets both and merges them.
 * What is due is published over the very connection that holds the state. A leader that is cut off has lost both: what
   it writes then reaches nobody, and is not sent again on its next connection.
+* A state that a leader has stored comes back to itself, because it is the consumer that gets them. If it does not, another beat
+  leads: the broker gave it the state while the leader's node was cut off from the others. Then the former leader makes another
+  connection, like one that lost it.
 * A beat that dies after publishing and before storing the state has its last due times published once more by its
   successor, under the same task ids.
 * Every beat adds a state of its own when it comes (a *seed*: what it knows, usually nothing), so that there is one on the
@@ -29,6 +32,7 @@ from amqtask.exceptions import PublishTimeout
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue, arguments
 from amqtask.protocol.message import Message, Properties
+from amqtask.topology.declarations import DISCONNECTED
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
@@ -43,6 +47,8 @@ PREFETCH = 100
 # States that were left together come together; so long (seconds) the first waits for the others.
 SETTLE_SECONDS = 0.05
 RETRY_SECONDS = 0.3
+# A leader's stored state comes back to it at once, or in so many seconds at the latest.
+BACK_SECONDS = 5.0
 # RabbitMQ 4 gives every quorum queue a delivery limit of 20; each change of leaders is a delivery. (-1 is refused by 3.x.)
 NO_LIMIT = 1_000_000
 
@@ -68,6 +74,7 @@ def leader_queue(name: str, *, queue_type: str) -> Queue:
     queue_arguments: dict[str, object] = {"x-queue-type": queue_type, "x-single-active-consumer": True}
     if queue_type == "quorum":
         queue_arguments["x-delivery-limit"] = NO_LIMIT
+        queue_arguments.update(DISCONNECTED)
     return Queue(name, arguments=arguments(queue_arguments))
 
 
@@ -94,6 +101,9 @@ class Leadership:
         self._epoch = -1
         self._last_tag = self._acked_tag = 0
         self._published_ids: set[str] = set()
+        # The id of a stored state that has not come back yet, and what follows when it does; until when it may.
+        self._awaited: tuple[str, Callable[[], None]] | None = None
+        self._awaiting: Timer | None = None
         self._waiting: list[bytes] = []
         self._settling: Timer | None = None
         self._is_leading = False
@@ -118,7 +128,14 @@ class Leadership:
 
     def save(self, state: bytes, on_saved: Callable[[], None]) -> None:
         """Replace all states that are held by a new one; `on_saved` follows unless leadership is lost before."""
-        epoch, upto = self._epoch, self._last_tag
+        epoch, upto, message_id = self._epoch, self._last_tag, str(uuid.uuid4())
+
+        def is_back() -> None:
+            # A tag that is not outstanding would close the channel.
+            if upto > self._acked_tag:
+                self._acked_tag = upto
+                self._consumer.ack(upto, multiple=True)
+            on_saved()
 
         def confirmed(error: PublishError | None) -> None:
             if epoch != self._epoch or not self._is_leading:
@@ -127,20 +144,26 @@ class Leadership:
                 logger.warning("beat: the state could not be stored, trying again: %s", error)
                 self._loop.call_later(RETRY_SECONDS, lambda: self._save_again(epoch, state, on_saved))
                 return
-            # A tag that is not outstanding would close the channel.
-            if upto > self._acked_tag:
-                self._acked_tag = upto
-                self._consumer.ack(upto, multiple=True)
-            on_saved()
+            if message_id in self._published_ids:
+                self._awaited = message_id, is_back
+                self._awaiting = self._loop.call_later(BACK_SECONDS, self._is_not_back)
+            else:
+                is_back()
 
-        self._publish(state, confirmed)
+        self._publish(state, confirmed, message_id)
+
+    def _is_not_back(self) -> None:
+        self._awaiting = self._awaited = None
+        self._consumer.leave("the state went to another beat")
 
     def _save_again(self, epoch: int, state: bytes, on_saved: Callable[[], None]) -> None:
         if epoch == self._epoch and self._is_leading:
             self.save(state, on_saved)
 
-    def _publish(self, state: bytes, on_done: Callable[[PublishError | None], None]) -> None:
-        message_id = str(uuid.uuid4())
+    def _publish(
+        self, state: bytes, on_done: Callable[[PublishError | None], None], message_id: str | None = None
+    ) -> None:
+        message_id = message_id or str(uuid.uuid4())
         self._published_ids.add(message_id)
         properties = Properties(content_type="application/json", message_id=message_id)
         self._publisher.publish(Message(state, properties, "", self._queue.name, (self._queue,)), on_done)
@@ -164,6 +187,10 @@ class Leadership:
         message_id = delivery.properties.message_id
         if self._is_leading and message_id in self._published_ids:
             self._published_ids.discard(message_id)
+            if self._awaited is not None and self._awaited[0] == message_id:
+                _, is_back = self._awaited
+                self._await_nothing()
+                is_back()
             return
         self._waiting.append(delivery.body)
         if self._settling is None:
@@ -219,6 +246,13 @@ class Leadership:
         self._is_leading = False
         self._epoch, self._last_tag, self._acked_tag = -1, 0, 0
         self._waiting.clear()
+        self._await_nothing()
         if self._settling is not None:
             self._settling.cancel()
             self._settling = None
+
+    def _await_nothing(self) -> None:
+        self._awaited = None
+        if self._awaiting is not None:
+            self._awaiting.cancel()
+            self._awaiting = None

@@ -106,6 +106,27 @@ def test_a_lost_connection_ends_leading_and_nothing_is_lost(bench: Bench, caplog
     beat.stop()
 
 
+def test_a_leader_whose_state_goes_to_another_beat_leads_no_more(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = bench.beat(ListStore(entry())), bench.beat(ListStore(entry()))
+    first.start()
+    bench.leading(first)
+    second.start()
+    bench.until(15)
+    # As when the node of the first one was cut off for a while: its connection lives, and is not the one that gets the state.
+    bench.broker.queue(QUEUE).subscribers.rotate(-1)
+    bench.until(41)
+    bench.until(91)
+
+    assert [beat.is_leading for beat in (first, second)].count(True) == 1
+    late = [due for due in bench.dues if due > 41]
+    assert len(late) == len(set(late)) == 5
+    assert "another beat" in caplog.text
+    for beat in (first, second):
+        beat.stop()
+
+
 def test_a_deleted_queue_is_made_anew_and_the_schedule_goes_on(bench: Bench) -> None:
     beat = bench.beat(ListStore(entry()))
     beat.start()
