@@ -455,6 +455,7 @@ class _Builder:
             services.append(autoscale)
         events = self.events(worker)
         services.append(events)
+        worker.followers.append(lambda host, reason: self.telling.go_to(host, reason))
         pausing = Pausing(
             operations,
             loop=self.loop,
@@ -464,7 +465,9 @@ class _Builder:
         services.append(pausing)
         if self.conf.worker_enable_remote_control:
             elections = self.elections()
-            services += [elections, self.panel(worker, operations, autoscale, events, elections, delayed, pausing)]
+            panel = self.panel(worker, operations, autoscale, events, elections, delayed, pausing)
+            services += [elections, panel]
+            worker.followers.append(panel.go_to)
         if self.conf.outbox_relay:
             services.append(build_relaying(self.app))
         if self.options.beat:

@@ -94,7 +94,8 @@ class Pinged:
         """The mailbox is consumed."""
 
     def on_connection_lost(self, error: Exception) -> None:
-        """Do nothing: the consumer connects again by itself."""
+        """The consumer connects again by itself."""
+        logger.info("beat: the connection for remote control is lost: %s", error)
 
     def on_cancelled(self, queue: str, reason: str) -> None:
         """Do nothing: the consumer declares and consumes again by itself."""

@@ -143,7 +143,7 @@ class _Candidate:
         logger.debug("election %s: a message that nobody should have sent", self._id)
 
     def on_connection_lost(self, error: Exception) -> None:
-        logger.debug("election %s: connection lost: %s", self._id, error)
+        logger.info("election %s: connection lost: %s", self._id, error)
 
     def on_cancelled(self, queue: str, reason: str) -> None:
         logger.debug("election %s: consumer cancelled: %s", self._id, reason)

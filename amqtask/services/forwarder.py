@@ -226,6 +226,7 @@ class Forwarder:
 
     def on_connection_lost(self, error: Exception) -> None:
         """The broker has requeued the held messages."""
+        logger.info("delays: connection lost: %s", error)
         self._begin(-1)
 
     def on_cancelled(self, queue: str, reason: str) -> None:

@@ -105,6 +105,11 @@ class Panel:
             self._publisher.stop()
         self._drop_consumer()
 
+    def go_to(self, host: str, reason: str) -> None:
+        """Take commands over this host."""
+        if self._consumer is not None:
+            self._consumer.go_to(host, reason)
+
     def _drop_consumer(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
@@ -204,7 +209,7 @@ class Panel:
         self._on_listening()
 
     def on_connection_lost(self, error: Exception) -> None:
-        logger.debug("control: connection lost: %s", error)
+        logger.info("control: connection lost: %s", error)
         if self._mingle is not None and self._consumer is not None:
             self._mingle.listen(self._consumer)
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.ground.loop import Timer, TurnLoop
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.message import Delivery
 from amqtask.transport.connection import LoopConnection
 from amqtask.transport.contract import QueuePresence
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
     from amqtask.transport.contract import LoopPublisher
     from amqtask.transport.wire import PikaChannel, PikaFrame, PikaMethod, Wire
+
+logger = bounded_logger("amqtask.transport")
 
 OnDone = Callable[[QueuePresence], None]
 Deliveries = Sequence[Delivery]
@@ -226,6 +229,7 @@ class PikaCollector:
 
     def on_lost(self, error: Exception) -> None:
         """Looks begin again on the next connection."""
+        logger.info("chords: connection lost: %s", error)
         self._pika = self._channel = None
         look = self._take_current()
         if look is not None:

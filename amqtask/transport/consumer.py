@@ -246,6 +246,10 @@ class PikaConsumer:
         """Treat the connection as lost, and go on with the next host."""
         self._connection.leave(reason)
 
+    def go_to(self, host: str, reason: str) -> None:
+        """Leave for the host with this URL, if it is one of several and not the present one."""
+        self._connection.go_to(host, reason)
+
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
         """Close; answers that were written go out first."""
         self._forget_timer()

@@ -166,6 +166,9 @@ class Consumer(Protocol):
     def leave(self, reason: str) -> None:
         """Treat the connection as lost, and go on with the next host, or with the same one if there is no other."""
 
+    def go_to(self, host: str, reason: str) -> None:
+        """Leave for the host with this URL, if it is one of several and not the present one."""
+
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
         """Flush answers, close channel and connection; unanswered deliveries go back to their queues."""
 

@@ -97,6 +97,8 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self.ended = 0
         self.is_quiet = False
         self._has_left_host = False
+        # Other connections of this worker that go to a host with its consumer: called with its URL and a reason.
+        self.followers: list[Callable[[str, str], None]] = [publisher.go_to]
         self._number = 0
         self._turn_is_due = False
         self.lifecycle = Lifecycle(self, services(self), clock)
@@ -434,7 +436,8 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self.deliveries.begin(epoch)
         if self._has_left_host:
             self._has_left_host = False
-            self.publisher.go_to(self.consumer.host, "the worker's deliveries come from another host")
+            for follow in self.followers:
+                follow(self.consumer.host, "the worker's deliveries come from another host")
         logger.info("worker: consuming from %s", ", ".join(queue.name for queue in self.consumed) or "no queue")
         self.report.consuming(epoch)
         self.lifecycle.note_consuming()

@@ -175,6 +175,9 @@ class ToldConsumer:
     ) -> None:
         self.windows[queue.name] = prefetch
 
+    def go_to(self, host: str, reason: str) -> None:
+        self.words.append(f"go to {host}")
+
     def cancel_queue(self, name: str) -> None:
         self.words.append(f"cancel {name}")
 

@@ -414,14 +414,16 @@ def test_the_redelivery_of_an_ended_task_is_answered_and_not_run_again() -> None
 @pytest.mark.parametrize(
     ("error", "went_to"), [(HostLeft("it delivers nothing"), ["amqp://one"]), (ConnectionError("cut"), [])]
 )
-def test_the_publisher_follows_to_the_host_that_the_consumer_has_left_another_one_for(
+def test_the_other_connections_follow_to_the_host_that_the_consumer_has_left_another_one_for(
     error: Exception, went_to: list[str]
 ) -> None:
     bench = Bench()
+    others: list[str] = []
+    bench.worker.followers.append(lambda host, reason: others.append(host))
 
     bench.lose_connection(error)
 
-    assert bench.publisher.went_to == went_to
+    assert bench.publisher.went_to == others == went_to
 
 
 def test_a_task_whose_ack_got_lost_with_the_connection_is_not_run_again() -> None:

@@ -202,6 +202,9 @@ class RedisConsumer:
     def leave(self, reason: str) -> None:
         """Nothing: there is one server at a time, and the link finds it."""
 
+    def go_to(self, host: str, reason: str) -> None:
+        """Nothing, as `leave`."""
+
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
         """Send the answers, give back what is unanswered, disconnect."""
         self._is_stopped, self._is_consuming = True, False
