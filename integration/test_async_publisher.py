@@ -149,6 +149,13 @@ def test_a_message_that_the_broker_refuses_in_other_words_fails_alone(
     assert sorted(everything_in(rabbit, queue)) == [b"1", b"2"]
 
 
+def test_a_message_that_the_broker_refuses_in_other_words_is_not_tried_again(broker_url: str, queue: str) -> None:
+    wrong = to(queue, b"wrong", user_id="somebody-else")
+
+    with pytest.raises(MessageRefused, match="user_id"):  # and without a deadline it would never end
+        using(broker_url, lambda publisher: publisher.publish(wrong), timeout=None)
+
+
 def test_a_full_queue_refuses(rabbit: Broker, broker_url: str, queue: str) -> None:
     full = (Queue(queue, arguments=arguments({"x-max-length": 1, "x-overflow": "reject-publish"})),)
     batch = [Message(b"body", Properties(), "", queue, full) for _ in range(3)]

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from amqtask.exceptions import AccessRefused, PublishError, PublishRefused, Unroutable
+from amqtask.exceptions import AccessRefused, MessageRefused, PublishError, PublishRefused, Unroutable
 from amqtask.ground.printable import bounded_logger
 from amqtask.topology.delays import TO_HEADER, Address, DelayPlan, address_of, due_at, leaves_at
 
@@ -344,7 +344,8 @@ class Forwarder:
         if held.channel_key != self._channel_key or self._consumer is None:
             return  # its channel is gone: it is delivered again
         self._attempts.pop(held, None)
-        if isinstance(error, PublishRefused) and self._renew(f"a publish was refused: {error}"):
+        is_hosts = isinstance(error, PublishRefused) and not isinstance(error, MessageRefused)
+        if is_hosts and self._renew(f"a publish was refused: {error}"):
             return
         if error is not None and held.tries > 2 * TRIES:
             # We cannot publish it: the broker dead-letters it as it is, and its destination has to deal with it.

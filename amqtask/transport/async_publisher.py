@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from amqtask.exceptions import PublishError, PublishRefused, PublishTimeout, Unroutable
+from amqtask.exceptions import MessageRefused, PublishError, PublishRefused, PublishTimeout, Unroutable
 from amqtask.ground.deadlines import cancel_all, ended
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
@@ -158,6 +158,8 @@ class AioPikaPublisher:
             line.forget(message.declare)
         except Nacked as nacked:
             await self._after_nack(sending, line, nacked.error)
+        except MessageRefused:
+            raise
         except PublishRefused:
             # The queue's node is down: it may be back before the deadline.
             if _now() + AWAY_PAUSE >= deadline:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from amqtask.exceptions import AccessRefused, PublishError, PublishRefused, PublishTimeout, Unroutable
+from amqtask.exceptions import AccessRefused, MessageRefused, PublishError, PublishRefused, PublishTimeout, Unroutable
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.services import forwarder
 from amqtask.services.forwarder import Forwarder
@@ -168,6 +168,15 @@ def test_a_refused_message_is_tried_again_and_then_waits_in_the_broker_so_that_o
     assert place.sent[-1][0] == "amqtask.delay.level.0"
     place.publisher.confirm()
     assert place.consumer.frames == [("ack", tag, False)]
+
+
+def test_a_message_that_the_broker_takes_from_nobody_costs_the_others_no_connection() -> None:
+    place = Place()
+    place.deliver(place.message(1))
+    place.loop.advance(1)
+    place.publisher.confirm(MessageRefused("406"))
+
+    assert place.consumer.words == ["start"]
 
 
 def test_a_publish_that_is_not_confirmed_gets_another_connection() -> None:
