@@ -161,6 +161,20 @@ def test_tasks_of_every_pool_use_the_database_and_leave_their_results_there(site
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "eventlet", "asyncio"])
+def test_djangos_own_tasks_run_in_every_pool_and_their_results_are_rows(site: Site, pool: str) -> None:
+    jobs = pytest.importorskip("integration.apps.django_site.shop.jobs")
+    with current.replaced(site.app), site.worker(pool):
+        added, failed, again = jobs.add.enqueue(2, 3), jobs.fail.enqueue(), jobs.third_time.enqueue()
+        eventually(lambda: all(jobs.add.get_backend().get_result(one.id).is_finished for one in (added, failed, again)))
+
+    for result in (added, failed, again):
+        result.refresh()
+    assert (added.return_value, added.attempts, again.return_value, again.attempts) == (5, 1, 3, 3)
+    assert failed.errors[0].exception_class is ValueError
+    assert added.worker_ids[0].count("@") == 1
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "eventlet", "asyncio"])
 def test_coroutines_use_the_database(site: Site, pool: str) -> None:
     names = [unique() for _ in range(10)]
     with site.worker(pool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -25,6 +26,8 @@ def database(url: str | None) -> dict[str, Any]:
 CELERY_RESULT_BACKEND = "django-db"
 CELERY_RESULT_EXTENDED = True
 CELERY_TASK_TRACK_STARTED = True
+HAS_TASKS = find_spec("django.tasks") or find_spec("django_tasks")
+CELERY_IMPORTS = ["integration.apps.django_site.shop.jobs"] if HAS_TASKS else []
 CELERY_TASK_DEFAULT_QUEUE = os.environ.get("SITE_QUEUE", "site")
 
 SECRET_KEY = "for tests only"
@@ -58,7 +61,17 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "amqtask.contrib.django",
     "integration.apps.django_site.shop.apps.ShopConfig",
+    # Before Django 6, where tasks are a part of Django itself.
+    *(["django_tasks"] if find_spec("django_tasks") and not find_spec("django.tasks") else []),
 ]
+TASKS = {
+    "default": {
+        "BACKEND": "amqtask.contrib.django.tasks.AmqTaskBackend",
+        "QUEUES": ["default", "slow"],
+        "OPTIONS": {"autoretry_for": (ConnectionError,), "default_retry_delay": 0, "retry_jitter": False},
+    },
+    "other": {"BACKEND": "amqtask.contrib.django.tasks.AmqTaskBackend", "QUEUES": []},
+}
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
