@@ -21,6 +21,7 @@ from integration.servers import mongo_program, postgres_programs
 # (program, its Debian package, the variable that names a server to be used in its place). PostgreSQL's are not in PATH.
 PROGRAMS = (
     ("memcached", "memcached", "AMQTASK_MEMCACHED"),
+    ("promtool", "prometheus", ""),
     ("chromium", "chromium", ""),
     ("chromedriver", "chromium-driver", ""),
 )

@@ -1,4 +1,4 @@
-"""Spans of publishing and running tasks: how they are named, what they say, and that a trace holds together."""
+"""Spans and metrics of publishing and running tasks: their names, what they say, and that a trace holds together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -27,7 +29,9 @@ class Traced:
         self.provider = TracerProvider()
         self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.tracer = self.provider.get_tracer("the test")
-        AmqTaskInstrumentor().instrument(tracer_provider=self.provider)
+        self.reader = InMemoryMetricReader()
+        self.meters = MeterProvider([self.reader])
+        AmqTaskInstrumentor().instrument(tracer_provider=self.provider, meter_provider=self.meters)
         self.app = AmqTask(
             "traced", broker="memory://", backend="cache+memory://", task_default_queue="work", set_as_current=False
         )
@@ -75,6 +79,18 @@ class Traced:
     def named(self, name: str) -> list[ReadableSpan]:
         return [span for span in self.spans if span.name == name]
 
+    def measured(self, name: str) -> list[Any]:
+        """The points of one metric."""
+        data: Any = self.reader.get_metrics_data()
+        found = [
+            metric
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+        ]
+        return [point for metric in found for point in metric.data.data_points]
+
     def one(self, name: str) -> ReadableSpan:
         [span] = self.named(name)
         return span
@@ -87,6 +103,7 @@ def traced() -> Iterator[Traced]:
     AmqTaskInstrumentor().uninstrument()
     made.app.close()
     made.provider.shutdown()
+    made.meters.shutdown()
 
 
 def parent(span: ReadableSpan) -> int:
@@ -293,3 +310,38 @@ def test_without_the_instrumentation_nothing_is_traced(traced: Traced) -> None:
     AmqTaskInstrumentor().instrument(tracer_provider=traced.provider)
 
     assert [span.name for span in traced.spans] == ["inside"]
+
+
+def test_messages_and_durations_are_measured_under_the_conventions_names(traced: Traced) -> None:
+    with start_worker(traced.app):
+        for _ in range(3):
+            traced.add.delay(1, 2).get(timeout=60)
+        traced.fail.delay().get(timeout=60, propagate=False)
+        traced.fail_as_expected.delay().get(timeout=60, propagate=False)
+    traced.app.conf.task_create_missing_queues = False
+    with pytest.raises(Unroutable):
+        traced.add.apply_async((1, 2), exchange="", routing_key="nowhere")
+
+    common = {"messaging.system": "rabbitmq", "messaging.destination.name": "work"}
+    sent = {"messaging.operation.name": "publish", **common}
+    lost = {**sent, "messaging.destination.name": "nowhere", "error.type": "amqtask.exceptions.Unroutable"}
+    processed = {"messaging.operation.name": "process", **common}
+    failed = {**processed, "error.type": "builtins.ValueError"}
+
+    def counts(name: str) -> list[tuple[Any, int]]:
+        return [
+            (dict(point.attributes), getattr(point, "value", None) or point.count) for point in traced.measured(name)
+        ]
+
+    assert counts("messaging.client.sent.messages") == [(sent, 5), (lost, 1)]
+    kind = {"messaging.operation.type": "send"}
+    assert counts("messaging.client.operation.duration") == [(sent | kind, 5), (lost | kind, 1)]
+    assert counts("messaging.client.consumed.messages") == [(processed, 5)]
+    assert counts("messaging.process.duration") == [(processed, 4), (failed, 1)]
+    assert traced.measured("messaging.process.duration")[0].sum > 0
+
+
+def test_what_runs_inline_is_no_message_and_is_not_measured(traced: Traced) -> None:
+    traced.add.apply((1, 2))
+
+    assert traced.reader.get_metrics_data() is None
