@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -529,3 +533,68 @@ def test_a_refused_login_to_the_plugin_is_named(
 def test_no_plugin_there_is_named(rabbit: Broker, app: AmqTask, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["queues", "--api", f"http://127.0.0.1:{free_port()}"], app) == 1
     assert "rabbitmq-plugins enable" in capsys.readouterr().err
+
+
+@pytest.fixture
+def ill(managed: tuple[RabbitNode, str]) -> Iterator[tuple[AmqTask, Callable[[], list[str]]]]:
+    """An application on the node with the plugin, and what the doctor says of both that matters."""
+    node, api = managed
+    made = AmqTask("ill", broker=node.url, **PATIENT, task_default_queue="ill", set_as_current=False)
+    made.task(name="bill")(lambda: None)
+
+    def examined() -> list[str]:
+        found = subprocess.run(
+            [sys.executable, "-m", "amqtask", "-A", "integration.apps.sample", "doctor", "--api", api, "--json"],
+            env={**os.environ, "AMQTASK_BROKER_URL": made.broker.urls[0], "SAMPLE_QUEUE": "ill"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        findings = json.loads(found.stdout)
+        assert found.returncode == int(any(one["severity"] == "error" for one in findings))
+        return [f"{one['severity']} {one['subject']} {one['what']}" for one in findings if one["severity"] != "info"]
+
+    yield made, examined
+    made.close()
+
+
+def test_the_doctor_finds_what_was_put_there_and_nothing_before(
+    managed: tuple[RabbitNode, str], ill: tuple[AmqTask, Callable[[], list[str]]]
+) -> None:
+    node, _ = managed
+    app, examined = ill
+    app.publisher.declare([app.queues["ill"]])
+    assert examined() == []
+
+    app.send_task("bill")
+    app.send_task("bill", queue="ill.dead")
+    node.ctl("set_policy", "shortens", "^ill$", '{"message-ttl": 3600000}', "--apply-to", "queues")
+    node.ctl("set_policy", "drops", "^ill.dead$", '{"max-length": 1000}', "--apply-to", "queues")
+    expected = {
+        "error policy shortens sets message-ttl = 3600000 on ill",
+        "error policy drops limits the length of ill.dead and drops the oldest",
+        "warning queue ill has 1 message and no consumer",
+        "warning queue ill.dead has 1 dead letter",
+    }
+    eventually(lambda: set(examined()) == expected, what="four findings")
+    for name in ("shortens", "drops"):
+        node.ctl("clear_policy", name)
+
+    with app.broker.admin() as admin:
+        admin.delete("ill")
+        admin.delete("ill.dead")
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(node.url))) as connection:
+        connection.channel().queue_declare("ill", durable=True)
+    assert [line for line in examined() if line.startswith("error queue ill")] != []
+
+
+def test_the_doctor_says_which_rights_are_missing(
+    managed: tuple[RabbitNode, str], ill: tuple[AmqTask, Callable[[], list[str]]]
+) -> None:
+    node, _ = managed
+    app, examined = ill
+    node.ctl("add_user", "narrow", "secret")
+    node.ctl("set_user_tags", "narrow", "administrator")
+    node.ctl("set_permissions", "narrow", "^$", "^other$", ".*")
+    app.conf.broker_url = node.url.replace("guest:guest", "narrow:secret")
+
+    lines = examined()
+    assert any(line.startswith("error user narrow may not write 'amq.default'") for line in lines), lines

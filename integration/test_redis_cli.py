@@ -111,3 +111,28 @@ def test_what_a_killed_move_held_moves_with_the_next_one(told: Told) -> None:
 
     assert code == 0, printed
     assert (told.client.llen(f"{told.queue}-2"), told.held) == (30, 0)
+
+
+def test_the_doctor_finds_what_was_put_there_and_nothing_before(told: Told) -> None:
+    def examined() -> set[str]:
+        _, printed = told.run("doctor", "--json")
+        return {f"{one['severity']} {one['what']}" for one in json.loads(printed) if one["severity"] != "info"}
+
+    before = {name: told.client.config_get(name)[name] for name in ("appendonly", "maxmemory-policy", "maxmemory")}
+    try:
+        told.client.config_set("appendonly", "yes")
+        assert examined() == set()
+
+        told.client.config_set("maxmemory-policy", "allkeys-lru")
+        told.client.config_set("appendonly", "no")
+        told.client.config_set("maxmemory", told.client.info("memory")["used_memory"] + 200_000)
+        told.client.lpush(f"{told.queue}.dead", "{}")
+        found = examined()
+    finally:
+        for name, value in before.items():
+            told.client.config_set(name, value or "")
+
+    assert "error evicts keys when memory is short (allkeys-lru)" in found
+    assert any(line.startswith("warning writes no append-only file") for line in found)
+    assert any(line.endswith("of maxmemory") for line in found)
+    assert "warning has 1 dead letter" in found

@@ -30,6 +30,7 @@ COMMANDS = {
     "console": ("console:command", "Serve the console: tasks, failures, queues and workers in a browser."),
     "control": ("remote:control_command", "Change running workers (rate limits, pool size, queues, shutdown …)."),
     "dead": ("dead:command", "List, show, retry or purge dead-lettered messages."),
+    "doctor": ("doctor:command", "Say what is wrong with the project and its broker, and what to do."),
     "events": ("events:command", "Show workers and tasks as they work, print events, take snapshots."),
     "flower": ("flower:command", "Start Flower, the web monitor, where it is installed."),
     "graph": ("topology:graph_command", "Draw the topology, or who consumes what, as DOT."),

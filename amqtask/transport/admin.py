@@ -133,6 +133,11 @@ class QueueAdmin:
         properties = self._link.server_properties
         return f"{properties.get('product', '?')} {properties.get('version', '?')}"
 
+    def about(self) -> dict[str, str]:
+        """What the broker says of itself when it is connected to: product, version, cluster_name, platform."""
+        names = ("product", "version", "cluster_name", "platform")
+        return {name: str(self._link.server_properties.get(name, "")) for name in names}
+
     def state(self, queue: str) -> QueueState:
         """How many messages are ready in the queue, and how many consumers it has."""
         with self.channel(queue) as link:

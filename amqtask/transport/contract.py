@@ -306,6 +306,9 @@ class Admin(QueueJobs, Protocol):
     def server(self) -> str:
         """The broker's product and version."""
 
+    def about(self) -> dict[str, str]:
+        """What the broker says of itself, under its own names; `server_time` is its clock, where it tells it."""
+
     @property
     def delay_queues(self) -> tuple[str, ...] | None:
         """The queues in which delayed messages are looked at; None: those of the application's DelayPlan."""

@@ -8,7 +8,9 @@ of RabbitMQ's `/api/queues`, `/api/exchanges` and `/api/bindings` (https://www.r
 from __future__ import annotations
 
 import base64
+import email.utils
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -173,12 +175,43 @@ class ManagementApi:
         """All bindings of the virtual host, those of the default exchange too (source "")."""
         return self._get("bindings")
 
+    def policies(self) -> list[JsonObject]:
+        """All policies of the virtual host, and operator policies."""
+        return [*self._get("policies"), *self._get("operator-policies")]
+
+    def nodes(self) -> tuple[list[JsonObject], float | None]:
+        """All nodes of the cluster, and by how many seconds the clock of the one that answers is ahead (None: not told)."""
+        before = time.time()
+        nodes, date = self._ask("nodes")
+        said = email.utils.parsedate_to_datetime(date).timestamp() if date else None
+        # The header has whole seconds.
+        return nodes, None if said is None else said + 0.5 - (before + time.time()) / 2
+
+    def feature_flags(self) -> list[JsonObject]:
+        """The cluster's feature flags."""
+        return self._ask("feature-flags")[0]
+
+    def permissions(self) -> JsonObject | None:
+        """The user's rights in the virtual host; None: an administrator only may ask."""
+        try:
+            answer, _ = self._ask(f"permissions/{quote(self._vhost, safe='')}/{quote(self._user, safe='')}")
+        except AccessRefused:
+            return None
+        rights: JsonObject = answer  # type: ignore[assignment] # this one is no list
+        return rights
+
     def _get(self, resource: str) -> list[JsonObject]:
-        url = f"{self.safe_url}/api/{resource}/{quote(self._vhost, safe='')}"
-        request = urllib.request.Request(url, headers={"Authorization": f"Basic {self._login}"})
+        return self._ask(f"{resource}/{quote(self._vhost, safe='')}")[0]
+
+    def _ask(self, path: str) -> tuple[list[JsonObject], str | None]:
+        """The answer, and the server's date."""
+        request = urllib.request.Request(
+            f"{self.safe_url}/api/{path}", headers={"Authorization": f"Basic {self._login}"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
                 entries: list[JsonObject] = json.load(answer)
+                date: str | None = answer.headers.get("date")
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from error
         except (OSError, ValueError) as error:
@@ -187,7 +220,7 @@ class ManagementApi:
                 f"no management API answers at {self.safe_url}: {clause(reason)}. Is the plugin on "
                 "(rabbitmq-plugins enable rabbitmq_management), and is the port right (15672)?"
             ) from error
-        return entries
+        return entries, date
 
     def _refusal(self, error: urllib.error.HTTPError) -> OperationalError:
         with error:

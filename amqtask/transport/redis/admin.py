@@ -215,6 +215,17 @@ class RedisAdmin(RedisJobs):
         name = fields.get("server_name", "redis")
         return f"{name.capitalize()} {fields.get(f'{name}_version', fields.get('redis_version', '?'))}"
 
+    def about(self) -> dict[str, str]:
+        """The fields of INFO; `save` (when snapshots are written) where CONFIG is allowed, and `server_time`."""
+        text, (seconds, microseconds) = self._ask(("INFO",), ("TIME",))
+        fields = dict(line.partition(":")[::2] for line in text.decode().splitlines() if ":" in line)
+        fields["server_time"] = str(int(seconds) + int(microseconds) / 1e6)
+        try:
+            (save,) = self._ask(("CONFIG", "GET", "save"))
+        except PublishError:
+            return fields  # services that others run often refuse it
+        return {**fields, "save": save[1].decode() if isinstance(save, list) and len(save) > 1 else ""}
+
     @property
     def delay_queues(self) -> tuple[str, ...]:
         """Where delayed messages wait."""

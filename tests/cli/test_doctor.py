@@ -1,0 +1,200 @@
+"""`amqtask doctor`: every seeded fault is found, and nothing on a clean project and broker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from amqtask import AmqTask, Queue
+from amqtask.cli.doctor import Facts, Finding, diagnose
+from amqtask.cli.main import run
+from amqtask.cli.topology import planned
+from amqtask.ground import current
+from amqtask.transport.contract import QueueState
+
+Seed = Callable[[AmqTask], dict[str, Any]]
+
+
+def project(broker: str = "amqp://shop:secret@localhost//", **settings: Any) -> AmqTask:
+    app = AmqTask("clean", broker=broker, task_default_queue="work", set_as_current=False, **settings)
+
+    @app.task(name="bill", time_limit=60, soft_time_limit=50)
+    def bill() -> None: ...
+
+    return app
+
+
+def facts(app: AmqTask, **changes: Any) -> Facts:
+    """What is read where all is well."""
+    app.finalize()
+    queues = [] if "queues" in changes else [entity for entity in planned(app, ()) if isinstance(entity, Queue)]
+    known = Facts(
+        app,
+        product="RabbitMQ",
+        version=(4, 3, 4),
+        queues=queues,
+        states={queue.name: QueueState(0, 1) for queue in queues},
+        policies=[{"name": "others", "pattern": "^cache", "apply-to": "queues", "definition": {"message-ttl": 1}}],
+        nodes=[{"name": "rabbit@a", "running": True, "fd_used": 10, "fd_total": 1000, "partitions": []}],
+        live_queues=[{"name": "work", "members": ["a", "b", "c"], "online": ["a", "b", "c"]}],
+        flags=[{"name": "quorum_queue", "state": "enabled", "stability": "stable"}],
+        permissions={"user": "shop", "configure": ".*", "write": ".*", "read": ".*"},
+        clock_ahead=0.2,
+        files=65536,
+    )
+    return replace(known, **changes)
+
+
+def redis(**said: str) -> Facts:
+    app = project("redis://localhost")
+    fields = {
+        "maxmemory_policy": "noeviction",
+        "aof_enabled": "1",
+        "role": "master",
+        "maxmemory": "0",
+        "used_memory": "9",
+    }
+    return facts(app, product="Redis", version=(7, 0, 15), server={**fields, **said})
+
+
+def policy(**definition: Any) -> dict[str, Any]:
+    policies = [{"name": "p", "pattern": "^work$", "apply-to": "queues", "definition": definition}]
+    return {"policies": policies}
+
+
+def with_task(**options: Any) -> AmqTask:
+    app = project()
+
+    @app.task(name="odd", **options)
+    def odd() -> None: ...
+
+    return app
+
+
+def node(**fields: Any) -> dict[str, Any]:
+    return {"nodes": [{"name": "rabbit@a", "running": True, **fields}]}
+
+
+def members(online: int) -> dict[str, Any]:
+    return {"live_queues": [{"name": "work", "members": ["a", "b", "c"], "online": ["a", "b", "c"][:online]}]}
+
+
+def unroutable() -> AmqTask:
+    return project(task_routes={"bill": "gone"}, task_create_missing_queues=False)
+
+
+OLD_FLAG = {"name": "f", "state": "disabled", "stability": "stable"}
+
+
+def rights(**changed: str) -> dict[str, Any]:
+    return {"permissions": {"user": "shop", "configure": ".*", "write": ".*", "read": ".*", **changed}}
+
+
+SEEDS: list[tuple[str, Callable[[], Facts], str]] = [
+    ("near setting", lambda: facts(project(task_ack_late=True)), "warning setting task_ack_late"),
+    ("no effect", lambda: facts(project(broker_pool_limit=3, enable_utc=True)), "info setting enable_utc"),
+    ("eager", lambda: facts(project(task_always_eager=True)), "error setting task_always_eager"),
+    ("pickle", lambda: facts(project(accept_content=["json", "pickle"])), "warning setting accept_content"),
+    ("pickle as root", lambda: facts(project(accept_content=["pickle"]), is_root=True), "error setting accept_content"),
+    ("heartbeat", lambda: facts(project(broker_heartbeat=0)), "warning setting broker_heartbeat"),
+    ("results", lambda: facts(project(result_backend="redis://h", result_expires=0)), "warning setting result_expires"),
+    ("limits", lambda: facts(with_task(time_limit=10, soft_time_limit=20)), "error task odd"),
+    ("long task", lambda: facts(with_task(time_limit=7200)), "warning task odd may run"),
+    ("route", lambda: facts(unroutable(), queues=[]), "error task bill"),
+    ("schedule", lambda: facts(project(beat_schedule={"s": {"task": "nobody", "schedule": 5}})), "error schedule s"),
+    ("guest", lambda: facts(project("amqp://guest:guest@broker")), "error broker broker is used as guest"),
+    ("no TLS", lambda: facts(project("amqp://a:b@broker")), "info broker broker is spoken to without TLS"),
+    ("files", lambda: facts(project(), files=256), "warning this host"),
+    ("clock", lambda: facts(project(), clock_ahead=-60.0), "warning clocks the broker's is 60 s behind"),
+    ("old broker", lambda: facts(project(), version=(3, 8, 9)), "error RabbitMQ 3.8.9"),
+    ("4.3.0", lambda: facts(project(), version=(4, 3, 0)), "error RabbitMQ 4.3.0"),
+    ("4.3.2", lambda: facts(project(), version=(4, 3, 2)), "warning RabbitMQ 4.3.2"),
+    ("4.3.3", lambda: facts(project(), version=(4, 3, 3)), "warning RabbitMQ 4.3.3"),
+    ("differs", lambda: facts(project(), differences=["queue work: x-queue-type is 'classic'"]), "error queue work"),
+    ("no consumer", lambda: facts(project(), states={"work": QueueState(7, 0)}), "warning queue work has 7 messages"),
+    ("dead", lambda: facts(project(), states={"work.dead": QueueState(3, 0)}), "warning queue work.dead has 3 dead"),
+    ("ttl", lambda: facts(project(), **policy(**{"message-ttl": 1000})), "error policy p sets message-ttl"),
+    ("expires", lambda: facts(project(), **policy(expires=1000)), "error policy p sets expires"),
+    ("length", lambda: facts(project(), **policy(**{"max-length": 10})), "error policy p limits the length"),
+    ("timeout", lambda: facts(project(), **policy(**{"consumer-timeout": 1000})), "error policy p sets consumer-timeout"),
+    ("alarm", lambda: facts(project(), **node(mem_alarm=True)), "error node rabbit@a has an alarm: memory"),
+    ("disk", lambda: facts(project(), **node(disk_free_alarm=True)), "error node rabbit@a has an alarm: free disk"),
+    ("node", lambda: facts(project(), **node(running=False)), "error node rabbit@a does not run"),
+    ("split", lambda: facts(project(), **node(partitions=["rabbit@b"])), "error node rabbit@a was separated"),
+    ("handles", lambda: facts(project(), **node(fd_used=99, fd_total=100)), "warning node rabbit@a uses 99 of 100"),
+    ("flags", lambda: facts(project(), flags=[OLD_FLAG]), "warning feature flags"),
+    ("member", lambda: facts(project(), **members(2)), "warning queue work has 2 of 3"),
+    ("majority", lambda: facts(project(), **members(1)), "error queue work has 1 of 3"),
+    ("read", lambda: facts(project(), **rights(read="^other")), "error user shop may not read 'work'"),
+    ("configure", lambda: facts(project(), states={}, **rights(configure="")), "error user shop may not configure 'work'"),
+    ("write", lambda: facts(project(), **rights(write="^work")), "error user shop may not write 'amq.default'"),
+    ("eviction", lambda: redis(maxmemory_policy="allkeys-lru"), "error Redis evicts keys"),
+    ("persistence", lambda: redis(aof_enabled="0"), "warning Redis writes no append-only file"),
+    ("replica", lambda: redis(role="slave"), "error Redis is a replica"),
+    ("snapshot", lambda: redis(rdb_last_bgsave_status="err"), "error Redis could not save"),
+    ("memory", lambda: redis(maxmemory="100", used_memory="95"), "warning Redis uses 95%"),
+    ("old Redis", lambda: replace(redis(), version=(5, 0, 1)), "error Redis is older"),
+]  # fmt: skip
+
+
+def line(finding: Finding) -> str:
+    return f"{finding.severity} {finding.subject} {finding.what}"
+
+
+@pytest.mark.parametrize(("seed", "expected"), [pytest.param(*rest, id=name) for name, *rest in SEEDS])
+def test_a_seeded_fault_is_found_and_nothing_else_that_matters(seed: Callable[[], Facts], expected: str) -> None:
+    found = diagnose(seed())
+
+    lines = [line(finding) for finding in found]
+    assert any(text.startswith(expected) for text in lines), lines
+    others = [
+        finding
+        for finding in found
+        if not line(finding).startswith(expected) and finding.severity != "info" and finding.subject not in expected
+    ]
+    assert others == []
+    assert all(finding.why and finding.do for finding in found)
+
+
+@pytest.mark.parametrize("clean", [lambda: facts(project()), redis], ids=["rabbitmq", "redis"])
+def test_nothing_is_found_on_a_clean_one(clean: Callable[[], Facts]) -> None:
+    assert diagnose(clean()) == []
+
+
+def test_an_application_without_tasks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(current, "_shared", [])
+    empty = AmqTask("empty", broker="amqp://a:b@localhost", set_as_current=False)
+
+    assert [line(finding) for finding in diagnose(facts(empty))] == ["warning application has no tasks"]
+
+
+def test_errors_come_first() -> None:
+    found = diagnose(
+        facts(project(accept_content=["pickle"], enable_utc=True), clock_ahead=90.0, **node(running=False))
+    )
+
+    assert [finding.severity for finding in found] == sorted(
+        (finding.severity for finding in found), key=["error", "warning", "info"].index
+    )
+
+
+def test_a_broker_that_is_not_there_is_an_error_with_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"], project("amqp://shop:secret@127.0.0.1:1//")) == 1
+
+    shown = capsys.readouterr().out
+    (broken,) = [found for found in json.loads(shown) if found["severity"] == "error"]
+    assert broken["subject"] == "broker"
+    assert "secret" not in shown
+
+
+def test_without_a_broker_the_project_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"], project("memory://", task_always_eager=True)) == 1
+
+    shown = capsys.readouterr().out
+    assert "error    setting task_always_eager is on" in shown
+    assert "         do:  Switch it off outside of tests." in shown
+    assert shown.endswith("1 error, 0 warnings\n")
