@@ -16,7 +16,7 @@ from amqtask.client.registry import BUILT_IN, uses_django
 from amqtask.events.dispatcher import LamportClock
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.execution.chain_steps import SharedFlag, SlotSteps
-from amqtask.ground import VERSION
+from amqtask.ground import VERSION, systemd
 from amqtask.ground.lazy import lazy
 from amqtask.ground.plugins import load, plugins
 from amqtask.ground.printable import bounded_logger, count, masked_plain, printable
@@ -33,7 +33,7 @@ from amqtask.services.forwarder import Forwarder
 from amqtask.services.panel import Panel
 from amqtask.services.pausing import Pausing, read_pauses
 from amqtask.services.reloading import import_again
-from amqtask.services.watchdog import Watchdog
+from amqtask.services.watchdog import STUCK_SECONDS, Watchdog
 from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
 from amqtask.transport.declare import LONGEST_NAME, has_line_end
 from amqtask.transport.loop import PikaLoop
@@ -448,6 +448,8 @@ class _Builder:
             services.append(forwarder)
         if monitoring is not None:
             services += monitoring.services(worker, watchdog)
+        if systemd.is_asked():
+            services.append(self.notifier(worker, watchdog))
         autoscale: Autoscale | None = None
         if self.options.autoscale is not None:
             max_slots, min_slots = self.options.autoscale
@@ -475,6 +477,15 @@ class _Builder:
         if "steps" in vars(self.app):  # of a program that was written for Celery
             services.append(plugins().celery_bootsteps(self.app, worker, self.options))
         return services
+
+    def notifier(self, worker: Worker, watchdog: Watchdog) -> Service:
+        """Tells systemd what this worker does; a worker that /live would call stuck is not healthy."""
+        return systemd.Notifier(
+            self.loop,
+            is_ready=lambda: worker.lifecycle.is_ready,
+            is_healthy=lambda: watchdog.stuck_for() < STUCK_SECONDS / 2,
+            is_stopping=lambda: worker.is_quiet,
+        )
 
     def forwarder(self) -> Forwarder:
         """Delayed messages; what it consumes and publishes shares a connection."""

@@ -31,6 +31,22 @@ def root_of(version: str, folder: Path) -> str:
     return str(root)
 
 
+def python_root(folder: Path) -> Path:
+    """A Debian with Python 3.13 and pip, as the image of the Dockerfile begins. Raises: NodeError."""
+    root = folder / "python"
+    if not (root / "usr/bin/python").exists() or not (root / "usr/bin/pip").exists():
+        if os.geteuid() != 0:
+            raise NodeError(f"there is no Python in {root}, and only root can put it there")
+        print(f"installing Python of Debian trixie into {root} …", file=sys.stderr, flush=True)
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        packages = "--include=python3-venv,python3-pip,python-is-python3,ca-certificates"
+        script = Path("/usr/share/debootstrap/scripts/sid")
+        debootstrap = program("debootstrap", "debootstrap")
+        _run(debootstrap, "--variant=minbase", packages, "trixie", str(root), _mirror(), str(script))
+    return root
+
+
 def _installed(root: Path) -> str:
     servers = sorted((root / "usr/lib/rabbitmq/lib").glob("rabbitmq_server-*"))
     return servers[-1].name.partition("-")[2] if servers else ""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from amqtask.exceptions import MessageError
+from amqtask.ground import systemd
 from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.control import PREFIX, mailbox, read_command, reply_message
@@ -160,6 +161,7 @@ class BeatProcess:
         self.exit_code = EX_OK
         self._is_ending = False
         self._handlers = SignalHandlers(loop, self._on_signal)
+        self._notifier = systemd.Notifier(loop, is_stopping=lambda: self._is_ending)
 
     def run(self, *, install_signals: bool = True) -> int:
         """Run beat until it ends; returns the exit code."""
@@ -169,8 +171,11 @@ class BeatProcess:
             self.beat.start()
             if self._companion is not None:
                 self._companion.start()
+            if systemd.is_asked():
+                self._notifier.start()
             self._runner.run()
         finally:
+            self._notifier.stop()
             self._handlers.restore()
             self._runner.close()
         return self.exit_code

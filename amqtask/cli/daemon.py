@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import click
 
+from amqtask.ground import systemd
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.serialization import PICKLE, content_types
 
@@ -51,10 +52,12 @@ def until_told(run: Callable[[], object], stop: Callable[[], None]) -> None:
     """`run()` until Ctrl-C or TERM, which call `stop`."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        systemd.notify("STOPPING=1")
         # In a thread: the main one may be in the middle of waiting for this very event.
         threading.Thread(target=stop, name="amqtask stop").start()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    systemd.notify("READY=1")
     try:
         run()
     finally:

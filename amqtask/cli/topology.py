@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -52,12 +54,24 @@ def topology_command() -> None:
 
 @topology_command.command("show", short_help="Print the plan.")
 @queues_option
+@click.option(
+    "--kubernetes",
+    metavar="CLUSTER",
+    help="Print objects of RabbitMQ's topology operator for this RabbitmqCluster, to pipe into `kubectl apply -f -`.",
+)
 @json_option
 @click.pass_obj
-def show(settings: Globals, queues: tuple[str, ...], as_json: bool) -> None:
+def show(settings: Globals, queues: tuple[str, ...], kubernetes: str | None, as_json: bool) -> None:
     """Print the plan that follows from the settings. The broker is not asked."""
     app = settings.load()
     entities = planned(app, queues)
+    if kubernetes is not None:
+        vhost = next((address.vhost for address in app.broker_addresses), None)
+        if vhost is None:
+            raise click.UsageError(f"--kubernetes prints objects for RabbitMQ, and the broker is {app.broker_name}")
+        items = list(kubernetes_objects([*entities, *planned_delays(app, queues)], kubernetes, vhost))
+        print_json({"apiVersion": "v1", "kind": "List", "items": items})
+        return
     dead = {
         dead_letters.name
         for queue in chosen_queues(app, queues)
@@ -105,6 +119,49 @@ def as_data(entities: Iterable[Declaration], dead: Iterable[str], *, role: str =
             }
             for entity in bindings
         ],
+    }
+
+
+def kubernetes_objects(entities: Iterable[Declaration], cluster: str, vhost: str) -> Iterator[JsonObject]:
+    """Each entity as an object of RabbitMQ's messaging topology operator (rabbitmq.com/v1beta1)."""
+    exchanges, queues, bindings = by_kind(entities)
+    for queue in queues:
+        arguments = queue.argument_map
+        queue_type = str(arguments.pop("x-queue-type", "classic"))
+        spec = {"name": queue.name, "type": queue_type, "durable": queue.durable, "autoDelete": queue.auto_delete}
+        yield _kubernetes("Queue", queue.name, cluster, vhost, spec, arguments)
+    for exchange in exchanges:
+        if not exchange.name.startswith("amq."):  # the broker's own
+            spec = {"name": exchange.name, "type": exchange.type, "durable": exchange.durable}
+            spec["autoDelete"] = exchange.auto_delete
+            yield _kubernetes("Exchange", exchange.name, cluster, vhost, spec, dict(exchange.arguments))
+    for binding in bindings:
+        spec = {
+            "source": binding.source.name,
+            "destination": binding.destination,
+            "destinationType": "exchange" if binding.to_exchange else "queue",
+            "routingKey": binding.routing_key,
+        }
+        label = f"{binding.source.name} {binding.destination} {binding.routing_key} {dict(binding.arguments) or ''}"
+        yield _kubernetes("Binding", label, cluster, vhost, spec, dict(binding.arguments))
+
+
+def _kubernetes(
+    kind: str, name: str, cluster: str, vhost: str, spec: Mapping[str, object], arguments: Mapping[str, object]
+) -> JsonObject:
+    # Kubernetes' names have small letters, digits and hyphens, 253 at most; the digest keeps those apart that look alike then.
+    readable = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:200]
+    digest = hashlib.sha256(f"{vhost} {name}".encode()).hexdigest()[:8]
+    return {
+        "apiVersion": "rabbitmq.com/v1beta1",
+        "kind": kind,
+        "metadata": {"name": f"{readable}-{digest}".strip("-")},
+        "spec": {
+            "vhost": vhost,
+            "rabbitmqClusterReference": {"name": cluster},
+            **spec,
+            **({"arguments": arguments} if arguments else {}),
+        },
     }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from amqtask.cli.main import cli
 
@@ -19,6 +21,22 @@ LINES = [
     for page in PAGES
     for found in LINE.finditer(page.read_text())
 ]
+
+
+def deployed() -> list[str]:
+    """The command lines of the image, the compose file, the units and the manifests."""
+    (image,) = re.findall(r"^CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    commands = [json.loads(image)]
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"].values()
+    commands += [service["command"] for service in services if "command" in service]
+    for manifest in (ROOT / "deploy" / "kubernetes").glob("*.yaml"):
+        for document in yaml.safe_load_all(manifest.read_text()):
+            if document["kind"] == "Deployment":
+                commands += [container["args"] for container in document["spec"]["template"]["spec"]["containers"]]
+    for unit in (ROOT / "deploy" / "systemd").glob("*.service"):
+        (line,) = re.findall(r"^ExecStart=\S+/amqtask (.*)$", unit.read_text(), re.MULTILINE)
+        commands.append(shlex.split(line.replace("$WORKER_OPTIONS", "-Q orders -c 8 -l INFO")))
+    return [shlex.join(["amqtask", *command]) for command in commands]
 
 
 def words_of(line: str) -> list[str]:
@@ -38,7 +56,7 @@ def takes_value(command: click.Command, word: str) -> bool:
     return isinstance(option, click.Option) and not (option.is_flag or option.count or equals)
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", [*LINES, *deployed()])
 def test_what_the_documentation_shows_exists(line: str) -> None:
     words = words_of(line)
     command: click.Command = cli

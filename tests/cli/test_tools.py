@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timezone
 from typing import Any
 
@@ -107,6 +108,47 @@ def test_the_plan_names_exchanges_queues_bindings_and_delays(capsys: pytest.Capt
     assert delays["prefix"] == "amqtask.delay"
     assert {(found["name"], found["role"]) for found in delays["queues"]} > {("amqtask.delay.0s", "delay")}
     assert ("amqtask.delay.out", "media") in {(found["source"], found["destination"]) for found in delays["bindings"]}
+
+
+def test_the_plan_as_objects_of_the_topology_operator(capsys: pytest.CaptureFixture[str]) -> None:
+    app = make_app(
+        "amqp://user:secret@nowhere/shop",
+        task_queues=[Queue("Images_1", exchange=Exchange("media", type="topic"), routing_key="image.*")],
+        task_default_queue="Images_1",
+    )
+
+    assert run(["topology", "show", "--kubernetes", "rabbit"], app) == 0
+
+    shown = capsys.readouterr().out
+    plan = json.loads(shown)
+    objects = {(found["kind"], found["spec"].get("name")): found for found in plan["items"]}
+    queue = objects["Queue", "Images_1"]
+    assert queue["apiVersion"] == "rabbitmq.com/v1beta1"
+    assert queue["metadata"]["name"].startswith("images-1-")
+    assert queue["spec"]["vhost"] == "shop"
+    assert queue["spec"]["rabbitmqClusterReference"] == {"name": "rabbit"}
+    assert (queue["spec"]["type"], queue["spec"]["durable"], queue["spec"]["autoDelete"]) == ("quorum", True, False)
+    assert queue["spec"]["arguments"]["x-delivery-limit"] > 0
+    assert "x-queue-type" not in queue["spec"]["arguments"]
+    assert objects["Exchange", "media"]["spec"]["type"] == "topic"
+    assert ("Queue", "amqtask.delay.0s") in objects
+    bindings = [found["spec"] for found in plan["items"] if found["kind"] == "Binding"]
+    assert {
+        "source": "media",
+        "destination": "Images_1",
+        "destinationType": "queue",
+        "routingKey": "image.*",
+    }.items() <= (bindings[0].items())
+    names = [(found["kind"], found["metadata"]["name"]) for found in plan["items"]]
+    assert len(names) == len(set(names))
+    assert all(re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name) and len(name) < 254 for _, name in names)
+    assert "secret" not in shown
+
+
+def test_objects_of_the_operator_are_for_rabbitmq(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["topology", "show", "--kubernetes", "rabbit"], make_app("redis://nowhere")) != 0
+
+    assert "RabbitMQ" in capsys.readouterr().err
 
 
 def test_the_plan_for_people_names_the_same(capsys: pytest.CaptureFixture[str]) -> None:
