@@ -251,7 +251,7 @@ class Trusted:
             message.exchange in self._exchanges
             and len(message.body) < LARGE_BODY
             and properties.user_id is None
-            and (properties.expiration is None or _is_safe(properties.expiration))
+            and _is_safe(properties.expiration)
             and "CC" not in properties.headers
             and "BCC" not in properties.headers
         )
@@ -268,5 +268,8 @@ class Trusted:
             self._exchanges.discard(message.exchange)
 
 
-def _is_safe(expiration: str) -> bool:
+def _is_safe(expiration: object) -> bool:
+    """What a message of others brings may be of any type; such a one cannot be written, which is said when it is."""
+    if not isinstance(expiration, str):
+        return expiration is None
     return expiration.isascii() and expiration.isdecimal() and len(expiration) <= _SAFE_DIGITS

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amqtask.transport.confirms import Confirms, Returns
+from amqtask.protocol.message import Message, Properties
+from amqtask.transport.confirms import Confirms, Returns, Trusted
 
 
 def published(count: int) -> Confirms[int]:
@@ -104,3 +108,13 @@ def test_the_same_message_returned_twice_is_claimed_twice() -> None:
     returns.returned("id", "", "key")
 
     assert [returns.claim("id", "", "key") for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("expiration", [5, 5.5, True, b"5", "", "-1", "٣", "9" * 20, ["5"], {"5": 5}, object()])
+def test_a_message_with_an_odd_expiration_goes_alone_whatever_it_is(expiration: Any) -> None:
+    assert not Trusted().covers(Message(b"", Properties(expiration=expiration), routing_key="q"))
+
+
+@pytest.mark.parametrize("expiration", [None, "0", "60000"])
+def test_a_message_with_a_plain_expiration_goes_with_others(expiration: str | None) -> None:
+    assert Trusted().covers(Message(b"", Properties(expiration=expiration), routing_key="q"))
