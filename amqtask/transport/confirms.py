@@ -245,10 +245,12 @@ class Trusted:
         self._exchanges = {""}
 
     def covers(self, message: Message) -> bool:
-        """Whether the message may go beside others."""
+        """Whether the message may go beside others. What a message of others brings may be of any type: such a one cannot be
+        written, which is said when it is."""
         properties = message.properties
         return (
-            message.exchange in self._exchanges
+            isinstance(message.exchange, str)
+            and message.exchange in self._exchanges
             and len(message.body) < LARGE_BODY
             and properties.user_id is None
             and _is_safe(properties.expiration)
@@ -269,7 +271,6 @@ class Trusted:
 
 
 def _is_safe(expiration: object) -> bool:
-    """What a message of others brings may be of any type; such a one cannot be written, which is said when it is."""
     if not isinstance(expiration, str):
         return expiration is None
     return expiration.isascii() and expiration.isdecimal() and len(expiration) <= _SAFE_DIGITS

@@ -118,3 +118,8 @@ def test_a_message_with_an_odd_expiration_goes_alone_whatever_it_is(expiration: 
 @pytest.mark.parametrize("expiration", [None, "0", "60000"])
 def test_a_message_with_a_plain_expiration_goes_with_others(expiration: str | None) -> None:
     assert Trusted().covers(Message(b"", Properties(expiration=expiration), routing_key="q"))
+
+
+@pytest.mark.parametrize("exchange", [["ex"], {"ex": 1}, {"ex"}, 5, b"ex", None])
+def test_a_message_to_an_odd_exchange_goes_alone_whatever_it_is(exchange: Any) -> None:
+    assert not Trusted().covers(Message(b"", Properties(), exchange=exchange, routing_key="q"))
