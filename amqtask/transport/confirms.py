@@ -49,6 +49,7 @@ AWAY_PAUSE = 0.5
 LARGE_BODY = 1 << 20
 # Digits; RabbitMQ takes at most 4,294,967,295 ms as an expiration.
 _SAFE_DIGITS = 9
+_DELIVERY_MODES = (2, 1, None)
 # How many exchanges are remembered, at most.
 _MOST_EXCHANGES = 1000
 
@@ -237,8 +238,8 @@ class Trusted:
     When it closes a channel, it drops what was sent after the offending message, and also the confirms of what was sent before,
     which it has routed already (`handle_exception` and `send_confirms` in rabbit_channel.erl, from 3.10 to 4.3). All of these
     messages go again, and some are then stored twice. So a message goes alone when it may offend by what the server checks in
-    `basic.publish`: an exchange that may not exist or be forbidden, as no message to it was confirmed yet; an `expiration` or
-    `user_id`; `CC` or `BCC`; a large body.
+    `basic.publish`: an exchange that may not exist or be forbidden, as no message to it was confirmed yet; an `expiration`,
+    `user_id` or `delivery_mode`; `CC` or `BCC`; a large body.
     """
 
     def __init__(self) -> None:
@@ -253,6 +254,7 @@ class Trusted:
             and message.exchange in self._exchanges
             and len(message.body) < LARGE_BODY
             and properties.user_id is None
+            and properties.delivery_mode in _DELIVERY_MODES
             and _is_safe(properties.expiration)
             and "CC" not in properties.headers
             and "BCC" not in properties.headers

@@ -123,3 +123,10 @@ def test_a_message_with_a_plain_expiration_goes_with_others(expiration: str | No
 @pytest.mark.parametrize("exchange", [["ex"], {"ex": 1}, {"ex"}, 5, b"ex", None])
 def test_a_message_to_an_odd_exchange_goes_alone_whatever_it_is(exchange: Any) -> None:
     assert not Trusted().covers(Message(b"", Properties(), exchange=exchange, routing_key="q"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "together"), [(2, True), (1, True), (None, True), (3, False), ("2", False), ([2], False)]
+)
+def test_a_message_with_a_delivery_mode_that_there_is_not_goes_alone(mode: Any, together: bool) -> None:
+    assert Trusted().covers(Message(b"", Properties(delivery_mode=mode), routing_key="q")) is together
