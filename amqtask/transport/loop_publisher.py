@@ -130,16 +130,13 @@ class PikaLoopPublisher:
         self._ids = MessageIds()
         # How many messages to publish one at a time, because one of them makes the broker close the channel.
         self._suspects = 0
-        self._is_due = False
-        self._is_stopped = False
-        self._is_blocked = False
+        self._is_due = self._is_stopped = self._is_blocked = False
         self._refusals: set[str] = set()
         self._backoff = Backoff()
         self._timer: Timer | None = None
         # The look at confirms: how many there were at the last one, and for how many looks there was none.
         self._watch: Timer | None = None
-        self._confirmed = 0
-        self._silent_looks = 0
+        self._confirmed = self._silent_looks = 0
         self._confirm_seconds = CONFIRM_SECONDS
 
     # -- the contract
