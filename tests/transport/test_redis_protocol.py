@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from amqtask.exceptions import ConfigurationError, PublishError
 from amqtask.protocol.entities import Binding, Exchange, Queue
 from amqtask.protocol.message import Message, Properties
 from amqtask.topology.delays import DelayPlan
-from amqtask.transport.redis.layout import Layout, incoming, list_keys, outgoing, step_of
+from amqtask.transport.redis.envelope import incoming, outgoing
+from amqtask.transport.redis.layout import Layout, list_keys, step_of
 from amqtask.transport.redis.publishing import Batch, Declared
 from amqtask.transport.redis.servers import owner_in
 from amqtask.transport.redis.wire import Parser, Push, ReplyError, command
@@ -117,6 +119,24 @@ def test_whatever_an_envelope_holds_its_properties_have_their_types(fields: Any,
     for name in ("correlation_id", "reply_to", "expiration", "type", "content_type"):
         assert isinstance(getattr(found.properties, name), (str, type(None)))
     assert isinstance(found.properties.priority, (int, type(None)))
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("NaN", "nan"),
+        ("-Infinity", "-inf"),
+        ('"\\ud800"', repr("\ud800")),
+        ("1234567890123456789012345678901234567890", "1234567890123456789012345678901234567890"),
+        ('{"__type__": "decimal", "__value__": "1.50"}', repr(Decimal("1.50"))),
+    ],
+)
+def test_headers_may_have_what_pythons_json_alone_writes(written: str, read: str) -> None:
+    text = f'{{"body": "1", "properties": {{}}, "headers": {{"value": {written}}}}}'
+
+    found = incoming(text.encode())
+
+    assert (found.body, repr(found.properties.headers["value"])) == (b"1", read)
 
 
 def test_headers_that_are_too_large_are_refused_alone() -> None:

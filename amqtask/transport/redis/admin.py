@@ -19,7 +19,8 @@ from amqtask.transport.admin import BATCH, publish_pairs
 from amqtask.transport.contract import Moved, QueueState, Refusal
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
 from amqtask.transport.redis.answers import MOST_ANSWERS, NEVER_CAME
-from amqtask.transport.redis.layout import LEASE_SECONDS, SEPARATOR, Command, Layout, incoming, list_keys
+from amqtask.transport.redis.envelope import incoming
+from amqtask.transport.redis.layout import LEASE_SECONDS, SEPARATOR, Command, Layout, list_keys
 from amqtask.transport.redis.publisher import FAILURES, borrowed, converse
 from amqtask.transport.redis.publishing import publish_error
 from amqtask.transport.redis.scripts import ACK, DELETE, GIVE_BACK, RENEW, RESERVE, SWEEP, TRIM, Script

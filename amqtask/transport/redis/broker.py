@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from amqtask.transport.redis.servers import Deployment, Way
 
-MISSING = "a broker URL of Redis needs the package `redis`, which is not installed: pip install amqtask[redis]"
+MISSING = "a broker URL of Redis needs the package `{}`, which is not installed: pip install amqtask[redis]"
 # Schemes of ours and of kombu, and what redis-py calls them.
 _SCHEMES = {
     "redis": "redis",
@@ -56,8 +56,9 @@ class RedisBroker:
     memory, addresses = None, ()
 
     def __init__(self, options: BrokerOptions, kept: dict[str, object]) -> None:
-        if find_spec("redis") is None:
-            raise ConfigurationError(MISSING)
+        for package in ("redis", "msgspec"):
+            if find_spec(package) is None:
+                raise ConfigurationError(MISSING.format(package))
         self._options = options
 
     # -- what it is

@@ -30,14 +30,8 @@ from amqtask.transport.redis.answers import (
     Held,
     Replacement,
 )
-from amqtask.transport.redis.layout import (
-    LEASE_ALONE_SECONDS,
-    OWN_SECONDS,
-    Layout,
-    Outgoing,
-    incoming,
-    owner,
-)
+from amqtask.transport.redis.envelope import Outgoing, incoming
+from amqtask.transport.redis.layout import LEASE_ALONE_SECONDS, OWN_SECONDS, Layout, owner
 from amqtask.transport.redis.link import Link, Timers
 from amqtask.transport.redis.publishing import Declared, prepare, publish_error
 from amqtask.transport.redis.scripts import DISOWN, LEAVE, OWN, RENEW

@@ -24,7 +24,8 @@ from amqtask.transport.redis.scripts import PUBLISH
 if TYPE_CHECKING:
     from amqtask.ground.loop import Timer, TurnLoop
     from amqtask.protocol.message import Message
-    from amqtask.transport.redis.layout import Layout, Outgoing
+    from amqtask.transport.redis.envelope import Outgoing
+    from amqtask.transport.redis.layout import Layout
     from amqtask.transport.redis.servers import Way
     from amqtask.transport.redis.wire import Push
 
