@@ -7,7 +7,9 @@ from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from amqtask.console.workflow import Workflow, numbers
 from amqtask.exceptions import QueueNotFound
+from amqtask.history.client import MOST_OF_WORKFLOW
 from amqtask.protocol.message import Delivery
 from amqtask.services.dead_letters import as_entry
 from amqtask.topology.declarations import dead_letter_queue
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from amqtask.app import AmqTask
     from amqtask.ground.shapes import JsonObject
-    from amqtask.history.client import MinuteNumbers, PastTask, PastWorker
+    from amqtask.history.client import MinuteNumbers, PastTask, PastWorker, TaskHistory
     from amqtask.protocol.entities import Queue
 
 PAGE_SIZE = 50
@@ -119,9 +121,33 @@ def task(app: AmqTask, task_id: str) -> JsonObject | None:
         return None
     return {
         "task": as_row(found.task),
+        "is_in_workflow": _is_in_workflow(found),
         "parents": [as_row(one) for one in found.parents],
         "children": [as_row(one) for one in found.children],
         "reruns": [as_row(one) for one in app.history.reruns(task_id)],
+    }
+
+
+def _is_in_workflow(found: TaskHistory) -> bool:
+    one = found.task
+    belongs = one.group_id or one.joins or one.parent_id or found.children or (one.root_id and one.root_id != one.id)
+    return bool(belongs or one.follows)
+
+
+def workflow(app: AmqTask, some_id: str) -> JsonObject | None:
+    """The workflow that an id belongs to (of its root, of any task or group); None where nothing is known of it."""
+    tasks = app.history.workflow(some_id)
+    if not tasks:
+        return None
+    first = next((task for task in tasks if task.id == some_id), tasks[0])
+    return {
+        "id": some_id,
+        "root_id": first.root_id or first.id,
+        "name": first.name,
+        "count": len(tasks),
+        "more": len(tasks) >= MOST_OF_WORKFLOW,
+        "states_of": numbers(tasks),
+        "lines": list(Workflow(tasks).lines()),
     }
 
 

@@ -54,6 +54,11 @@ PAGES: dict[str, tuple[str, str, Look]] = {
     "/": ("Overview", "overview.html", lambda app, request: pages.overview(app, _number(request, "hours", 1))),
     "/tasks": ("Tasks", "tasks.html", lambda app, request: pages.search(app, request.query_params)),
     "/tasks/{task_id}": ("", "task.html", lambda app, request: pages.task(app, request.path_params["task_id"])),
+    "/workflows/{some_id}": (
+        "",
+        "workflow.html",
+        lambda app, request: pages.workflow(app, request.path_params["some_id"]),
+    ),
     "/failures": (
         "Failures",
         "failures.html",

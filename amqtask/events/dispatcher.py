@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from amqtask.events.workflow import message_workflow
 from amqtask.protocol.event import event, event_message, events_message, utc_offset
 from amqtask.topology.delays import TO_HEADER
 
@@ -161,6 +162,7 @@ class SentEvents:
                 pid=pid,
                 utcoffset=offset,
                 **sent_fields(message),
+                **({} if self._keeping is None else message_workflow(message)),
             )
             for message in messages
         ]

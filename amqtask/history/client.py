@@ -17,6 +17,8 @@ from amqtask.states import FAILURE
 
 # Tasks of one family that `get` shows.
 MOST_RELATIVES = 500
+# Tasks of one workflow that are shown.
+MOST_OF_WORKFLOW = 1_000
 Moment = datetime | timedelta | float
 
 
@@ -45,10 +47,25 @@ class KeptMessage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """What comes after a task, by its message: the next steps of its chain (`how` is "chain"), the body of the chord that it is a
+    part of ("chord", with the `size` of its header, and what comes after it: "then"), a callback ("link").
+
+    `members` is a group's or chord's number of tasks. One without `task` says how many `more` there are."""
+
+    how: str = ""
+    task: str | None = None
+    id: str | None = None
+    members: int | None = None
+    size: int | None = None
+    more: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PastTask:
     """One task, as its events told. What no event told is None; texts are as they are shown in events (`argsrepr`).
 
-    `waited` and `runtime` are seconds. `cursor` is for `after` of the next search.
+    `waited` and `runtime` are seconds. `cursor` is for `after` of the next search. `joins` is the group whose results it gets.
     """
 
     id: str
@@ -62,6 +79,10 @@ class PastTask:
     root_id: str | None
     parent_id: str | None
     rerun_of: str | None
+    group_id: str | None
+    group_index: int | None
+    joins: str | None
+    follows: tuple[Following, ...]
     eta: str | None
     expires: str | None
     first: datetime
@@ -213,6 +234,28 @@ class History:
         rows = self.index.select([TASKS.c.rerun_of == task_id], words=None, stamp=None, limit=MOST_RELATIVES)
         return [past_task(row) for row in rows]
 
+    def workflow(self, some_id: str) -> list[PastTask]:
+        """All tasks that belong to one workflow, the first one first; at most MOST_OF_WORKFLOW of them.
+
+        `some_id` is a root id, or the id of any task or group of it. A group that was called from outside a task has as many
+        roots as members: what has a root or a group in common belongs together."""
+        rows: dict[int, TaskRow] = {}
+        asked: set[str] = set()
+        wanted = {some_id}
+        while wanted and len(rows) < MOST_OF_WORKFLOW:
+            ids = sorted(wanted)[:MOST_RELATIVES]
+            asked.update(ids)
+            c = TASKS.c
+            found = [
+                row
+                for column in (c.id, c.root_id, c.group_id, c.joins)
+                for row in self.index.select([column.in_(ids)], words=None, stamp=None, limit=MOST_OF_WORKFLOW)
+            ]
+            rows.update((row.key, row) for row in found)
+            told = {one for row in found for one in (row.root_id, row.group_id, row.joins) if one}
+            wanted = (wanted | told) - asked
+        return [past_task(rows[key]) for key in sorted(rows)[:MOST_OF_WORKFLOW]]
+
     def failures(self, *, since: Moment | None = None, task: str | None = None, limit: int = 100) -> list[FailureGroup]:
         """Failures in groups of task and exception, the most first."""
         conditions = [TASKS.c.name == task] if task is not None else []
@@ -275,6 +318,10 @@ def past_task(row: TaskRow) -> PastTask:
         root_id=row.root_id,
         parent_id=row.parent_id,
         rerun_of=row.rerun_of,
+        group_id=row.group_id,
+        group_index=row.group_index,
+        joins=row.joins,
+        follows=_following(row.follows),
         eta=row.eta,
         expires=row.expires,
         first=_of_key(row.key),
@@ -303,6 +350,20 @@ def _message(written: str | None) -> KeptMessage | None:
         return KeptMessage(**json.loads(written))
     except (TypeError, ValueError):
         return None
+
+
+def _following(written: str | None) -> tuple[Following, ...]:
+    """What is told of what follows; any user of the broker may have told it."""
+    told = []
+    for entry in json.loads(written) if written else ():
+        try:
+            one = Following(**entry)
+        except TypeError:
+            continue
+        numbers, texts = (one.more, one.members or 0, one.size or 0), (one.how, one.task or "", one.id or "")
+        if all(isinstance(number, int) for number in numbers) and all(isinstance(text, str) for text in texts):
+            told.append(one)
+    return tuple(told)
 
 
 def _past_worker(row: WorkerRow, now: float) -> PastWorker:

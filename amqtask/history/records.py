@@ -62,6 +62,12 @@ class TaskRow:
     root_id: str | None = None
     parent_id: str | None = None
     rerun_of: str | None = None
+    # The group that it is a member of, and where in it; the group whose results it gets (a chord's body).
+    group_id: str | None = None
+    group_index: int | None = None
+    joins: str | None = None
+    # What follows it (events.workflow), as JSON.
+    follows: str | None = None
     args: str | None = None
     kwargs: str | None = None
     retries: int = 0
@@ -239,7 +245,9 @@ def _seconds(step: list[object]) -> float:
     return float(step[0])  # type: ignore[arg-type]  # as JSON has it
 
 
-_NAMES = ("name", "queue", "root_id", "parent_id", RERUN_OF, "eta", "expires")
+_NAMES = ("name", "queue", "root_id", "parent_id", RERUN_OF, "group_id", "joins", "eta", "expires")
+# Characters of what follows a task, as JSON.
+_LONGEST_FOLLOWS = 50_000
 
 
 def _fill(row: TaskRow, event: EventFields) -> bool:
@@ -248,6 +256,11 @@ def _fill(row: TaskRow, event: EventFields) -> bool:
     for name in _NAMES:
         if event.get(name) is not None:
             setattr(row, name, short(event[name]))
+    if _whole(event.get("group_index")) is not None:
+        row.group_index = event["group_index"]
+    if isinstance(event.get("follows"), list):
+        follows = json.dumps(event["follows"])
+        row.follows = follows if len(follows) <= _LONGEST_FOLLOWS else row.follows
     row.retries = max(row.retries, _whole(event.get("retries")) or 0)
     if isinstance(event.get("stamps"), Mapping):
         row.stamps = json.dumps({str(name)[:SHORT]: _stamp_values(value) for name, value in event["stamps"].items()})

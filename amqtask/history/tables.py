@@ -33,6 +33,10 @@ TASKS = sa.Table(
     sa.Column("root_id", _NAME, index=True),
     sa.Column("parent_id", _NAME, index=True),
     sa.Column("rerun_of", _NAME, index=True),
+    sa.Column("group_id", _NAME),
+    sa.Column("group_index", sa.Integer),
+    sa.Column("joins", _NAME),
+    sa.Column("follows", sa.Text),
     sa.Column("args", sa.Text),
     sa.Column("kwargs", sa.Text),
     sa.Column("retries", sa.Integer, nullable=False),
@@ -64,6 +68,8 @@ for _name, _columns, _where in (
     ("failures_by_queue", (TASKS.c.queue,), FAILED),
     ("failures_by_worker", (TASKS.c.worker,), FAILED),
     ("errors", (TASKS.c.error,), _KNOWN_ERROR),
+    ("groups", (TASKS.c.group_id,), TASKS.c.group_id.is_not(None)),
+    ("joins", (TASKS.c.joins,), TASKS.c.joins.is_not(None)),
 ):
     sa.Index(f"amqtask_history_{_name}", *_columns, TASKS.c.key, sqlite_where=_where, postgresql_where=_where)
 
@@ -154,6 +160,7 @@ def _create(engine: sa.Engine) -> None:
     """Make what is missing; another process may be doing the same."""
     for attempt in range(10):
         try:
+            _add_columns(engine)
             METADATA.create_all(engine)
             with engine.begin() as connection:
                 for statement in _TEXTS_DDL[engine.dialect.name]:
@@ -165,6 +172,21 @@ def _create(engine: sa.Engine) -> None:
             # Somebody made one between our look and our statement; the next look sees it.
             if attempt == 9:
                 raise
+
+
+def _add_columns(engine: sa.Engine) -> None:
+    """Give an index of an older version the columns that it has not."""
+    inspector = sa.inspect(engine)
+    if not inspector.has_table(TASKS.name):
+        return
+    known = {column["name"] for column in inspector.get_columns(TASKS.name)}
+    missing = [column for column in TASKS.columns if column.name not in known]
+    with engine.begin() as connection:
+        for column in missing:
+            kind = column.type.compile(engine.dialect)
+            connection.execute(sa.text(f"ALTER TABLE {TASKS.name} ADD COLUMN {column.name} {kind}"))
+        for index in TASKS.indexes if missing else ():
+            index.create(connection, checkfirst=True)
 
 
 def _set_up_sqlite(connection: DBAPIConnection, record: Any) -> None:

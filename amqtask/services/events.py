@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from amqtask import signals, states
 from amqtask.events.dispatcher import sent_fields
+from amqtask.events.workflow import message_workflow, workflow_fields
 from amqtask.exceptions import EncodeError
 from amqtask.execution.request import Answer
 from amqtask.ground import VERSION
@@ -205,6 +206,8 @@ class EventSender(Observer):
         for message in messages:
             if "task" in message.properties.headers:
                 fields = sent_fields(message)
+                if self._keeping is not None:
+                    fields |= message_workflow(message)
                 task_id, name = fields.pop("uuid"), fields["name"]
                 self._note("task-sent", task_id, name, fields_text(fields))
 
@@ -317,10 +320,12 @@ class EventSender(Observer):
 
 
 def kept_fields(request: Request, *, with_message: bool) -> str:
-    """What task-received tells for history, as the middle of a JSON object: queue, stamps, the task that it is to stand for; and
-    the message itself, if that can be written as JSON and is not too large."""
+    """What task-received tells for history, as the middle of a JSON object: queue, stamps, the task that it is to stand for, its
+    place in a workflow; and the message itself, if that can be written as JSON and is not too large."""
     headers = request.headers
     fields = f'"queue": {json_text(request.queue)}, '
+    for name, value in workflow_fields(headers, request.body, request.content_type, request.content_encoding).items():
+        fields += _if_writable(name, value)
     for name in (RERUN_OF, "stamps"):
         if headers.get(name):
             fields += _if_writable(name, headers[name])
