@@ -139,6 +139,15 @@ def _expiry(value: object) -> object:
     return _moment(value)
 
 
+def _lifetime(value: object) -> str:
+    """kombu's seconds become what AMQP has, milliseconds as text (kombu/messaging.py, Producer.publish)."""
+    if isinstance(value, str):
+        return str(int(BROKER_SECONDS.convert(int(value) / 1000) * 1000))
+    return str(int(float(BROKER_SECONDS.convert(value)) * 1000))
+
+
+# The property of AMQP: the broker drops the message then. (`expires` is what workers look at.)
+LIFETIME = Kind("a number of seconds, or text of milliseconds", _lifetime)
 EXPIRY = Kind("seconds from now, a timedelta, a datetime, or text in ISO 8601", _expiry)
 
 
@@ -323,6 +332,12 @@ def signatures(value: object) -> object:
     return value if all(sig is entry for sig, entry in zip(sigs, value, strict=True)) else sigs
 
 
+def _sequence(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    return value
+
+
 def _exceptions(value: Any) -> tuple[type[BaseException], ...]:
     exception_types = (value,) if isinstance(value, type) else tuple(value)
     for exception_type in exception_types:
@@ -400,7 +415,10 @@ _QUEUE = either("the name of a queue, or a Queue", Queue, NAME, Kind("a queue of
 _EXCHANGE = either(
     "the name of an exchange, or an Exchange", Exchange, KEY, Kind("an exchange of kombu's", as_exchange)
 )
+_TIMESTAMP = either("a datetime, or whole seconds since 1970", datetime, COUNT)
 _LINKS = Kind("a signature, or a list of them", signatures)
+_FOLLOWERS = Kind("a list of signatures", lambda value: signatures(_sequence(value)))
+_CHORD = Kind("the signature of a chord's body", signature_of)
 _SERIALIZER = NAME  # a name or content type; the serialization knows which there are
 
 _SWITCHES = (
@@ -460,6 +478,16 @@ CALL: dict[str, Kind] = {
     "retry_policy": MAPPING,
     "add_to_parent": BOOLEAN,
     "exchange_type": NAME,
+    "chain": _FOLLOWERS,
+    "chord": _CHORD,
+    "stamped_headers": TEXTS,
+    "stamps": TABLE,
+    "group_index": COUNT,
+    "replaced_task_nesting": COUNT,
+    "mandatory": BOOLEAN,
+    "immediate": BOOLEAN,
+    "expiration": LIFETIME,
+    "timestamp": _TIMESTAMP,
     "argsrepr": TEXT,
     "kwargsrepr": TEXT,
     **dict.fromkeys(_NAMES, KEY),

@@ -210,6 +210,8 @@ def test_options_as_programs_write_them(app: AmqTask) -> None:
         ("priority", "high"), ("task_id", ""), ("task_id", "x" * 300), ("task_id", 5), ("queue", 5), ("headers", [1]),
         ("headers", {1: 2}), ("link", "task"), ("retries", -1), ("time_limit", -5), ("delivery_mode", 3), ("shadow", 5),
         ("routing_key", "k" * 300), ("ignore_result", "perhaps"), ("reply_to", 5), ("timeout", "long"),
+        ("chain", 5), ("chain", {"task": "t"}), ("chord", 5), ("stamps", 5), ("stamped_headers", 5), ("group_index", "first"),
+        ("replaced_task_nesting", -1), ("mandatory", "perhaps"), ("expiration", "soon"), ("expiration", -1), ("timestamp", "now"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_of_a_call_names_task_option_and_what_is_wanted(app: AmqTask, option: str, value: Any) -> None:
@@ -239,3 +241,6 @@ def test_calls_as_programs_write_them(app: AmqTask) -> None:
     assert compose("t", (), {}, {"eta": "2030-01-01T00:00:00Z"}).properties.headers["eta"].startswith("2030")
     assert compose("t", (), {}, {"expires": datetime.now(timezone.utc), "priority": None}).properties.headers["expires"]
     assert compose("t", (), {}, {"priority": "7", "delivery_mode": "transient"}).properties.priority == 7
+    assert compose("t", (), {}, {"expiration": 2.5}).properties.expiration == "2500"
+    assert compose("t", (), {}, {"expiration": "2500"}).properties.expiration == "2500"
+    assert compose("t", (), {}, {"stamped_headers": ("a",), "a": 1}).properties.headers["stamps"] == {"a": 1}
