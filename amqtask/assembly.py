@@ -29,6 +29,7 @@ from amqtask.services.command_context import Control
 from amqtask.services.commands import asked_queue
 from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
+from amqtask.services.flow import warn_of_deadlines
 from amqtask.services.forwarder import Forwarder
 from amqtask.services.panel import Panel
 from amqtask.services.pausing import Pausing, read_pauses
@@ -189,6 +190,7 @@ def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
                     f"task {name} has a {limit_name} time limit of {limit:g} s, but the {pool_class.name} pool has {has} "
                     "time limits for such a task. Take the limit away or choose another pool (prefork has both)."
                 )
+    warn_of_deadlines(app.tasks.values(), pool_class)
     if longest > CONSUMER_TIMEOUT_SECONDS:
         logger.warning(
             "a task may run for %g s, longer than RabbitMQ's default consumer_timeout of 30 minutes, after which the "

@@ -433,6 +433,7 @@ _NAMES = (
 # Options of a task for its calls, which a call may override.
 _BOTH: dict[str, Kind] = {
     "expires": EXPIRY,
+    "deadline": EXPIRY,
     "priority": PRIORITY,
     "serializer": _SERIALIZER,
     "compression": NAME,
@@ -447,6 +448,7 @@ _BOTH: dict[str, Kind] = {
 # The attributes of Task.
 TASK: dict[str, Kind] = {
     **_BOTH,
+    "deadline": PAUSE,
     "name": NAME,
     "max_retries": ATTEMPTS,
     "default_retry_delay": SECONDS,

@@ -95,6 +95,7 @@ class Task(WithOthersNames, Generic[P, R]):
     reject_on_worker_lost: Any = None
     throws: tuple[type[BaseException], ...] = ()
     expires: Any = None
+    deadline: Any = None
     priority: int | None = None
     serializer: str | None = None
     compression: str | None = None
@@ -167,7 +168,7 @@ class Task(WithOthersNames, Generic[P, R]):
     def apply_async(
         self, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
     ) -> AsyncResult[R]:
-        """Publish a call with options: task_id, countdown, eta, expires, queue, exchange, routing_key, priority,
+        """Publish a call with options: task_id, countdown, eta, expires, deadline, queue, exchange, routing_key, priority,
         serializer, compression, headers, link, link_error, time_limit, soft_time_limit, ignore_result, shadow, timeout …
 
         Raises: TypeError (wrong arguments, unknown option), ValueError (soft limit above the hard one), PublishError.
@@ -288,9 +289,10 @@ class Task(WithOthersNames, Generic[P, R]):
         """Ask for another run, which the worker publishes when this one has ended: raises Retry (returns it with `throw=False`,
         and this run goes on).
 
-        `countdown` (seconds) or `eta` says when, else `default_retry_delay`. Past `max_retries` the cause `exc` is raised,
-        else MaxRetriesExceededError. Called directly, it raises the cause. `args` and `kwargs` take the place of those of this
-        run, also where an argument was given by name and is given by position now, or the other way round.
+        `countdown` (seconds) or `eta` says when, else `default_retry_delay`. Past `max_retries`, and for a time after the task's
+        deadline, the cause `exc` is raised, else MaxRetriesExceededError. Called directly, it raises the cause. `args` and
+        `kwargs` take the place of those of this run, also where an argument was given by name and is given by position now, or
+        the other way round.
         """
         request = self.request
         if request.called_directly:
@@ -310,6 +312,8 @@ class Task(WithOthersNames, Generic[P, R]):
         when: datetime | float = times["eta"] or countdown
         if (args is None) != (kwargs is None):
             args, kwargs = _in_their_place(self.run, request, args, kwargs)
+        if (over := _too_late(request, when)) is not None:
+            raise exc or MaxRetriesExceededError(f"Can't retry {self.name}[{request.id}]: {over}")
         changes = {"args": args, "kwargs": kwargs, "options": options}
         verdict = Retry(exc=exc, when=when, is_eager=request.is_eager, sig=changes)
         if throw:
@@ -479,6 +483,15 @@ def _in_their_place(
         name: value for name, value in zip(names[first:], old[first:], strict=False) if name not in keywords
     }
     return old[:first], {**later_by_name, **keywords}
+
+
+def _too_late(request: Context, when: datetime | float) -> str | None:
+    """What to say of a retry that would come after the deadline of the run; None for one that comes in time."""
+    deadline = request.deadline
+    if request.is_eager or not isinstance(deadline, datetime):
+        return None
+    eta = eta_of(when, None) if isinstance(when, datetime) else eta_of(None, when)
+    return f"its deadline is at {deadline.isoformat()}" if eta is not None and eta >= deadline else None
 
 
 def argument_check(function: Callable[..., object]) -> Callable[..., Any] | None:

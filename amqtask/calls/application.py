@@ -55,6 +55,9 @@ class CalledTask(Protocol):
     def expires(self) -> object: ...
 
     @property
+    def deadline(self) -> float | None: ...
+
+    @property
     def time_limit(self) -> float | None: ...
 
     @property

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from amqtask.cli.broker import known_queues
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.message import Delivery, Message
+from amqtask.protocol.task import timestamp
 from amqtask.topology.declarations import declarations, work_queue
 from amqtask.topology.delays import TO_HEADER, Address, address_of, addresses, seconds_left, waiting_priority
 from amqtask.transport.contract import Admin
 from amqtask.transport.inventory import ManagementApi
 from amqtask.worker.finisher import copied_properties
-from amqtask.worker.strategy import timestamp
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

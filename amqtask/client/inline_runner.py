@@ -8,16 +8,20 @@ from __future__ import annotations
 import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.calls.signature import Signature, listed
 from amqtask.canvas import chain, chord, group, maybe_signature
+from amqtask.client.message_builder import deadline_of
 from amqtask.exceptions import ChordError
 from amqtask.execution.context import Context, current, current_context
 from amqtask.execution.executor import Executor
 from amqtask.execution.follow_ups import first_task
 from amqtask.execution.request import ErrorInfo, Outcome, Request
+from amqtask.flow.deadline import HEADER as DEADLINE
+from amqtask.flow.deadline import deadline_in
 from amqtask.protocol.task import saferepr
 from amqtask.result import EagerResult
 
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from amqtask.exceptions import Retry
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.task_plan import TaskPlan
-    from amqtask.ground.shapes import Arguments, Keywords, OptionDict, Options, SignatureFields
+    from amqtask.ground.shapes import Arguments, HeaderDict, Keywords, OptionDict, Options, SignatureFields
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
     from amqtask.result import UntypedEagerResult
@@ -65,7 +69,13 @@ class _RunHere:
         raise AssertionError("an inline retry is not published")
 
     def compose_next(
-        self, signature: SignatureFields, result: object, context: Context, chain: list[SignatureFields]
+        self,
+        signature: SignatureFields,
+        result: object,
+        context: Context,
+        chain: list[SignatureFields],
+        *,
+        is_bound: bool = True,
     ) -> list[Message]:
         """Run the signature."""
         self._run_next(signature, result, chain)
@@ -159,6 +169,7 @@ class InlineRunner:
         embed["chain"] = options.get("chain")
         retries = int(options.get("retries") or 0)
         family = _family(task_id, options)
+        deadline = self._deadline(task, options)
         while True:
             executor = InlineExecutor(self._app.tasks, run_next=self._run_next, hostname=socket.gethostname())
             headers = {
@@ -167,6 +178,7 @@ class InlineRunner:
                 "retries": retries,
                 "ignore_result": False,
                 **family,
+                **deadline,
                 **(options.get("headers") or {}),
             }
             request = Request(
@@ -177,7 +189,7 @@ class InlineRunner:
                 decoded=(tuple(args), dict(kwargs), embed),
                 is_eager=True,
             )
-            outcome = executor.execute(request)
+            outcome = executor.expired(request) if _is_over(request) else executor.execute(request)
             if executor.retry is None:
                 break
             changes = executor.retry.sig or {}
@@ -185,6 +197,15 @@ class InlineRunner:
             kwargs = kwargs if changes.get("kwargs") is None else changes["kwargs"]
             retries += 1
         return self._eager_result(executor, outcome, task_id, task.name, propagate)
+
+    def _deadline(self, task: CalledTask, options: Options) -> HeaderDict:
+        """The header of a call's deadline: its own, or that of the task that makes the call, whichever comes first."""
+        limit = task.deadline if options.get("deadline") is None else options["deadline"]
+        ends = [] if limit is None else [deadline_of(limit, None, lambda: self._app.timezone)]
+        caller = current_context()
+        if caller is not None and caller.request is not None and (inherited := deadline_in(caller.request.headers)):
+            ends.append(inherited)
+        return {DEADLINE: min(ends).isoformat()} if ends else {}
 
     # -- compositions
 
@@ -264,6 +285,11 @@ class InlineRunner:
         following = self.run_composition(sig, (result,))
         if later_steps and following.successful():
             self._run_next(later_steps[-1], following.get(), later_steps[:-1])
+
+
+def _is_over(request: Request) -> bool:
+    deadline = deadline_in(request.headers)
+    return deadline is not None and deadline <= datetime.now(timezone.utc)
 
 
 def _family(task_id: str, options: Options) -> OptionDict:

@@ -13,6 +13,8 @@ from amqtask import option_types, signals
 from amqtask.calls.signature import listed
 from amqtask.exceptions import ConfigurationError, EncodeError
 from amqtask.execution.context import Context, current
+from amqtask.flow.deadline import HEADER as DEADLINE
+from amqtask.flow.deadline import bind, deadline_in
 from amqtask.ground.printable import described
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Message, Properties
@@ -44,8 +46,8 @@ _IGNORED = frozenset(
 _ROUTING = frozenset({"queue", "exchange", "exchange_type", "routing_key"})
 _CALL = frozenset(
     {
-        "task_id", "eta", "countdown", "expires", "retries", "time_limit", "soft_time_limit", "group_id", "group_index",
-        "root_id", "parent_id", "shadow", "ignore_result", "reply_to", "priority", "delivery_mode", "serializer",
+        "task_id", "eta", "countdown", "expires", "deadline", "retries", "time_limit", "soft_time_limit", "group_id",
+        "group_index", "root_id", "parent_id", "shadow", "ignore_result", "reply_to", "priority", "delivery_mode", "serializer",
         "compression", "headers", "link", "link_error", "chain", "chord", "replaced_task_nesting", "stamped_headers",
         "stamps", "origin", "argsrepr", "kwargsrepr",
     }
@@ -60,7 +62,9 @@ KNOWN = PUBLISHING | _IGNORED | _ROUTING | _CALL | _PROPERTIES
 class _Unregistered:
     """The options of a task that is not registered here: none."""
 
-    time_limit = soft_time_limit = expires = priority = ignore_result = delivery_mode = serializer = compression = None
+    time_limit = soft_time_limit = expires = deadline = priority = ignore_result = delivery_mode = serializer = (
+        compression
+    ) = None
 
 
 _UNREGISTERED = _Unregistered()
@@ -165,6 +169,13 @@ class Calls:
         )
         if options:
             self._add_rare_options(call, options, task, args, kwargs)
+        limit = get("deadline")
+        if limit is None:
+            limit = defaults.deadline
+        if limit is not None:
+            bind(call, deadline_of(limit, call.eta, self._zone))
+        elif call.headers and (inherited := deadline_in(call.headers)) is not None:
+            bind(call, inherited)
         return call
 
     def _add_rare_options(
@@ -202,6 +213,10 @@ class Calls:
             call.root_id = parent.root_id or parent.id
         if "parent_id" not in options:
             call.parent_id = parent.id
+        if parent.request is not None and DEADLINE in parent.request.headers:
+            inherited = deadline_in(parent.request.headers)
+            if inherited is not None:
+                bind(call, inherited)
         if self._inherits_priority and options.get("priority") is None and parent.request is not None:
             call.priority = parent.request.priority or 0
 
@@ -244,7 +259,9 @@ class Calls:
         options = dict(changes.get("options") or {})
         headers = strip_death_headers(request.headers)
         eta = eta_of(when, None, self._zone) if isinstance(when, datetime) else eta_of(None, when)
-        expires = _expiry(options.get("expires"), self._zone)
+        expires, deadline = _expiry(options.get("expires"), self._zone), deadline_in(headers)
+        if expires is not None and deadline is not None:
+            expires = min(expires, deadline)
         limits = headers.get("timelimit") or (None, None)
         call = TaskCall(
             request.id,
@@ -379,6 +396,18 @@ def _expiry(expires: object, zone: Callable[[], tzinfo]) -> datetime | None:
     moment = eta_of(expires, None, zone)
     if moment is None:
         raise ConfigurationError(f"expires is {expires!r}: seconds or a datetime is wanted")
+    return moment
+
+
+def deadline_of(limit: object, eta: datetime | None, zone: Callable[[], tzinfo]) -> datetime:
+    """The moment of a deadline: seconds from now (from the `eta`, where there is one), a datetime or ISO 8601 text."""
+    if isinstance(limit, timedelta):
+        limit = limit.total_seconds()
+    if isinstance(limit, (int, float)):
+        now = datetime.now(timezone.utc)
+        return (now if eta is None else max(now, eta)) + timedelta(seconds=limit)
+    moment = eta_of(limit, None, zone)
+    assert moment is not None
     return moment
 
 

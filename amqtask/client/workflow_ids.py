@@ -22,12 +22,14 @@ from amqtask.calls.signature import Signature, listed
 from amqtask.canvas import ACCUMULATE, chain, chord, group, maybe_signature, piped
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.follow_ups import body_id
+from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.protocol.chord import SIZE, TOKEN, new_token
 from amqtask.result import AsyncResult
 from amqtask.results import GroupResult
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import Arguments, KeywordDict, Keywords, Options, SignatureFields
+    from amqtask.execution.context import Context
+    from amqtask.ground.shapes import Arguments, HeaderDict, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.result import UntypedResult
 
 Result = AsyncResult[Any] | GroupResult
@@ -184,6 +186,41 @@ def end_of(sig: Signature, change: Callable[[Signature], None]) -> None:
         sig.tasks = members
     else:
         change(sig)
+
+
+# -- deadlines
+
+
+def bind_bodies(sig: Signature, context: Context) -> None:
+    """Bind the bodies of chords that begin in a run to its deadline, in place: they are published where nobody knows of the run.
+    All others take the deadline from the message before theirs."""
+    request = context.request
+    if request is None or DEADLINE not in request.headers:
+        return
+    _bind_bodies(sig, {DEADLINE: request.headers[DEADLINE]})
+
+
+def _bind_bodies(sig: Signature, deadline: HeaderDict) -> None:
+    if isinstance(sig, chord) and sig.body is not None:
+        body = sig.body
+        _bind_first(body, deadline)
+        sig.body = body
+    elif isinstance(sig, (group, chain)):
+        parts = sig.tasks
+        for part in parts if isinstance(sig, group) else parts[:1]:
+            _bind_bodies(part, deadline)
+        sig.tasks = parts
+
+
+def _bind_first(sig: Signature, deadline: HeaderDict) -> None:
+    if isinstance(sig, (group, chain, chord)):
+        parts = sig.tasks
+        for part in parts[:1] if isinstance(sig, chain) else parts:
+            _bind_first(part, deadline)
+        sig.tasks = parts
+        _bind_bodies(sig, deadline)
+    else:
+        sig.options["headers"] = {**(sig.options.get("headers") or {}), **deadline}
 
 
 # -- ids

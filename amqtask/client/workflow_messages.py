@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 from amqtask import signals
 from amqtask.calls.signature import Signature, listed
 from amqtask.canvas import ACCUMULATE, CHAIN, CHORD, CHUNKS, GROUP, MAP, STARMAP, chord, chunks, maybe_signature, routed
-from amqtask.client.message_builder import tell_composed
-from amqtask.client.workflow_ids import Begun, Freezer, Result, begin, end_of, settle, single
+from amqtask.client.message_builder import deadline_of, tell_composed
+from amqtask.client.workflow_ids import Begun, Freezer, Result, begin, bind_bodies, end_of, settle, single
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.follow_ups import body_id
 from amqtask.execution.request import Request
+from amqtask.flow.deadline import HEADER as DEADLINE
+from amqtask.flow.deadline import UNBOUND
 from amqtask.protocol.chord import CHORD_HEADER, chord_mark, chord_queue, without_chord_keys
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import exception_as_dict, exception_from_dict
 from amqtask.protocol.task import RUN_HEADER
 from amqtask.result import AsyncResult
+from amqtask.task import eta_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -145,12 +148,17 @@ class Workflows:
     def frozen(self, composition: Any, options: Options) -> tuple[Signature, Result]:
         """A settled copy with all its ids, and its result."""
         options = dict(options)
+        if options.get("deadline") is not None:  # the same moment for all, whenever they are published
+            zone = self._app.timezone
+            eta = eta_of(options.get("eta"), options.get("countdown"), lambda: zone)
+            options["deadline"] = deadline_of(options["deadline"], eta, lambda: zone).isoformat()
         task_id, root_id, parent_id = (options.pop(key, None) for key in ("task_id", "root_id", "parent_id"))
         membership = {key: options.pop(key, None) for key in ("group_id", "group_index", "chord")}
         sig = settle(composition, options)
         running = current_context()
         if running is not None and running.id is not None:
             root_id, parent_id = root_id or running.root_id or running.id, parent_id or running.id
+            bind_bodies(sig, running)
         result = self._freezer().freeze(
             sig, task_id=task_id, membership=membership, root_id=root_id, parent_id=parent_id
         )
@@ -216,12 +224,20 @@ class Workflows:
         return _announced(self._app.calls.compose_retry(request, context, when=when, sig=sig))
 
     def compose_next(
-        self, signature: SignatureFields, result: object, context: Context, chain: list[SignatureFields]
+        self,
+        signature: SignatureFields,
+        result: object,
+        context: Context,
+        chain: list[SignatureFields],
+        *,
+        is_bound: bool = True,
     ) -> list[Message]:
         """The messages of a callback or of the next step of a chain, with the rest of that (reversed) behind it."""
         request = context.request
         run = request.headers.get(RUN_HEADER) if request is not None else None
-        headers = {RUN_HEADER: run} if run else None
+        headers = {RUN_HEADER: run} if run else {}
+        if not is_bound and current_context() is not None:
+            headers |= UNBOUND
         return self._following(maybe_signature(signature, self._app), (result,), context, chain, headers)
 
     def compose_body(
@@ -247,6 +263,7 @@ class Workflows:
         sig = settle(sig, {**shared, "link_error": [*listed(sig.options.get("link_error")), *errbacks]})
         membership = {"group_id": context.group, "group_index": context.group_index, "chord": context.chord}
         reply_to = context.reply_to or ""
+        bind_bodies(sig, context)
         self._freezer(reply_to).freeze(
             sig, task_id=context.id, membership=membership, root_id=context.root_id, parent_id=context.parent_id
         )
@@ -275,6 +292,8 @@ class Workflows:
         headers: HeaderDict | None = None,
     ) -> list[Message]:
         sig = settle(sig)
+        if DEADLINE not in (headers or {}):
+            bind_bodies(sig, context)
         request = context.request
         reply_to = request.reply_to if request is not None else ""
         result = self._freezer(reply_to or "").freeze(sig, root_id=context.root_id or context.id, parent_id=context.id)

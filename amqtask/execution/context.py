@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from amqtask.flow.deadline import deadline_in
 from amqtask.protocol.task import callers_headers
 
 if TYPE_CHECKING:
@@ -132,7 +134,22 @@ def _delivery_info(request: Request) -> dict[str, object]:
     }
 
 
+def _deadline(request: Request) -> object:
+    """When the task must have ended; a header of that name that a sender wrote, where there is no deadline."""
+    return deadline_in(request.headers) or request.headers.get("deadline")
+
+
+def _remaining(request: Request) -> object:
+    """The seconds until the deadline, below 0 when it has passed."""
+    deadline = deadline_in(request.headers)
+    if deadline is None:
+        return request.headers.get("remaining")
+    return (deadline - datetime.now(timezone.utc)).total_seconds()
+
+
 _FROM_REQUEST: dict[str, Any] = {
+    "deadline": _deadline,
+    "remaining": _remaining,
     "delivery_info": _delivery_info,
     "correlation_id": lambda request: request.correlation_id,
     "reply_to": lambda request: request.reply_to,

@@ -40,6 +40,7 @@ class TaskLike(Protocol):
     retry_jitter: bool
     soft_time_limit: float | None
     time_limit: float | None
+    deadline: float | None  # seconds from the call
     send_events: bool  # of what happens to it, where its worker sends any
     # Names of the hooks that this class overrides (of before_start, on_success, on_failure, on_retry, after_return),
     # so that the executor can skip the others without a call.
@@ -74,10 +75,16 @@ class Composer(Protocol):
         """The same task id again, `retries + 1`, to the same queue, delayed (celery-facts §1.8)."""
 
     def compose_next(
-        self, signature: SignatureFields, result: object, context: Context, chain: list[SignatureFields]
+        self,
+        signature: SignatureFields,
+        result: object,
+        context: Context,
+        chain: list[SignatureFields],
+        *,
+        is_bound: bool = True,
     ) -> list[Message]:
         """The messages of a callback, errback or next step of a chain; `result` is prepended to its args unless it is
-        immutable. Adds their calls to `context.children`."""
+        immutable. Adds their calls to `context.children`. `is_bound`: the deadline of the task that runs is theirs, too."""
 
     def compose_body(
         self, body: SignatureFields, values: list[object], group_id: str, parent_id: str | None

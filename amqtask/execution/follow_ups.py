@@ -243,7 +243,7 @@ class FollowUpComposer:
             try:
                 task = self._tasks.get(errback["task"])
                 if task is None or not _takes_the_error(task, errback):
-                    messages += self._composer.compose_next(errback, context.id, context, [])
+                    messages += self._composer.compose_next(errback, context.id, context, [], is_bound=False)
                 elif current_context() is not None:
                     _call(task, errback, context, error, trace)
                 else:

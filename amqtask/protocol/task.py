@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -416,6 +416,15 @@ def read_v1(
     }
     _check_headers(headers)
     return headers
+
+
+def timestamp(value: str | datetime) -> float:
+    """Unix time of an ISO 8601 text; without an offset it is UTC."""
+    # Python 3.10's fromisoformat does not know "Z".
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value.replace("Z", "+00:00"))
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return moment.timestamp()
 
 
 def strip_death_headers(headers: Headers) -> HeaderDict:

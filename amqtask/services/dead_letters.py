@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.protocol.message import Delivery, Message
-from amqtask.protocol.task import PUBLISHED_AT, saferepr
+from amqtask.protocol.task import PUBLISHED_AT, saferepr, timestamp
 from amqtask.worker.finisher import copied_properties
-from amqtask.worker.strategy import timestamp
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Headers, JsonFields, JsonObject
@@ -55,6 +55,7 @@ def back_to_work(delivery: Delivery, queue: str, *, without_expiry: bool = False
     }
     if without_expiry and headers.get("expires"):
         headers["expires"] = None
+        headers.pop(DEADLINE, None)
     properties.headers = headers
     return Message(body=delivery.body, properties=properties, exchange="", routing_key=queue)
 

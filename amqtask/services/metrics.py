@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from amqtask.exceptions import ConfigurationError, PublishRefused, Unroutable
 from amqtask.ground import VERSION
 from amqtask.ground.printable import bounded_logger, clause
-from amqtask.protocol.task import PUBLISHED_AT
+from amqtask.protocol.task import PUBLISHED_AT, timestamp
 from amqtask.worker.report import Observer
-from amqtask.worker.strategy import timestamp
 
 if TYPE_CHECKING:
     from types import ModuleType

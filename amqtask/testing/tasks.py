@@ -54,6 +54,7 @@ class PlainTask:
         self.retry_jitter = True
         self.soft_time_limit: float | None = None
         self.time_limit: float | None = None
+        self.deadline: float | None = None
         self.send_events = True
         self.__dict__.update(options)
 
@@ -89,7 +90,13 @@ class PlainComposer:
         return _message("retry", {"id": request.id, "retries": context.retries + 1, "when": when})
 
     def compose_next(
-        self, signature: SignatureFields, result: object, context: Context, chain: list[SignatureFields]
+        self,
+        signature: SignatureFields,
+        result: object,
+        context: Context,
+        chain: list[SignatureFields],
+        *,
+        is_bound: bool = True,
     ) -> list[Message]:
         """The routing key is the next task's name."""
         return [_message(signature["task"], {"args": [result], "chain": chain})]

@@ -12,6 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
+from amqtask.flow.deadline import HEADER as DEADLINE
+from amqtask.flow.deadline import bind_received, bound_limit
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.task import light_limit
 from amqtask.topology.delays import second_delay
@@ -95,6 +97,11 @@ class Intake:
                 self._begin_anew(request)
                 return False
             limit = None
+        if strategy.deadline is not None and DEADLINE not in request.headers:
+            try:
+                bind_received(request.headers, strategy.deadline)
+            except (TypeError, ValueError, AttributeError, ArithmeticError):
+                pass  # a time that is none, which is what the verdict says
         verdict = judge(request, self._wall_clock, delivery_limit=limit)
         if verdict.deadline is not None and verdict.action is Action.RUN:
             watched[request.number] = verdict.deadline
@@ -114,6 +121,8 @@ class Intake:
         if self._wall_clock() >= deadline:
             self._expire(request)
             return False
+        if DEADLINE in request.headers:
+            request.soft_limit = bound_limit(request.headers, request.soft_limit, self._wall_clock())
         return True
 
     def _is_known(self, request: Request) -> bool:

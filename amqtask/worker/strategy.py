@@ -10,7 +10,6 @@ A worker compiles the strategies of all its tasks when it starts (`Strategies`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +18,7 @@ from amqtask.execution.request import Request, request_of
 from amqtask.ground.plugins import LONGEST_COMPARED, near_names, others_names
 from amqtask.ground.printable import printable
 from amqtask.protocol.message import OddHeaders
-from amqtask.protocol.task import LONGEST_ID, checked_id, read_v1
+from amqtask.protocol.task import LONGEST_ID, checked_id, read_v1, timestamp
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
@@ -59,7 +58,7 @@ RUN = Verdict(Action.RUN)
 class TaskStrategy:
     """One task's options that matter for each of its messages; compiled once."""
 
-    __slots__ = ("acks_late", "count", "hard_limit", "is_plain", "name", "problem", "soft_limit", "task")
+    __slots__ = ("acks_late", "count", "deadline", "hard_limit", "is_plain", "name", "problem", "soft_limit", "task")
 
     def __init__(
         self,
@@ -78,15 +77,18 @@ class TaskStrategy:
         self.hard_limit = as_limit(hard_limit)
         self.soft_limit = as_limit(soft_limit)
         self.count = 0
+        # Seconds, for messages whose sender did not know that the task has one.
+        self.deadline: float | None = None
         if task is not None:
             self.acks_late = task.acks_late
+            self.deadline = task.deadline
             # A task's own 0 means that it has no limit, whatever the worker's limit is.
             if task.time_limit is not None:
                 self.hard_limit = as_limit(task.time_limit)
             if task.soft_time_limit is not None:
                 self.soft_limit = as_limit(task.soft_time_limit)
         # No option of this task needs a decision per message.
-        self.is_plain = task is not None and self.acks_late
+        self.is_plain = task is not None and self.acks_late and self.deadline is None
 
 
 def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrategy) -> Request:
@@ -161,15 +163,6 @@ def judge(request: Request, now: Callable[[], float], *, delivery_limit: int | N
 def without_end(times: int, explanation: str) -> str:
     """The reason for a message that must not be delivered again."""
     return f"delivered {'once' if times == 1 else f'{times} times'} without an end: {explanation}"
-
-
-def timestamp(value: str | datetime) -> float:
-    """Unix time of an ISO 8601 text; without an offset it is UTC."""
-    # Python 3.10's fromisoformat does not know "Z".
-    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value.replace("Z", "+00:00"))
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return moment.timestamp()
 
 
 def limits_in(headers: Headers) -> tuple[float | None, float | None]:

@@ -40,7 +40,9 @@ class Nowhere(StoreDefaults):
 class Chains(PlainComposer):
     """The next step as a task message to the queue `q`; its arguments are its own."""
 
-    def compose_next(self, signature: Mapping[str, Any], result: Any, context: Any, chain: list[Any]) -> list[Message]:
+    def compose_next(
+        self, signature: Mapping[str, Any], result: Any, context: Any, chain: list[Any], *, is_bound: bool = True
+    ) -> list[Message]:
         headers = {
             "task": signature["task"], "id": signature["options"]["task_id"], RUN_HEADER: "run", **signature["headers"],
         }  # fmt: skip

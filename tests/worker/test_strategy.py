@@ -10,8 +10,8 @@ import pytest
 from amqtask.exceptions import InvalidTaskError
 from amqtask.protocol.message import Delivery, Properties
 from amqtask.protocol.serialization import JSON
-from amqtask.protocol.task import decode_body
-from amqtask.worker.strategy import Action, Strategies, TaskStrategy, judge, read_request, read_strange, timestamp
+from amqtask.protocol.task import decode_body, timestamp
+from amqtask.worker.strategy import Action, Strategies, TaskStrategy, judge, read_request, read_strange
 from tests.worker.bench import FakeTask
 
 NOW = 1_700_000_000.0  # 2023-11-14T22:13:20Z
