@@ -34,6 +34,8 @@ MISSING = (
     "(It brings Celery with it, of whose command line it is a part.)"
 )
 
+_OURS = {"-A": "app", "--app": "app", "-b": "broker", "--broker": "broker"}
+
 
 @click.command(
     "flower",
@@ -48,12 +50,12 @@ MISSING = (
 def command(settings: Globals, arguments: tuple[str, ...]) -> None:
     """Start Flower, the web monitor: `amqtask -A tasks flower --port=5555`.
 
-    All options are Flower's own, and --broker URL as Flower 0.9 had it: https://flower.readthedocs.io/en/latest/config.html
+    All options are Flower's own, and -A and --broker as Flower 0.9 had them: https://flower.readthedocs.io/en/latest/config.html
     """
     for package in ("flower", "celery"):
         if importlib.util.find_spec(package) is None:
             raise click.ClickException(MISSING)
-    settings.broker, arguments = broker_of(arguments, settings.broker)
+    arguments = told_among(arguments, settings)
     app = settings.load()
     if not app.broker.is_shared:
         raise click.ClickException("Flower needs RabbitMQ or Redis; memory:// lives inside each process")
@@ -61,18 +63,18 @@ def command(settings: Globals, arguments: tuple[str, ...]) -> None:
     celery_app(app).start([*quiet, "flower", *arguments])
 
 
-def broker_of(arguments: tuple[str, ...], broker: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """The URL that --broker says among Flower's options (else `broker`), and the options without it."""
+def told_among(arguments: tuple[str, ...], settings: Globals) -> tuple[str, ...]:
+    """Take the application (-A) and the broker (-b), which Flower 0.9 had among its own options; what remains is Flower's."""
     flower_options: list[str] = []
     remaining = iter(arguments)
     for argument in remaining:
-        if argument in ("-b", "--broker"):
-            broker = next(remaining, broker)
-        elif argument.startswith("--broker="):
-            broker = argument.partition("=")[2]
-        else:
+        name, is_joined, value = argument.partition("=")
+        field = _OURS.get(name)
+        if field is None:
             flower_options.append(argument)
-    return broker, tuple(flower_options)
+        else:
+            setattr(settings, field, value if is_joined else next(remaining, None))
+    return tuple(flower_options)
 
 
 def celery_app(app: AmqTask) -> Any:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask
-from amqtask.cli.flower import broker_of, celery_settings
+from amqtask.cli.flower import celery_settings, told_among
+from amqtask.cli.globals import Globals
 from amqtask.cli.main import run
 
 
@@ -59,9 +60,19 @@ def test_flower_is_told_how_to_speak_tls() -> None:
 
 
 @pytest.mark.parametrize("words", [("--broker=amqp://b//",), ("--broker", "amqp://b//"), ("-b", "amqp://b//")])
-def test_the_broker_may_stand_among_flowers_options(words: tuple[str, ...]) -> None:
-    assert broker_of(("--port=1", *words, "--broker-api=http://m"), None) == (
-        "amqp://b//",
-        ("--port=1", "--broker-api=http://m"),
+@pytest.mark.parametrize("path", [("-A", "proj"), ("--app=proj",)])
+def test_application_and_broker_may_stand_among_flowers_options(words: tuple[str, ...], path: tuple[str, ...]) -> None:
+    settings = Globals()
+
+    assert told_among(("--port=1", *words, *path, "--broker-api=http://m"), settings) == (
+        "--port=1",
+        "--broker-api=http://m",
     )
-    assert broker_of(("--port=1",), "amqp://a//") == ("amqp://a//", ("--port=1",))
+    assert (settings.app, settings.broker) == ("proj", "amqp://b//")
+
+
+def test_what_stands_before_flower_holds() -> None:
+    settings = Globals(app="proj", broker="amqp://a//")
+
+    assert told_among(("--port=1",), settings) == ("--port=1",)
+    assert (settings.app, settings.broker) == ("proj", "amqp://a//")
