@@ -111,7 +111,12 @@ def start_anew() -> NoReturn:
     """Be this command once more, in the same process: the same pid, pid file and parent, other code and configuration."""
     os.environ[RESTARTED] = str(os.getpid())
     flush_streams()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    os.execv(sys.executable, this_command())
+
+
+def this_command() -> list[str]:
+    """The command line of this process, for another that is to be the same."""
+    return [sys.executable, *sys.orig_argv[1:]]
 
 
 def drop_privileges(user: pwd.struct_passwd | None, group: int | None, mask: int | None) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from amqtask.cli.handover import await_load
 from amqtask.ground.startup import no_collection
 
 if TYPE_CHECKING:
@@ -31,12 +33,15 @@ class Globals:
     config: str | None = None
     color: bool = True
     quiet: bool = False
+    # Where the command was started, before --workdir.
+    started_in: Path = field(default_factory=Path.cwd)
     loaded: Any = field(default=None, repr=False)
     _is_told: bool = False
 
     def load(self, app_path: str | None = None) -> AmqTask:
         """The application, with the command line's broker, backend and configuration put into its settings."""
         if not self._is_told:
+            await_load()
             with no_collection():
                 from amqtask.cli.find_app import find_app
 

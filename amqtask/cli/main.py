@@ -141,6 +141,7 @@ def cli(
 ) -> None:
     """amqtask: a RabbitMQ-first task queue with Celery's names and messages."""
     del loader, skip_checks
+    started_in = Path.cwd()
     if workdir is not None:
         os.chdir(workdir)
     loaded = ctx.obj.loaded if isinstance(ctx.obj, Globals) else None
@@ -151,6 +152,7 @@ def cli(
         config=config,
         color=not no_color,
         quiet=quiet,
+        started_in=started_in,
         loaded=loaded,
     )
 

@@ -6,12 +6,13 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from amqtask.assembly import build_worker
-from amqtask.cli import daemon, params
+from amqtask.cli import daemon, handover, params
 from amqtask.cli.daemon import expand, node_name
 from amqtask.cli.globals import Globals, ParamType
 from amqtask.cli.logs import LEVELS, check_logfile, enable_own_loggers, is_in_json, set_up
@@ -19,12 +20,14 @@ from amqtask.cli.output import echo_text
 from amqtask.cli.params import CommaList, Extensible, own_options
 from amqtask.exceptions import PoolNotFound
 from amqtask.ground import VERSION
+from amqtask.ground.plugins import load
 from amqtask.ground.printable import bounded_logger, count, mask_urls
 from amqtask.pool import GREEN_POOLS, OURS, find_pool
 from amqtask.worker.options import WorkerOptions, usable_processors
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.cli.reload import Reloader
     from amqtask.ground.shapes import JsonObject, OptionDict
     from amqtask.worker.worker import Worker
 
@@ -210,6 +213,24 @@ FEATURES: list[Decorator] = [
     ),
     click.option("--scheduler", metavar="NAME", help="With -B: file, memory, django, or module:Class."),
 ]
+RELOAD: list[Decorator] = [
+    click.option(
+        "--reload", is_flag=True, allow_from_autoenv=False,
+        help="For development: replace the worker when the project's files change (extra `reload`).",
+    ),
+    click.option(
+        "--reload-dir", "reload_dirs", multiple=True, metavar="FOLDER",
+        type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder to watch; may be repeated [here].",
+    ),
+    click.option(
+        "--reload-include", "reload_patterns", multiple=True, metavar="PATTERN",
+        help="Files to watch beside *.py, such as '*.toml'; may be repeated.",
+    ),
+    click.option(
+        "--reload-timeout", type=click.FloatRange(min=0), default=5.0, show_default=True, metavar="SECONDS",
+        help="How long running tasks may go on with the old code; then they run again.",
+    ),
+]  # fmt: skip
 DAEMON: list[Decorator] = [
     click.option("-f", "--logfile", help="Log to this file (%n, %h … as in --hostname)."),
     click.option("--pidfile", help="Write the process id here."),
@@ -221,18 +242,23 @@ DAEMON: list[Decorator] = [
 
 
 @click.command("worker", cls=Extensible, context_settings={"help_option_names": ["-h", "--help"]})
-@_options(WORKER, POOL, QUEUES, FEATURES, DAEMON)
+@_options(WORKER, POOL, QUEUES, FEATURES, RELOAD, DAEMON)
 @click.pass_obj
 def command(settings: Globals, /, **params: Any) -> int:
     """Start a worker: `amqtask worker -Q cma_queue -P eventlet -c 5`."""
     if (params["schedule"] or params["scheduler"]) and not params["beat"]:
         raise click.UsageError("--schedule and --scheduler are for the embedded scheduler: say -B too.")
+    if params["reload"] and not handover.is_child():
+        return _reloaded(settings, params)
     app = settings.load(params["told_app"])
     of_app = own_options(app, click.get_current_context(), params)
     options = replace(_worker_options(app, params), of_app=of_app)
     _check_pool_options(params)
     if options.logfile:
         check_logfile(options.logfile)
+    if handover.is_child():
+        app.import_modules()
+        handover.await_go()
     daemon.become(
         pidfile=options.pidfile,
         in_background=params["detach"],
@@ -262,6 +288,21 @@ def command(settings: Globals, /, **params: Any) -> int:
     if worker.lifecycle.shutdown.restarts:
         daemon.start_anew()
     return exit_code
+
+
+def _reloaded(settings: Globals, params: dict[str, Any]) -> int:
+    """This command in a child process, which is replaced when files change. Raises: UsageError, ConfigurationError."""
+    if params["detach"]:
+        raise click.UsageError("--reload is for a terminal, and --detach for the background: say one of them.")
+    reloader: Reloader = load("amqtask.cli.reload").Reloader(
+        daemon.this_command(),
+        folder=settings.started_in,
+        watched=params["reload_dirs"] or [Path.cwd()],
+        patterns=["*.py", *params["reload_patterns"]],
+        patience=params["reload_timeout"],
+        stands_by=settings.loaded is None,
+    )
+    return reloader.run()
 
 
 def _check_pool_options(params: dict[str, object]) -> None:

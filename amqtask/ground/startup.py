@@ -9,13 +9,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+# In the environment of a worker that `--reload` has started: the number of the socket over which it gets its orders.
+RELOADED = "_AMQTASK_RELOAD"
+
 
 def pool_on_command_line(argv: Sequence[str]) -> str | None:
     """The pool named by -P, --pool or AMQTASK_POOL, or for a shell by --eventlet or --gevent; None when nothing names one
-    or neither a worker nor a shell is started."""
+    or neither a worker nor a shell is started. The process that watches files (`--reload`) has no pool, its children have."""
     if "shell" in argv:
         return next((argument[2:] for argument in argv if argument in ("--eventlet", "--gevent")), None)
-    if "worker" not in argv:
+    if "worker" not in argv or ("--reload" in argv and RELOADED not in os.environ):
         return None
     for position, argument in enumerate(argv):
         if argument == "--":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ from amqtask import AmqTask
 from amqtask.cli.daemon import check_pidfile
 from amqtask.cli.main import run
 from amqtask.cli.worker import command
+from amqtask.ground.startup import pool_on_command_line
 from amqtask.worker.options import usable_processors
 
 
@@ -76,3 +78,23 @@ def test_a_pid_file_with_our_own_number_is_a_stale_one(tmp_path: Path) -> None:
     check_pidfile(pidfile)
 
     assert not pidfile.exists()
+
+
+def test_reloading_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+
+    assert run(["worker", "--reload"]) == 1
+    assert "pip install 'amqtask[reload]'" in capsys.readouterr().err
+
+
+def test_reloading_is_not_for_the_background(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["worker", "--reload", "-D"]) == 2
+    assert "say one of them" in capsys.readouterr().err
+
+
+def test_the_process_that_watches_is_not_patched_for_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["worker", "-P", "gevent", "--reload"]
+    assert pool_on_command_line(line) is None
+
+    monkeypatch.setenv("_AMQTASK_RELOAD", "7")
+    assert pool_on_command_line(line) == "gevent"
