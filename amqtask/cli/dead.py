@@ -27,6 +27,7 @@ from amqtask.services.dead_letters import (
     reason,
     work_queue_of,
 )
+from amqtask.services.rerunning import Pace
 from amqtask.topology.declarations import dead_letter_queue
 from amqtask.transport.contract import Admin
 
@@ -212,6 +213,7 @@ def _full_entry(delivery: Delivery) -> JsonObject:
 @click.option("--all", "everything", is_flag=True, help="All messages.")
 @click.option("--to", metavar="QUEUE", help="To this queue [each to the one it died in].")
 @click.option("--drop-expiry", is_flag=True, help="Also what has expired; its `expires` is taken off.")
+@params.rate_option
 @json_option
 @click.pass_obj
 def retry(
@@ -223,6 +225,7 @@ def retry(
     everything: bool,
     to: str | None,
     drop_expiry: bool,
+    rate: float | None,
     as_json: bool,
 ) -> int:
     """Publish messages to their work queue again; each leaves the dead-letter queue after the broker's confirm.
@@ -233,7 +236,7 @@ def retry(
         raise click.UsageError("say which: TASK_IDS, --task NAME or --all")
     app = settings.load()
     expired: list[str] = []
-    convert = _retrying(app, task, task_ids, to, None if drop_expiry else expired)
+    convert = _retrying(app, task, task_ids, to, None if drop_expiry else expired, Pace(app, rate))
     moved: dict[str, int] = {}
     failed = 0
     failure: Exception | None = None
@@ -256,7 +259,7 @@ def retry(
 
 
 def _retrying(
-    app: AmqTask, task: str | None, ids: Sequence[str], to: str | None, expired: list[str] | None
+    app: AmqTask, task: str | None, ids: Sequence[str], to: str | None, expired: list[str] | None, pace: Pace
 ) -> Callable[[Delivery], Message | None]:
     """What `move` calls for each delivery: the message to publish, or None. Ids of expired ones are added to `expired`; with None
     their expiry is dropped."""
@@ -271,7 +274,7 @@ def _retrying(
         if is_late and expired is not None:
             expired.append(str(headers.get("id")))
             return None
-        return back_to_work(delivery, to or work_queue_of(delivery, suffix), without_expiry=is_late)
+        return pace(back_to_work(delivery, to or work_queue_of(delivery, suffix), without_expiry=is_late))
 
     return convert
 

@@ -104,6 +104,13 @@ class CommaList(ParamType):
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
+rate_option = click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="So many a second: the others wait in the broker as delayed tasks [all at once].",
+)
+
+
 class Moment(ParamType):
     """A time in ISO 8601 (local without a zone), or so long ago: 30s, 10m, 2h, 7d."""
 

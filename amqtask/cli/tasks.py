@@ -11,21 +11,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from amqtask.cli.broker import open_admin
+from amqtask.cli.broker import refuse_memory
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
-from amqtask.cli.params import Moment
-from amqtask.client.rerun import run_again, run_edited
-from amqtask.exceptions import AmqTaskError, QueueNotFound
+from amqtask.cli.params import Moment, rate_option
+from amqtask.client.rerun import run_edited
+from amqtask.exceptions import AmqTaskError
 from amqtask.ground.printable import count, duration, local_time
-from amqtask.services.dead_letters import back_to_work, work_queue_of
+from amqtask.services.rerunning import run_all_again
 from amqtask.states import READY_STATES
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.ground.shapes import JsonObject
     from amqtask.history.client import PastTask, TaskHistory
-    from amqtask.protocol.message import Delivery, Message
 
 _COLUMNS = ("TIME", "STATE", "TASK", "ID", "QUEUE", "WAITED", "RAN", "WORKER", "ERROR")
 # Characters of an error in a table.
@@ -225,6 +224,7 @@ def _print(history: TaskHistory) -> None:
 )
 @click.option("-k", "--kwargs", "kwargs_text", metavar="JSON", help="Other arguments by name: a JSON object.")
 @click.option("--to", metavar="QUEUE", help="To this queue [each to the one it was in].")
+@rate_option
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_obj
@@ -235,6 +235,7 @@ def retry(
     args_text: str | None,
     kwargs_text: str | None,
     to: str | None,
+    rate: float | None,
     force: bool,
     as_json: bool,
 ) -> int:
@@ -245,6 +246,7 @@ def retry(
     """
     args, kwargs = _json(args_text, list, "--args"), _json(kwargs_text, dict, "--kwargs")
     app = settings.load()
+    refuse_memory(app)
     again: list[JsonObject] = []
     failed: list[JsonObject] = []
     try:
@@ -252,15 +254,13 @@ def retry(
         if (args is not None or kwargs is not None) and len(task_ids) != 1:
             raise click.UsageError("other arguments are for one task: name its id")
         _confirm(f"Run {count(len(tasks), 'task')} again?", task_ids, force, as_json)
-        buried = _retry_dead(app, tasks, to) if args is None and kwargs is None else frozenset()
-        for task in tasks:
+        if args is None and kwargs is None:
+            done = run_all_again(app, tasks, queue=to, rate=rate)
+            again += [{"id": task_id} for task_id in done.done]
+            failed += [{"id": task_id, "error": str(error)} for task_id, error in done.failed]
+        for task in tasks if args is not None or kwargs is not None else ():
             try:
-                if args is not None or kwargs is not None:
-                    again.append({"id": run_edited(app, task, args, kwargs, queue=to), "rerun_of": task.id})
-                    continue
-                if task.id not in buried:
-                    run_again(app, task, queue=to)
-                again.append({"id": task.id})
+                again.append({"id": run_edited(app, task, args, kwargs, queue=to), "rerun_of": task.id})
             except AmqTaskError as error:
                 failed.append({"id": task.id, "error": str(error)})
     finally:
@@ -314,30 +314,6 @@ def _meant(app: AmqTask, ids: Sequence[str], search: Search, unknown: list[JsonO
 def _confirm(question: str, ids: Sequence[str], force: bool, as_json: bool) -> None:
     if not ids and not force:
         click.confirm(question, abort=True, err=as_json)
-
-
-def _retry_dead(app: AmqTask, tasks: Sequence[PastTask], to: str | None) -> frozenset[str]:
-    """Send those that are dead letters back to work; their ids."""
-    suffix: str = app.conf.task_dead_letter_suffix
-    wanted = {task.id for task in tasks}
-    moved: set[str] = set()
-
-    def convert(delivery: Delivery) -> Message | None:
-        task_id = (delivery.properties.headers or {}).get("id")
-        if task_id not in wanted:
-            return None
-        moved.add(task_id)
-        return back_to_work(delivery, to or work_queue_of(delivery, suffix), without_expiry=True)
-
-    with open_admin(app) as admin:
-        for name in sorted({f"{task.queue}{suffix}" for task in tasks if task.queue}):
-            try:
-                done = admin.move(name, app.publisher, convert)
-            except QueueNotFound:
-                continue
-            if done.failure is not None:
-                raise done.failure
-    return frozenset(moved)
 
 
 def _json(written: str | None, wanted: type[T], option: str) -> T | None:

@@ -25,9 +25,9 @@ class NotKept(AmqTaskError):
     """Not enough of the task is known to run it."""
 
 
-def run_again(app: Roof, task: PastTask, *, queue: str | None = None) -> None:
-    """Publish the task's message once more, to the queue it was in or to this one: as it was, with all of its retries to come,
-    and neither `eta` nor `expires`. Raises: NotKept, PublishError."""
+def prepared(app: Roof, task: PastTask, *, queue: str | None = None) -> Message:
+    """The task's message once more, to the queue it was in or to this one: as it was, with all of its retries to come, and
+    neither `eta` nor `expires`. Raises: NotKept."""
     if task.message is None:
         raise NotKept(
             f"the message of task {task.id} is not kept (task_history_arguments keeps messages), so it cannot run as it was: "
@@ -38,9 +38,7 @@ def run_again(app: Roof, task: PastTask, *, queue: str | None = None) -> None:
         raise NotKept(f"no event has told the queue of task {task.id}: name one")
     message = message_again(task.message, where)
     message.declare = app.queues.declarations(app.queues[where])
-    app.runtime.publisher.publish(message)
-    if app.runtime.tells_sent:
-        app.runtime.sent_events.sent((message,))
+    return message
 
 
 def message_again(kept: KeptMessage, queue: str) -> Message:

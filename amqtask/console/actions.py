@@ -6,18 +6,18 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amqtask.client.rerun import run_again, run_edited
+from amqtask.client.rerun import run_edited
+from amqtask.console.many import mark_seen, rate_of, rerun_all, revoke_all
 from amqtask.console.pages import is_dead_letter, named_queues
-from amqtask.exceptions import AmqTaskError, ConfigurationError, QueueNotFound
+from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.ground.printable import count
 from amqtask.services.dead_letters import back_to_work, work_queue_of
+from amqtask.services.rerunning import Pace, run_all_again
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.protocol.message import Delivery, Message
 
-# Tasks of a group that are run again at once.
-MOST_AT_ONCE = 10_000
 T = TypeVar("T", list[Any], dict[str, Any])
 Form = Mapping[str, str]
 Action = Callable[["AmqTask", Form, str], str]
@@ -32,22 +32,14 @@ def rerun(app: AmqTask, form: Form, who: str) -> str:
         args, kwargs = _json(form, "args", list), _json(form, "kwargs", dict)
         new = run_edited(app, found.task, args, kwargs)
         return f"{found.task.name} runs again as {new}"
-    run_again(app, found.task)
+    for _, error in run_all_again(app, [found.task]).failed:
+        raise error
     return f"{found.task.name} runs again"
 
 
 def rerun_group(app: AmqTask, form: Form, who: str) -> str:
     """Run all failures of a task with one class of exception again."""
-    tasks = app.history.find(state="FAILURE", task=form.get("task"), error=form.get("error"), limit=MOST_AT_ONCE)
-    failed = ""
-    done = 0
-    for task in tasks:
-        try:
-            run_again(app, task)
-            done += 1
-        except AmqTaskError as error:
-            failed = failed or f"; {count(len(tasks) - done, 'task')} not, the first because: {error}"
-    return f"{count(done, 'task')} run again{failed}"
+    return rerun_all(app, {**form, "state": "FAILURE"}, who)
 
 
 def revoke(app: AmqTask, form: Form, who: str) -> str:
@@ -81,19 +73,22 @@ def purge(app: AmqTask, form: Form, who: str) -> str:
 
 
 def retry_dead(app: AmqTask, form: Form, who: str) -> str:
-    """Send dead letters back to work: one by its id, or those of a task that died for one reason."""
+    """Send dead letters back to work, all at once or at a `rate`: one by its id, those of a task that died for one reason,
+    or with `all` those of a queue."""
     suffix: str = app.conf.task_dead_letter_suffix
+    pace = Pace(app, rate_of(form))
+    is_all = form.get("all") == "yes"
 
     def convert(delivery: Delivery) -> Message | None:
-        is_meant = is_dead_letter(
+        is_meant = is_all or is_dead_letter(
             delivery, task_id=form.get("id"), task=form.get("task") or None, reason=form.get("reason")
         )
-        return back_to_work(delivery, work_queue_of(delivery, suffix), without_expiry=True) if is_meant else None
+        return pace(back_to_work(delivery, work_queue_of(delivery, suffix), without_expiry=True)) if is_meant else None
 
     with app.broker.admin() as admin:
         done = admin.move(form["queue"], app.publisher, convert)
     if done.failure is not None:
-        raise done.failure
+        raise ConfigurationError(f"{count(done.moved, 'message')} back to work, the others stay: {done.failure}")
     return f"{count(done.moved, 'message')} back to work"
 
 
@@ -113,6 +108,9 @@ def _json(form: Form, name: str, wanted: type[T]) -> T | None:
 ACTIONS: dict[str, Action] = {
     "rerun": rerun,
     "rerun-group": rerun_group,
+    "rerun-all": rerun_all,
+    "revoke-all": revoke_all,
+    "mark-seen": mark_seen,
     "revoke": revoke,
     "pause": pause,
     "resume": resume,

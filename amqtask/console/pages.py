@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from amqtask.app import AmqTask
     from amqtask.ground.shapes import JsonObject
-    from amqtask.history.client import MinuteNumbers, PastTask, PastWorker, TaskHistory
+    from amqtask.history.client import MinuteNumbers, PastTask, PastWorker, Search, TaskHistory
     from amqtask.protocol.entities import Queue
 
 PAGE_SIZE = 50
@@ -70,22 +70,27 @@ def plot(minutes: list[MinuteNumbers], since: timedelta) -> list[JsonObject]:
 
 def search(app: AmqTask, query: Mapping[str, str]) -> JsonObject:
     """Tasks that fit the fields of a form, and the cursor of the next page. Raises: ConfigurationError."""
-    asked = {
-        name: query.get(name, "").strip() for name in ("state", "task", "queue", "worker", "error", "text", "root_id")
-    }
-    found = app.history.find(
-        **{name: value or None for name, value in asked.items()},
-        stamp=_stamp(query.get("stamp", "")),
-        since=_moment(query.get("since", "")),
-        until=_moment(query.get("until", "")),
-        limit=PAGE_SIZE + 1,
-        after=query.get("after") or None,
-    )
+    found = app.history.find(**asked(query), limit=PAGE_SIZE + 1)
     tasks = found[:PAGE_SIZE]
     return {
         "query": {name: value for name, value in query.items() if value and name != "after"},
         "tasks": [as_row(one) for one in tasks],
         "next": tasks[-1].cursor if len(found) > PAGE_SIZE else None,
+    }
+
+
+def asked(query: Mapping[str, str]) -> Search:
+    """The search of a form's fields."""
+    texts = {
+        name: query.get(name, "").strip() or None for name in ("state", "task", "queue", "worker", "error", "text")
+    }
+    return {
+        **texts,  # type: ignore[typeddict-item]  # of these names
+        "root_id": query.get("root_id", "").strip() or None,
+        "stamp": _stamp(query.get("stamp", "")),
+        "since": _moment(query.get("since", "")),
+        "until": _moment(query.get("until", "")),
+        "after": query.get("after") or None,
     }
 
 
@@ -214,7 +219,7 @@ def dead(app: AmqTask) -> JsonObject:
         {"queue": queue, "task": name, "reason": reason, "count": number}
         for (queue, name, reason), number in counts.most_common()
     ]
-    return {"queues": totals, "groups": groups, "messages": messages}
+    return {"queues": totals, "groups": groups, "messages": messages, "most": MOST_DEAD}
 
 
 def is_dead_letter(delivery: Delivery, *, task_id: str | None, task: str | None, reason: str | None) -> bool:

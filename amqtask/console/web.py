@@ -26,7 +26,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from amqtask.assembly import build_indexer
-from amqtask.console import pages
+from amqtask.console import many, pages
 from amqtask.console.access import Access, Denied
 from amqtask.console.actions import ACTIONS
 from amqtask.exceptions import AmqTaskError
@@ -58,6 +58,11 @@ PAGES: dict[str, tuple[str, str, Look]] = {
         "",
         "workflow.html",
         lambda app, request: pages.workflow(app, request.path_params["some_id"]),
+    ),
+    "/many/{action}": (
+        "",
+        "many.html",
+        lambda app, request: many.confirmation(app, request.path_params["action"], request.query_params),
     ),
     "/failures": (
         "Failures",

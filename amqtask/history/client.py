@@ -7,13 +7,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.lazy import lazy
 from amqtask.history.index import HistoryIndex
-from amqtask.history.records import FAILED_MARK, TaskRow, WorkerRow, key_at, mark
+from amqtask.history.records import FAILED_MARK, KEY_BITS, TaskRow, WorkerRow, key_at, mark
 from amqtask.history.tables import FAILED, TASKS
 from amqtask.states import FAILURE
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+    from typing_extensions import Unpack
 
 # Tasks of one family that `get` shows.
 MOST_RELATIVES = 500
@@ -113,7 +118,9 @@ class TaskHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureGroup:
-    """Failures of one task with one class of exception; `example` is the last of them."""
+    """Failures of one task with one class of exception; `example` is the last of them.
+
+    `seen_by` marked the group as seen at `seen_at`; `unseen` failed since then (all, where nobody did)."""
 
     name: str
     error: str
@@ -121,6 +128,9 @@ class FailureGroup:
     first: datetime
     last: datetime
     example: PastTask
+    unseen: int
+    seen_by: str | None = None
+    seen_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,31 @@ class PastWorker:
     software: str | None
     processed: int | None
     active: int | None
+
+
+class Search(TypedDict, total=False):
+    """Which tasks are meant: see `History.find`."""
+
+    state: str | Sequence[str] | None
+    task: str | None
+    queue: str | None
+    worker: str | None
+    since: Moment | None
+    until: Moment | None
+    text: str | None
+    stamp: tuple[str, str] | None
+    root_id: str | None
+    error: str | None
+    after: str | None
+
+
+class _Asked(NamedTuple):
+    """A search, for the index."""
+
+    conditions: list[sa.ColumnElement[bool]]
+    words: str | None
+    marks: list[str]
+    stamp: tuple[str, str] | None
 
 
 class History:
@@ -187,28 +222,23 @@ class History:
         `error` is the class of its exception. `after` is the `cursor` of the last task of the page before.
         Raises: ConfigurationError.
         """
-        c = TASKS.c
-        conditions = [
-            column == value
-            for column, value in (
-                (c.name, task), (c.queue, queue), (c.worker, worker), (c.root_id, root_id), (c.error, error),
-            )
-            if value is not None
-        ]  # fmt: skip
-        marks = [mark(kind, value) for kind, value in (("n", task), ("q", queue)) if value is not None]
-        if state is not None:
-            names = [state.upper()] if isinstance(state, str) else [name.upper() for name in state]
-            conditions.append(FAILED if names == [FAILURE] else c.state.in_(names))
-            marks += [FAILED_MARK] if names == [FAILURE] else []
-        if since is not None:
-            conditions.append(c.key >= key_at(_unix(since)))
-        if until is not None:
-            conditions.append(c.key < key_at(_unix(until)))
-        if after is not None:
-            conditions.append(c.key < _key(after))
-        words = text.strip() if text and text.strip() else None
-        rows = self.index.select(conditions, words=words, marks=marks, stamp=stamp, limit=max(1, limit))
+        asked = _asked(
+            state=state, task=task, queue=queue, worker=worker, since=since, until=until, text=text, stamp=stamp,
+            root_id=root_id, error=error, after=after,
+        )  # fmt: skip
+        rows = self.index.select(
+            asked.conditions, words=asked.words, marks=asked.marks, stamp=asked.stamp, limit=max(1, limit)
+        )
         return [past_task(row) for row in rows]
+
+    def count(self, **search: Unpack[Search]) -> dict[str, int]:
+        """How many tasks a search of `find` has, by state. Raises: ConfigurationError."""
+        asked = _asked(**search)
+        return self.index.count_states(asked.conditions, words=asked.words, marks=asked.marks, stamp=asked.stamp)
+
+    def now(self) -> str:
+        """A cursor before all that is known now: with `after=` a search finds the same tasks later, and none that came since."""
+        return str(self.index.newest()[0] + 1)
 
     def get(self, task_id: str) -> TaskHistory | None:
         """One task with its parents and children; None where nothing is known of it."""
@@ -228,6 +258,11 @@ class History:
             tuple(past_task(row) for row in reversed(parents)),
             tuple(past_task(row) for row in reversed(children)),
         )
+
+    def by_ids(self, ids: Sequence[str]) -> list[PastTask]:
+        """These tasks in this order, as far as anything is known of them."""
+        rows = {row.id: row for row in self.index.by_ids(ids)}
+        return [past_task(rows[task_id]) for task_id in ids if task_id in rows]
 
     def reruns(self, task_id: str) -> list[PastTask]:
         """The tasks that were made to stand for this one, with other arguments."""
@@ -263,18 +298,30 @@ class History:
             conditions.append(TASKS.c.key >= key_at(_unix(since)))
         groups = self.index.group_failures(conditions, limit)
         examples = {row.key: row for row in self.index.by_keys([last for *_, last in groups])}
-        return [
-            FailureGroup(
-                name=name or "",
-                error=error or "",
-                count=count,
-                first=_of_key(first),
-                last=_of_key(last),
-                example=past_task(examples[last]),
+        marks = self.index.seen()
+        found = []
+        for name, error, count, first, last in groups:
+            if last not in examples:
+                continue  # forgotten meanwhile
+            seen = marks.get((name or "", error or ""))
+            found.append(
+                FailureGroup(
+                    name=name or "",
+                    error=error or "",
+                    count=count,
+                    first=_of_key(first),
+                    last=_of_key(last),
+                    example=past_task(examples[last]),
+                    unseen=count if seen is None else self.index.count_failures(name, error, seen.until, conditions),
+                    seen_by=None if seen is None else seen.who,
+                    seen_at=None if seen is None else _at(seen.at),
+                )
             )
-            for name, error, count, first, last in groups
-            if last in examples
-        ]
+        return found
+
+    def mark_seen(self, task: str, error: str, who: str, *, last: datetime) -> None:
+        """Mark a group of failures as seen, up to those of tasks that began until `last` (the group's, when it was looked at)."""
+        self.index.mark_seen(task, error, who, key_at(last.timestamp()) + (1 << KEY_BITS))
 
     def minutes(self, since: Moment) -> list[MinuteNumbers]:
         """What happened in each minute; minutes in which nothing did are left out."""
@@ -300,6 +347,43 @@ class History:
         """Close the connections to the index."""
         if "index" in self.__dict__:
             self.index.close()
+
+
+def _asked(
+    *,
+    state: str | Sequence[str] | None = None,
+    task: str | None = None,
+    queue: str | None = None,
+    worker: str | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
+    text: str | None = None,
+    stamp: tuple[str, str] | None = None,
+    root_id: str | None = None,
+    error: str | None = None,
+    after: str | None = None,
+) -> _Asked:
+    """The conditions of a search; its stamp is the index's matter."""
+    c = TASKS.c
+    conditions = [
+        column == value
+        for column, value in (
+            (c.name, task), (c.queue, queue), (c.worker, worker), (c.root_id, root_id), (c.error, error),
+        )
+        if value is not None
+    ]  # fmt: skip
+    marks = [mark(kind, value) for kind, value in (("n", task), ("q", queue)) if value is not None]
+    if state is not None:
+        names = [state.upper()] if isinstance(state, str) else [name.upper() for name in state]
+        conditions.append(FAILED if names == [FAILURE] else c.state.in_(names))
+        marks += [FAILED_MARK] if names == [FAILURE] else []
+    if since is not None:
+        conditions.append(c.key >= key_at(_unix(since)))
+    if until is not None:
+        conditions.append(c.key < key_at(_unix(until)))
+    if after is not None:
+        conditions.append(c.key < _key(after))
+    return _Asked(conditions, text.strip() if text and text.strip() else None, marks, stamp)
 
 
 def past_task(row: TaskRow) -> PastTask:

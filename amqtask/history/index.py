@@ -11,7 +11,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -19,7 +19,19 @@ from sqlalchemy.dialects import postgresql
 from amqtask.exceptions import OperationalError
 from amqtask.ground.lazy import ByProcess
 from amqtask.history.records import COLUMNS, KEY_BITS, Batch, TaskRow, WorkerRow, as_columns, key_at, searchable
-from amqtask.history.tables import ACTIONS, COUNTED, FAILED, MINUTES, POSITION, STAMPS, TASKS, TEXTS, WORKERS, connect
+from amqtask.history.tables import (
+    ACTIONS,
+    COUNTED,
+    FAILED,
+    MINUTES,
+    POSITION,
+    SEEN,
+    STAMPS,
+    TASKS,
+    TEXTS,
+    WORKERS,
+    connect,
+)
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import EventFields, JsonObject
@@ -37,6 +49,14 @@ class IndexUnreachable(OperationalError):
 
 class Overtaken(OperationalError):
     """Another process has taken this part of the stream in."""
+
+
+class Seen(NamedTuple):
+    """Who marked a group of failures as seen and when, up to the failures of which moment (Unix times)."""
+
+    who: str
+    at: float
+    until: float
 
 
 class HistoryIndex:
@@ -163,6 +183,7 @@ class HistoryIndex:
         minute = (key >> 10) // 60_000_000
         self._write(lambda connection: connection.execute(sa.delete(MINUTES).where(MINUTES.c.minute < minute)))
         self._write(lambda connection: connection.execute(sa.delete(WORKERS).where(WORKERS.c.last_at < minute * 60)))
+        self._write(lambda connection: connection.execute(sa.delete(SEEN).where(SEEN.c.until < minute * 60)))
         return total
 
     def size(self) -> int:
@@ -189,20 +210,49 @@ class HistoryIndex:
         limit: int,
     ) -> list[TaskRow]:
         """The newest tasks for which all of these hold; `marks` are those of `records.mark`, which words are looked for with."""
+        source, conditions = self._source(conditions, words, marks, stamp)
+        # With words the rows come by their key from the words' index.
+        order = TASKS.c.key if words is None else TEXTS.c.rowid
+        wanted = sa.select(*(TASKS.c[name] for name in COLUMNS)).select_from(source).where(*conditions)
+        statement = wanted.order_by(order.desc()).limit(limit)
+        return self._read(lambda connection: [TaskRow(*values) for values in connection.execute(statement)])
+
+    def count_states(
+        self,
+        conditions: Sequence[sa.ColumnElement[bool]],
+        *,
+        words: str | None,
+        marks: Sequence[str] = (),
+        stamp: tuple[str, str] | None,
+    ) -> dict[str, int]:
+        """How many tasks there are for which all of these hold, by state; see `select`."""
+        source, conditions = self._source(conditions, words, marks, stamp)
+        statement = (
+            sa.select(TASKS.c.state, sa.func.count())
+            .select_from(source)
+            .where(*conditions)
+            .group_by(TASKS.c.state)
+            .order_by(sa.func.count().desc())
+        )
+        return self._read(lambda connection: {row[0]: row[1] for row in connection.execute(statement)})
+
+    def _source(
+        self,
+        conditions: Sequence[sa.ColumnElement[bool]],
+        words: str | None,
+        marks: Sequence[str],
+        stamp: tuple[str, str] | None,
+    ) -> tuple[sa.FromClause, list[sa.ColumnElement[bool]]]:
+        """What a search reads from, and all of its conditions."""
         source: sa.FromClause = TASKS
-        order: sa.ColumnElement[int] = TASKS.c.key
         conditions = list(conditions)
         if words is not None:
-            # Read from the words' index, which gives rows by their key, too.
             source = TEXTS.join(TASKS, TASKS.c.key == TEXTS.c.rowid)
-            order = TEXTS.c.rowid
             conditions.append(self._matches(words, marks))
         if stamp is not None:
             source = source.join(STAMPS, STAMPS.c.key == TASKS.c.key)
             conditions += [STAMPS.c.name == stamp[0], STAMPS.c.value == stamp[1]]
-        wanted = sa.select(*(TASKS.c[name] for name in COLUMNS)).select_from(source).where(*conditions)
-        statement = wanted.order_by(order.desc()).limit(limit)
-        return self._read(lambda connection: [TaskRow(*values) for values in connection.execute(statement)])
+        return source, conditions
 
     def _matches(self, words: str, marks: Sequence[str]) -> sa.ColumnElement[bool]:
         if self._engine.dialect.name == "sqlite":
@@ -241,6 +291,40 @@ class HistoryIndex:
         statement = sa.select(MINUTES).where(MINUTES.c.minute >= since).order_by(MINUTES.c.minute)
         return self._read(lambda connection: [dict(row) for row in connection.execute(statement).mappings()])
 
+    def seen(self) -> dict[tuple[str, str], Seen]:
+        """(task, error) of the groups that were marked as seen."""
+        columns = (SEEN.c.name, SEEN.c.error, SEEN.c.who, SEEN.c.at, SEEN.c.until)
+        return self._read(
+            lambda connection: {
+                (name, error): Seen(who, at, until)
+                for name, error, who, at, until in connection.execute(sa.select(*columns))
+            }
+        )
+
+    def mark_seen(self, name: str, error: str, who: str, last: int) -> None:
+        """Mark the group's failures of tasks up to this key as seen."""
+        last_failed = sa.select(sa.func.max(TASKS.c.state_at)).where(*_group(name, error), TASKS.c.key <= last)
+
+        def mark(connection: sa.Connection) -> None:
+            until = connection.execute(last_failed).scalar()
+            connection.execute(sa.delete(SEEN).where(SEEN.c.name == name, SEEN.c.error == error))
+            if until is not None:
+                values = {"name": name, "error": error, "until": until, "at": time.time(), "who": who}
+                connection.execute(sa.insert(SEEN).values(values))
+
+        self._write(mark)
+
+    def count_failures(
+        self, name: str | None, error: str | None, after: float, conditions: Sequence[sa.ColumnElement[bool]]
+    ) -> int:
+        """How many of the group failed after that moment (Unix time)."""
+        statement = (
+            sa.select(sa.func.count())
+            .select_from(TASKS)
+            .where(*_group(name or "", error or ""), TASKS.c.state_at > after, *conditions)
+        )
+        return int(self._read(lambda connection: connection.execute(statement).scalar_one()))
+
     # -- what operators did
 
     def begin_action(self, who: str, action: str, subject: str) -> int:
@@ -278,6 +362,12 @@ class HistoryIndex:
     def workers(self) -> list[WorkerRow]:
         """All workers that are remembered."""
         return self._read(_workers)
+
+
+def _group(name: str, error: str) -> tuple[sa.ColumnElement[bool], ...]:
+    """The failures of a task with an error; "" is what no event has told."""
+    pairs = ((TASKS.c.name, name), (TASKS.c.error, error))
+    return FAILED, *(column == value if value else column.is_(None) for column, value in pairs)
 
 
 def _make_keys_unique(connection: sa.Connection, rows: Sequence[TaskRow]) -> None:

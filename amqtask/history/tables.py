@@ -114,6 +114,17 @@ ACTIONS = sa.Table(
     sa.Column("outcome", sa.Text),
 )
 
+# Groups of failures that somebody has marked as seen; `until` is when the last of them failed.
+SEEN = sa.Table(
+    "amqtask_history_seen",
+    METADATA,
+    sa.Column("name", _NAME, primary_key=True),
+    sa.Column("error", _NAME, primary_key=True),
+    sa.Column("until", _TIME, nullable=False),
+    sa.Column("at", _TIME, nullable=False),
+    sa.Column("who", _NAME, nullable=False),
+)
+
 # One row: the last message of the stream that is in the index (-1: none).
 POSITION = sa.Table(
     "amqtask_history_position",

@@ -15,6 +15,7 @@ from amqtask.cli.output import print_json
 from amqtask.cli.queues import age
 from amqtask.protocol.message import Delivery, Properties
 from amqtask.services.dead_letters import as_entry, back_to_work, has_expired, work_queue_of
+from amqtask.services.rerunning import Pace
 
 
 def test_a_message_goes_back_as_it_was_published_but_for_what_belongs_to_that_time() -> None:
@@ -62,7 +63,7 @@ def test_whatever_a_message_says_commands_can_list_show_retry_and_move_it(found:
     age(None, found or {}, 0.0)
     line_of(entry)
     is_wanted(delivery, ("t",))
-    _retrying(APP, None, (), None, [])(delivery)
+    _retrying(APP, None, (), None, [], Pace(APP, 0.5))(delivery)
     as_sent(delivery, "other")
     _Delayed(APP, 3, None, ())(delivery)
     assert json.dumps(entry["id"]) != ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from starlette.routing import Mount
 from amqtask import AmqTask
 from amqtask.console.access import Access, fits, hashed
 from amqtask.console.web import console
+from amqtask.exceptions import QueueNotFound
+from amqtask.protocol.message import Message
+from amqtask.worker.finisher import copied_properties
 
 EVIL = "<script>alert(1)</script>"
 LOCAL = "http://localhost"
@@ -163,6 +167,96 @@ def test_a_task_runs_again_with_other_arguments(shown: Shown) -> None:
     assert (refused.status_code, "not kept" in refused.json()["error"]) == (400, True)
     assert shown.client.post("/api/do/rerun", json={"id": "bad", "args": "no json"}).status_code == 400
     assert "refused" in shown.page("/audit")
+
+
+def test_all_that_a_search_has_run_again_after_a_page_that_says_how_many(shown: Shown) -> None:
+    kept = {
+        "body": "W1siYUBiIl0sIHt9LCBudWxsXQ==",
+        "content_type": "application/json",
+        "headers": {"id": "", "task": "shop.send"},
+    }
+    for task_id in ("a", "b", "c"):
+        message = {**kept, "headers": {**kept["headers"], "id": task_id}}  # type: ignore[dict-item]
+        shown.tell(time.time(), task_id, "failed", exception="KeyError('x')", message=message)
+
+    asked = shown.client.get("/api/many/rerun?state=FAILURE&error=KeyError&terminate=yes").json()
+    assert (asked["number"], asked["of"], asked["left_alone"]) == (3, {"FAILURE": 3}, 0)
+    assert set(asked["fields"]) == {"state", "error", "after"}
+    assert "Run again: 3" in shown.page("/many/rerun?error=KeyError")
+    assert shown.client.get("/many/purge?error=KeyError").status_code == 404
+    shown.tell(time.time() + 5, "late", "failed", exception="KeyError('x')", message=kept)
+
+    answer = shown.client.post("/api/do/rerun-all", json={**asked["fields"], "number": "3", "rate": "0.01"})
+    assert answer.json() == {"done": "3 tasks run again"}
+    # The oldest now, the others wait in the broker for their turn.
+    with shown.app.broker.admin() as admin:
+        assert [delivery.properties.headers["id"] for delivery in admin.browse("mail", 10)] == ["a"]
+        places = [name for _, name in shown.app.delays.queue_names(())]
+        assert sum(_count(admin, name) for name in places) == 2
+
+
+def _count(admin: Any, name: str) -> int:
+    try:
+        return int(admin.count(name))
+    except QueueNotFound:
+        return 0
+
+
+@pytest.mark.parametrize("fields", [{}, {"state": "FAILURE", "rate": "0"}, {"state": "FAILURE", "rate": "nan"}])
+def test_not_all_tasks_there_are_run_again_nor_at_no_rate(shown: Shown, fields: dict[str, str]) -> None:
+    assert shown.client.post("/api/do/rerun-all", json=fields).status_code == 400
+
+
+def test_what_has_not_ended_is_revoked(shown: Shown) -> None:
+    shown.app.history.index.take(
+        [
+            {
+                "type": "task-received",
+                "uuid": "runs",
+                "timestamp": time.time(),
+                "hostname": "w1@host",
+                "name": "shop.send",
+            }
+        ]
+    )
+    asked = shown.client.get("/api/many/revoke?task=shop.send").json()
+    assert (asked["number"], asked["left_alone"]) == (1, 2)
+
+    answer = shown.client.post("/api/do/revoke-all", json=asked["fields"])
+    assert answer.json() == {"done": "1 task revoked"}
+
+
+def test_failures_that_were_seen_are_told_apart(shown: Shown) -> None:
+    group = next(one for one in shown.client.get("/api/failures").json()["groups"] if one["name"] == "shop.send")
+    fields = {"task": group["name"], "error": group["error"], "last": group["last"]}
+    assert shown.do("mark-seen", **fields).status_code == 303
+
+    page = shown.page("/failures")
+    assert "0 since local marked them as seen" in page
+    assert page.index("<h2>Seen</h2>") < page.index("shop.send: ValueError")
+    assert shown.do("mark-seen", **{**fields, "last": "yesterday"}).status_code == 400
+
+
+def test_all_dead_letters_of_a_queue_go_back_to_work(shown: Shown) -> None:
+    shown.app.send_task("shop.send", ("x@y",))
+    with shown.app.broker.admin() as admin:
+        (delivery,) = admin.browse("mail", 1)
+        headers = {**delivery.properties.headers, "x-amqtask-reason": EVIL, "expires": "2020-01-01T00:00:00Z"}
+        for number in range(3):
+            properties = replace(
+                copied_properties(delivery.properties), headers={**headers, "id": str(number), "task": EVIL}
+            )
+            shown.app.publisher.publish(
+                Message(
+                    delivery.body, properties, "", "mail.dead", shown.app.queues.declarations(shown.app.queues["mail"])
+                )
+            )
+    assert EVIL not in shown.page("/dead")
+    answer = shown.client.post("/api/do/retry-dead", json={"queue": "mail.dead", "all": "yes", "rate": "0.001"})
+
+    assert answer.json() == {"done": "3 messages back to work"}
+    with shown.app.broker.admin() as admin:
+        assert (admin.count("mail.dead"), admin.count("mail")) == (0, 2)
 
 
 def test_a_queue_is_purged_only_when_its_name_is_typed(shown: Shown) -> None:

@@ -301,3 +301,34 @@ def test_a_url_of_another_database_is_refused(tmp_path: Path) -> None:
         History("no url").find()
     with pytest.raises(IndexUnreachable, match="cannot be opened"):
         History(f"sqlite:///{tmp_path}/no/such/folder/x").find()
+
+
+def test_tasks_are_counted_by_state_as_they_are_found(history: History) -> None:
+    history.index.take([*call("good"), *failed("bad"), *failed("worse", exception="KeyError('tenant')")])
+    until = history.now()
+    history.index.take(failed("late", at=60))
+
+    assert history.count() == {"FAILURE": 3, "SUCCESS": 1}
+    assert history.count(after=until) == {"FAILURE": 2, "SUCCESS": 1}
+    assert history.count(text="address", state="FAILURE", error="ValueError", after=until) == {"FAILURE": 1}
+    assert history.count(stamp=("tenant", "7")) == {}
+
+
+def test_a_group_that_was_seen_is_new_again_with_its_next_failure(history: History) -> None:
+    history.index.take([*failed("one"), *failed("two", at=5), *failed("other", exception="KeyError('x')")])
+    group = next(group for group in history.failures() if group.error == "ValueError")
+    assert (group.count, group.unseen, group.seen_by) == (2, 2, None)
+
+    # What came between the look and the mark was not seen.
+    history.index.take(failed("three", at=10))
+    history.mark_seen(group.name, group.error, "ann", last=group.last)
+
+    marked = {group.error: group for group in history.failures()}
+    assert [(one.unseen, one.count, one.seen_by) for one in marked.values()] == [(1, 3, "ann"), (1, 1, None)]
+    history.mark_seen(group.name, group.error, "bob", last=marked["ValueError"].last)
+    assert [one.unseen for one in history.failures()] == [0, 1]
+    # Sent long before, failed after the mark.
+    history.index.take(
+        [*call("slow", at=-60)[:3], event("failed", 30, "slow", exception="ValueError('no such address')")]
+    )
+    assert [one.unseen for one in history.failures()] == [1, 1]
