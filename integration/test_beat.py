@@ -7,7 +7,7 @@ import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -85,6 +85,34 @@ def test_connections_that_the_broker_closes_cost_no_due_time(beats: Beats) -> No
         road.cut()
     beats.await_runs(len(beats.runs) + 3)
     assert is_whole(beats), str(beats.report())
+
+
+def test_a_paused_entry_is_sent_by_no_beat_whatever_restarts(beats: Beats, broker_url: str) -> None:
+    environment = {**beats.environment, "AMQTASK_BROKER_URL": broker_url}
+
+    def command(*words: str) -> str:
+        code, printed = run_cli("-A", APP, "beat", *words, environment=environment)
+        assert code == 0, printed
+        return printed
+
+    def knows(number: int, what: str = "every second is paused") -> bool:
+        return sum(beat.log.count(what) for beat, _ in beats.beats) == number
+
+    beats.start()
+    beats.await_runs(2)
+    assert "is paused" in command("--pause", "every second")
+    eventually(lambda: knows(1))
+    since = datetime.now(timezone.utc)
+    leader = beats.await_leader()
+    leader[0].signal(signal.SIGKILL)
+    beats.beats.remove(leader)
+    eventually(lambda: knows(1))
+    assert "(paused by" in command("--list")
+    until = datetime.now(timezone.utc)
+    command("--resume", "every second")
+    beats.await_runs(len(beats.runs) + 2)
+    assert [due for due in beats.runs if since < due < until] == []
+    assert until - since > timedelta(seconds=1)
 
 
 def test_a_broker_that_is_killed_and_comes_back_costs_no_due_time(hurt_node: RabbitNode, tmp_path: Path) -> None:

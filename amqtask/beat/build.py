@@ -16,10 +16,11 @@ from amqtask.beat.process import BeatProcess, Pinged
 from amqtask.beat.scheduler import Scheduler
 from amqtask.beat.sender import AppSender
 from amqtask.beat.service import Beat, Clerk
-from amqtask.exceptions import ConfigurationError
+from amqtask.exceptions import AccessRefused, ConfigurationError
 from amqtask.ground.plugins import load_path
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.serialization import check_usable, content_types, control_serializer
+from amqtask.remote.pauses import NOTE, Pauses, of_beat
 from amqtask.transport.loop import PikaLoop
 
 if TYPE_CHECKING:
@@ -181,10 +182,25 @@ def _beat(
         sender=AppSender(app, queue.name),
         publisher=publisher,
         make_leadership=make_leadership,
+        read_paused=lambda: _read_paused(app, queue.name),
         max_interval=options.max_interval or conf.beat_max_loop_interval or None,
         on_start=on_start,
         on_failed=on_failed,
     )
+
+
+def pauses_of(app: AmqTask, leader: str) -> Pauses:
+    """The paused periodic tasks of the beats with this leaders' queue, as the broker keeps them."""
+    return Pauses(app.broker.note(NOTE), section=of_beat(leader))
+
+
+def _read_paused(app: AmqTask, leader: str) -> frozenset[str]:
+    """The paused entries; none where the broker's user may not read them, as with queues. Raises: OperationalError."""
+    try:
+        return frozenset(pauses_of(app, leader).read())
+    except AccessRefused as error:
+        logger.warning("beat: what is paused may not be read, so nothing is taken for paused: %s", error)
+        return frozenset()
 
 
 def _transport(

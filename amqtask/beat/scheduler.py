@@ -117,6 +117,8 @@ class Scheduler:
         self._entries: dict[str, Entry] = {}
         self._positions: dict[str, Position] = {}
         self._foreign: dict[str, Position] = {}
+        # Where entries stood when they were disabled.
+        self._disabled: dict[str, Position] = {}
         self._next: dict[str, datetime] = {}
         self._heap: list[tuple[datetime, int, str]] = []
         self._numbers = itertools.count()
@@ -169,12 +171,14 @@ class Scheduler:
         before, self._entries = self._entries, {entry.name: entry for entry in entries}
         positions = {}
         for entry in self._entries.values():
-            if not entry.enabled:
-                continue
             position = self._positions.get(entry.name)
+            if not entry.enabled:
+                if position is not None:
+                    self._disabled[entry.name] = position
+                continue
             old = before.get(entry.name)
             if position is None:
-                position = Position(now, entry.total_run_count)
+                position = _begun(entry, self._disabled.pop(entry.name, None), now)
             elif old is not None and old.schedule != entry.schedule:
                 position = _after_change(entry, position, now)
             else:
@@ -334,6 +338,13 @@ class Scheduler:
 
     def _unless_ended(self, entry: Entry, due: datetime | None) -> datetime | None:
         return None if due is not None and entry.expires is not None and due >= entry.expires else due
+
+
+def _begun(entry: Entry, before: Position | None, now: datetime) -> Position:
+    """Where an entry begins that is new, or enabled again: what was due meanwhile is not made up for, whoever leads next."""
+    has_run = entry.last_due_at is not None or (before is not None and before.has_run)
+    count = entry.total_run_count if before is None else max(before.total_run_count, entry.total_run_count)
+    return Position(now, count, has_run and not entry.one_off)
 
 
 def _counts_from_start(entry: Entry) -> bool:

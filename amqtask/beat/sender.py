@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from amqtask.protocol.task import PERIODIC
+
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.beat.scheduler import Due
@@ -43,7 +45,7 @@ def evaluated(args: Iterable[object], kwargs: Keywords) -> tuple[tuple[object, .
 # celery/beat.py (apply_async) and django_celery_beat/schedulers.py, by which readers of results know what published a task
 # (django_celery_results/backends/database.py); the third is ours.
 BEAT_HEADER = "celery_beat_task"
-NAME_HEADER = "periodic_task_name"
+NAME_HEADER = PERIODIC
 DUE_HEADER = "periodic_task_due"
 
 

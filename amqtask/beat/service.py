@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -110,6 +111,8 @@ KNOWN_SECONDS = 300.0
 # What may pass: a due time that the broker does not take for one of these stays due, and is published again so much later.
 PASSING = (ConnectionBlocked, PublishRefused, PublishTimeout)
 AGAIN_SECONDS = 1.0
+# Before another attempt to read what is paused.
+RETRY_SECONDS = 1.0
 LAST = datetime.max.replace(tzinfo=timezone.utc)
 # The longest sleep, so that a clock that was set is noticed.
 LONGEST_SLEEP = 5.0
@@ -132,7 +135,11 @@ class Sender(Protocol):
 
 
 class Beat:
-    """Sends what is due while it leads. `start`, `stop`; `on_failed` when it can not take part at all."""
+    """Sends what is due while it leads. `start`, `stop`; `on_failed` when it can not take part at all.
+
+    `read_paused` says which entries are paused (it may block); nothing is sent before it has, each time that this beat begins to
+    lead. It is asked again whenever a state comes from elsewhere: who changes a pause sends one.
+    """
 
     name = "beat"
 
@@ -145,6 +152,7 @@ class Beat:
         sender: Sender,
         publisher: LoopPublisher,
         make_leadership: Callable[[LeaderListener, Callable[[], bytes]], Leadership],
+        read_paused: Callable[[], frozenset[str]] | None = None,
         max_interval: float | None = None,
         on_start: Callable[[Beat], None] = lambda beat: None,
         on_failed: Callable[[Exception], None] = lambda error: None,
@@ -156,6 +164,11 @@ class Beat:
         self._sender = sender
         self._publisher = publisher
         self._leadership = make_leadership(self, self._recent_state)
+        self._read_paused = read_paused
+        self._paused: frozenset[str] = frozenset()
+        self._knows_pauses = read_paused is None
+        self._told: list[Entry] = []
+        self._again = OneTimer(loop)
         self._max_interval = max_interval
         self._on_start = on_start
         self._on_failed = on_failed
@@ -215,7 +228,8 @@ class Beat:
             return
         poll_seconds, entries = loaded
         interval = min(poll_seconds, self._max_interval) if self._max_interval else poll_seconds
-        self.scheduler.update(entries, self._clock())
+        self._told = entries
+        self.scheduler.update(self._entries(), self._clock())
         self._poll = Ticker(self._loop, max(0.1, interval), self._look_for_changes)
         self._poll.start()
         self._leadership.start()
@@ -227,6 +241,7 @@ class Beat:
 
     def _cancel_timers(self) -> None:
         self._timer.cancel()
+        self._again.cancel()
         if self._poll is not None:
             self._poll.stop()
 
@@ -245,13 +260,45 @@ class Beat:
         if entries is None or self._is_stopped:
             return
         logger.info("beat: the schedule has changed")
-        self._is_dirty |= self.scheduler.update(entries, self._clock())
+        self._told = list(entries)
+        self._is_dirty |= self.scheduler.update(self._entries(), self._clock())
         self._tick()
 
     def _store_failed(self, error: Exception) -> None:
         if not self._store_fails:
             self._store_fails = True
             logger.error("beat: the schedule store fails, going on with what it told before: %s", error, exc_info=error)
+
+    # -- pauses
+
+    def _entries(self) -> list[Entry]:
+        """The entries as the store told them; those that are paused are disabled."""
+        return [replace(entry, enabled=False) if entry.name in self._paused else entry for entry in self._told]
+
+    def _look_at_pauses(self) -> None:
+        read, term = self._read_paused, self._term
+        if read is None or self._is_stopped:
+            return
+
+        def taken(paused: frozenset[str]) -> None:
+            if term == self._term:
+                self._take_pauses(paused)
+
+        def failed(error: Exception) -> None:
+            if term == self._term:
+                logger.warning("beat: what is paused cannot be read, trying again: %s", error)
+                self._again.set(RETRY_SECONDS, self._look_at_pauses)
+
+        self._clerk.ask(lambda store: read(), taken, failed)
+
+    def _take_pauses(self, paused: frozenset[str]) -> None:
+        self._knows_pauses = True
+        before, self._paused = self._paused, paused
+        for name in sorted(paused ^ before):
+            logger.info("beat: %s is %s", name, "paused" if name in paused else "resumed")
+        if paused != before:
+            self._is_dirty |= self.scheduler.update(self._entries(), self._clock())
+        self._tick()
 
     # -- leading
 
@@ -267,12 +314,15 @@ class Beat:
         self.scheduler.resume(_read([*states, self._recent_state()]), self._clock())
         self._is_dirty = True
         logger.info("beat: leading; entries: %d", len(self.scheduler.entries))
+        self._knows_pauses = self._read_paused is None
+        self._look_at_pauses()
         self._tick()
 
     def on_states(self, states: Sequence[bytes]) -> None:
         """Other beats have added states (a beat came, or the queue was made anew): learn from them."""
         self.scheduler.learn(_read(states))
         self._is_dirty = True
+        self._look_at_pauses()
         self._tick()
 
     def on_following(self, reason: str) -> None:
@@ -293,7 +343,7 @@ class Beat:
 
     def _tick(self) -> None:
         self._timer.cancel()
-        if not self.is_leading or self.is_busy or self._is_stopped:
+        if not self.is_leading or self.is_busy or self._is_stopped or not self._knows_pauses:
             return
         if self._is_refused:
             self._is_refused = False

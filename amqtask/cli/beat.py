@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from amqtask.beat.build import build_beat, find_store, leader_name, make_scheduler, short_name
-from amqtask.beat.contract import BeatOptions, KeepsTime, StoreOptions
+from amqtask.beat.build import build_beat, leader_name, short_name
+from amqtask.beat.contract import BeatOptions
+from amqtask.beat.operating import KeepsToItself, Schedules, as_row, call_text
 from amqtask.cli import daemon
+from amqtask.cli.broker import refuse_memory
 from amqtask.cli.daemon import expand, node_name
 from amqtask.cli.globals import Globals, ParamType
 from amqtask.cli.logs import LEVELS, check_logfile, is_in_json, set_up
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 from amqtask.cli.params import Extensible, own_options
+from amqtask.exceptions import OperationalError
 from amqtask.ground import VERSION
 from amqtask.ground.printable import bounded_logger
 
@@ -24,8 +29,8 @@ if TYPE_CHECKING:
 
     from amqtask.app import AmqTask
     from amqtask.beat.contract import Entry
-    from amqtask.beat.scheduler import Scheduler
     from amqtask.ground.shapes import JsonObject
+    from amqtask.remote.pauses import Pause
 
 logger = bounded_logger("amqtask.beat")
 
@@ -51,6 +56,9 @@ class Duration(ParamType):
 @click.option("--list", "lists", is_flag=True, help="List the entries with their last and next runs, then end.")
 @click.option("--dry-run", type=Duration(), metavar="DURATION", help="Print what would be sent (24h), then end.")
 @json_option
+@click.option("--pause", metavar="ENTRY", help="Have no beat send this entry until somebody resumes it, then end.")
+@click.option("--resume", metavar="ENTRY", help="Have the beat that leads send it again, then end.")
+@click.option("--run", metavar="ENTRY", help="Send the task of this entry now, then end.")
 @click.option("-D", "--detach", is_flag=True, help="Run in the background.")
 @click.option("-s", "--schedule", type=click.Path(), help="The file with last runs [beat_schedule_filename].")
 @click.option(
@@ -90,12 +98,11 @@ def command(settings: Globals, /, **params: Any) -> int:
         hostname=node,
         remote_control=params["remote_control"],
     )
-    if params["lists"]:
-        _list(app, options, as_json=params["as_json"])
-        return 0
-    if params["dry_run"] is not None:
-        _show_what_would_be_sent(app, options, params["dry_run"], as_json=params["as_json"])
-        return 0
+    try:
+        if _is_done(app, options, params):
+            return 0
+    except KeepsToItself as error:
+        raise click.UsageError(f"{error}.") from error
     logfile, pidfile = (expand(params[key], node) if params[key] else None for key in ("logfile", "pidfile"))
     if logfile:
         check_logfile(logfile)
@@ -131,6 +138,22 @@ def command(settings: Globals, /, **params: Any) -> int:
             relaying.stop()
 
 
+def _is_done(app: AmqTask, options: BeatOptions, params: Mapping[str, Any]) -> bool:
+    """Whether something was asked for that needs no beat; then it is done."""
+    changes = {name: params[name] for name in ("pause", "resume", "run")}
+    schedules = Schedules(app, options)
+    if any(value is not None for value in changes.values()):
+        refuse_memory(app)
+        _change(schedules, **changes)
+    elif params["lists"]:
+        _list(schedules, app.timezone, as_json=params["as_json"])
+    elif params["dry_run"] is not None:
+        _show_what_would_be_sent(schedules, app.timezone, params["dry_run"], as_json=params["as_json"])
+    else:
+        return False
+    return True
+
+
 def _about(app: AmqTask, options: BeatOptions) -> list[tuple[str, str]]:
     return [
         ("app", app.main or "__main__"),
@@ -145,30 +168,17 @@ def _banner(rows: list[tuple[str, str]]) -> str:
     return "\n".join(["", f" amqtask beat {VERSION}", "", *(f"  {name:<14} {value}" for name, value in rows), ""])
 
 
-def _loaded(app: AmqTask, options: BeatOptions, now: datetime) -> Scheduler:
-    """The schedule as its store remembers it; nothing is sent."""
-    app.import_modules()
-    app.finalize()
-    scheduler_name = options.scheduler or app.conf.beat_scheduler
-    make_store = find_store(scheduler_name)
-    if isinstance(make_store, KeepsTime):
-        raise click.UsageError(f"{scheduler_name} keeps its entries and their times to itself: nothing can be listed.")
-    store = make_store(app, StoreOptions(filename=options.schedule, read_only=True))
-    try:
-        entries = list(store.entries())
-    finally:
-        store.close()
-    scheduler = make_scheduler(app)
-    scheduler.update(entries, now)
-    scheduler.resume([], now)
-    return scheduler
-
-
-def _list(app: AmqTask, options: BeatOptions, *, as_json: bool) -> None:
+def _list(schedules: Schedules, zone: tzinfo, *, as_json: bool) -> None:
     now = datetime.now(timezone.utc)
-    scheduler = _loaded(app, options, now)
-    zone = app.timezone
-    rows = [_row(entry, scheduler.next_of(name)) for name, entry in sorted(scheduler.entries.items())]
+    paused = _paused(schedules)
+    scheduler = schedules.scheduler([_unless_paused(entry, paused) for entry in schedules.entries()], now)
+    rows = []
+    for name, entry in sorted(scheduler.entries.items()):
+        pause = paused.get(name)
+        by = None if pause is None else {"by": pause.by, "since": pause.began}
+        rows.append(
+            {**as_row(entry, scheduler.next_of(name)), "enabled": entry.enabled or pause is not None, "paused": by}
+        )
     if as_json:
         print_json(rows)
         return
@@ -178,7 +188,7 @@ def _list(app: AmqTask, options: BeatOptions, *, as_json: bool) -> None:
             (
                 row["name"],
                 row["task"],
-                row["schedule"] if row["enabled"] else f"{row['schedule']} (disabled)",
+                row["schedule"] + _state(row),
                 *(_local(row[key], zone) for key in ("last_run_at", "next_due_at")),
                 row["total_run_count"],
             )
@@ -187,27 +197,28 @@ def _list(app: AmqTask, options: BeatOptions, *, as_json: bool) -> None:
     )
 
 
-def _row(entry: Entry, next_due_at: datetime | None) -> JsonObject:
-    return {
-        "name": entry.name,
-        "task": entry.task,
-        "schedule": _described(entry.schedule),
-        "args": list(entry.args),
-        "kwargs": dict(entry.kwargs),
-        "options": dict(entry.options),
-        "enabled": entry.enabled,
-        "one_off": entry.one_off,
-        "last_due_at": entry.last_due_at,
-        "last_run_at": entry.last_run_at,
-        "next_due_at": next_due_at,
-        "total_run_count": entry.total_run_count,
-    }
+def _paused(schedules: Schedules) -> dict[str, Pause]:
+    try:
+        return schedules.pauses.read()
+    except OperationalError as error:
+        echo(f"The broker does not say which are paused: {error}", err=True)
+        return {}
 
 
-def _show_what_would_be_sent(app: AmqTask, options: BeatOptions, span: timedelta, *, as_json: bool) -> None:
+def _unless_paused(entry: Entry, paused: Mapping[str, Pause]) -> Entry:
+    return replace(entry, enabled=False) if entry.name in paused else entry
+
+
+def _state(row: JsonObject) -> str:
+    if row["paused"] is not None:
+        return f" (paused by {row['paused']['by']})"
+    return "" if row["enabled"] else " (disabled)"
+
+
+def _show_what_would_be_sent(schedules: Schedules, zone: tzinfo, span: timedelta, *, as_json: bool) -> None:
     now = datetime.now(timezone.utc)
-    scheduler = _loaded(app, options, now)
-    zone = app.timezone
+    paused = _paused(schedules)
+    scheduler = schedules.scheduler([entry for entry in schedules.entries() if entry.name not in paused], now)
     for due in scheduler.upcoming(now + span):
         entry = due.entry
         if as_json:
@@ -217,17 +228,17 @@ def _show_what_would_be_sent(app: AmqTask, options: BeatOptions, span: timedelta
                 one_line=True,
             )  # fmt: skip
         else:
-            echo(f"{_local(due.due_at, zone)}  {entry.name}  {_call(entry)}")
+            echo(f"{_local(due.due_at, zone)}  {entry.name}  {call_text(entry)}")
 
 
-def _call(entry: Entry) -> str:
-    arguments = [*map(repr, entry.args), *(f"{key}={value!r}" for key, value in entry.kwargs.items())]
-    return f"{entry.task}({', '.join(arguments)})"
-
-
-def _described(schedule: object) -> str:
-    text = repr(schedule)
-    return text[1:-1] if text.startswith("<") else text
+def _change(schedules: Schedules, pause: str | None, resume: str | None, run: str | None) -> None:
+    if pause is not None:
+        done = schedules.pause(pause)
+        echo(f"{pause} is paused, until `amqtask beat --resume`." if done else f"{pause} was paused already.")
+    if resume is not None:
+        echo(f"{resume} is resumed." if schedules.resume(resume) else f"{resume} was not paused.")
+    if run is not None:
+        echo(f"{run} is sent as {schedules.run(run)}.")
 
 
 def _local(moment: datetime | None, zone: tzinfo | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from amqtask.client.rerun import run_edited
 from amqtask.console.many import mark_seen, rate_of, rerun_all, revoke_all
 from amqtask.console.pages import is_dead_letter, named_queues
+from amqtask.console.schedules import pause_schedule, resume_schedule, run_schedule
 from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.ground.printable import count
 from amqtask.services.dead_letters import back_to_work, work_queue_of
@@ -116,4 +117,7 @@ ACTIONS: dict[str, Action] = {
     "resume": resume,
     "purge": purge,
     "retry-dead": retry_dead,
+    "schedule-pause": pause_schedule,
+    "schedule-resume": resume_schedule,
+    "schedule-run": run_schedule,
 }

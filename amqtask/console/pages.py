@@ -87,6 +87,7 @@ def asked(query: Mapping[str, str]) -> Search:
     return {
         **texts,  # type: ignore[typeddict-item]  # of these names
         "root_id": query.get("root_id", "").strip() or None,
+        "periodic": query.get("periodic", "").strip() or None,
         "stamp": _stamp(query.get("stamp", "")),
         "since": _moment(query.get("since", "")),
         "until": _moment(query.get("until", "")),

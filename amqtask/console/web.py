@@ -29,6 +29,7 @@ from amqtask.assembly import build_indexer
 from amqtask.console import many, pages
 from amqtask.console.access import Access, Denied
 from amqtask.console.actions import ACTIONS
+from amqtask.console.schedules import schedules
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.printable import bounded_logger, duration, local_time
 
@@ -71,6 +72,7 @@ PAGES: dict[str, tuple[str, str, Look]] = {
     ),
     "/dead": ("Dead letters", "dead.html", lambda app, request: pages.dead(app)),
     "/queues": ("Queues", "queues.html", lambda app, request: pages.queues(app)),
+    "/schedules": ("Schedules", "schedules.html", lambda app, request: schedules(app)),
     "/workers": ("Workers", "workers.html", lambda app, request: pages.workers(app)),
     "/audit": ("Audit", "audit.html", lambda app, request: {"actions": app.history.index.actions(200)}),
 }

@@ -1,4 +1,5 @@
-"""What a task's message tells of its workflow: the group that it is a member of, the group whose results it gets, what follows.
+"""What a task's message tells of where it comes from and where it leads: the group that it is a member of, the group whose
+results it gets, what follows; the periodic task that it is a run of.
 
 That is for history only (task_history): ids and names of tasks, no arguments. What follows is in the body, which is read for it
 when it may hold something, is JSON, and is not larger than what history keeps.
@@ -13,6 +14,7 @@ from amqtask.exceptions import MessageError
 from amqtask.protocol.chord import CHORD_HEADER, SIZE, read_mark
 from amqtask.protocol.event import LARGEST_KEPT
 from amqtask.protocol.serialization import JSON, loads
+from amqtask.protocol.task import PERIODIC
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import EventDict, Headers, JsonObject
@@ -26,8 +28,10 @@ _NO_CALLBACKS = b'{"callbacks": null,'
 
 
 def workflow_fields(headers: Headers, body: bytes, content_type: str | None, content_encoding: str | None) -> EventDict:
-    """Fields for task-sent and task-received: group_id, group_index, joins, follows; those that the message has."""
+    """Fields for task-sent and task-received: group_id, group_index, joins, follows, periodic; those that the message has."""
     fields: EventDict = {}
+    if isinstance(headers.get(PERIODIC), str):
+        fields["periodic"] = headers[PERIODIC]
     group = headers.get("group")
     if isinstance(group, str):
         fields["group_id"] = group

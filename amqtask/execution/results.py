@@ -15,7 +15,7 @@ from amqtask.exceptions import BackendUnreachable, EncodeError
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso, stamps_in_result
 from amqtask.protocol.serialization import is_private
-from amqtask.protocol.task import RUN_HEADER, saferepr
+from amqtask.protocol.task import PERIODIC, RUN_HEADER, saferepr
 
 if TYPE_CHECKING:
     from amqtask.execution.context import Context
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.execution")
 Store = Callable[["ResultMessage"], None]
-# The header with the name of the periodic task that a result is of (django_celery_beat/schedulers.py).
-PERIODIC = "periodic_task_name"
 
 
 class Results:

@@ -87,6 +87,7 @@ class PastTask:
     group_id: str | None
     group_index: int | None
     joins: str | None
+    periodic: str | None
     follows: tuple[Following, ...]
     eta: str | None
     expires: str | None
@@ -173,6 +174,7 @@ class Search(TypedDict, total=False):
     stamp: tuple[str, str] | None
     root_id: str | None
     error: str | None
+    periodic: str | None
     after: str | None
 
 
@@ -212,6 +214,7 @@ class History:
         stamp: tuple[str, str] | None = None,
         root_id: str | None = None,
         error: str | None = None,
+        periodic: str | None = None,
         limit: int = 50,
         after: str | None = None,
     ) -> list[PastTask]:
@@ -219,12 +222,13 @@ class History:
 
         `since` and `until` are about a task's first event (sent or received): a datetime, a Unix time, or a timedelta before now.
         `text` are words in its arguments or its error (`addr*`: words that begin so); `stamp` is a stamp's name and value;
-        `error` is the class of its exception. `after` is the `cursor` of the last task of the page before.
+        `error` is the class of its exception; `periodic` is the name of a periodic task (its entry's in the schedule).
+        `after` is the `cursor` of the last task of the page before.
         Raises: ConfigurationError.
         """
         asked = _asked(
             state=state, task=task, queue=queue, worker=worker, since=since, until=until, text=text, stamp=stamp,
-            root_id=root_id, error=error, after=after,
+            root_id=root_id, error=error, periodic=periodic, after=after,
         )  # fmt: skip
         rows = self.index.select(
             asked.conditions, words=asked.words, marks=asked.marks, stamp=asked.stamp, limit=max(1, limit)
@@ -361,6 +365,7 @@ def _asked(
     stamp: tuple[str, str] | None = None,
     root_id: str | None = None,
     error: str | None = None,
+    periodic: str | None = None,
     after: str | None = None,
 ) -> _Asked:
     """The conditions of a search; its stamp is the index's matter."""
@@ -369,6 +374,7 @@ def _asked(
         column == value
         for column, value in (
             (c.name, task), (c.queue, queue), (c.worker, worker), (c.root_id, root_id), (c.error, error),
+            (c.periodic, periodic),
         )
         if value is not None
     ]  # fmt: skip
@@ -405,6 +411,7 @@ def past_task(row: TaskRow) -> PastTask:
         group_id=row.group_id,
         group_index=row.group_index,
         joins=row.joins,
+        periodic=row.periodic,
         follows=_following(row.follows),
         eta=row.eta,
         expires=row.expires,

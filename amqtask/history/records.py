@@ -66,6 +66,8 @@ class TaskRow:
     group_id: str | None = None
     group_index: int | None = None
     joins: str | None = None
+    # The periodic task that beat sent it for.
+    periodic: str | None = None
     # What follows it (events.workflow), as JSON.
     follows: str | None = None
     args: str | None = None
@@ -245,7 +247,7 @@ def _seconds(step: list[object]) -> float:
     return float(step[0])  # type: ignore[arg-type]  # as JSON has it
 
 
-_NAMES = ("name", "queue", "root_id", "parent_id", RERUN_OF, "group_id", "joins", "eta", "expires")
+_NAMES = ("name", "queue", "root_id", "parent_id", RERUN_OF, "group_id", "joins", "periodic", "eta", "expires")
 # Characters of what follows a task, as JSON.
 _LONGEST_FOLLOWS = 50_000
 

@@ -36,6 +36,7 @@ TASKS = sa.Table(
     sa.Column("group_id", _NAME),
     sa.Column("group_index", sa.Integer),
     sa.Column("joins", _NAME),
+    sa.Column("periodic", _NAME),
     sa.Column("follows", sa.Text),
     sa.Column("args", sa.Text),
     sa.Column("kwargs", sa.Text),
@@ -70,6 +71,7 @@ for _name, _columns, _where in (
     ("errors", (TASKS.c.error,), _KNOWN_ERROR),
     ("groups", (TASKS.c.group_id,), TASKS.c.group_id.is_not(None)),
     ("joins", (TASKS.c.joins,), TASKS.c.joins.is_not(None)),
+    ("periodic", (TASKS.c.periodic,), TASKS.c.periodic.is_not(None)),
 ):
     sa.Index(f"amqtask_history_{_name}", *_columns, TASKS.c.key, sqlite_where=_where, postgresql_where=_where)
 

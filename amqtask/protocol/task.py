@@ -46,6 +46,8 @@ PUBLISHED_AT = "timestamp_in_ms"
 # Our header on messages that carry the rest of a chain: an id of this run of the chain. Results of steps that a worker ran
 # without a message have it too, so that a redelivery can tell them from results of another run with the same ids.
 RUN_HEADER = "amqtask-run"
+# The header with the name of the periodic task that a message is a run of (django_celery_beat/schedulers.py).
+PERIODIC = "periodic_task_name"
 # Headers that encode_task writes itself; the others of a message are its caller's own, or a broker's, a delay's and a worker's.
 PROTOCOL_HEADERS = frozenset(
     {

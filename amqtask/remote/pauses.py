@@ -1,4 +1,5 @@
-"""Paused queues: which queues no worker is to consume, kept by the broker until somebody resumes them.
+"""Paused queues, and paused periodic tasks: what no worker is to consume, or no beat to send, kept by the broker until somebody
+resumes it.
 
 All of it is one document, the broker's note `amqtask.config`. Whoever changes it reads it again afterwards, and changes it once
 more if somebody else's change came in between, so that two people who pause two queues at once have paused both.
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 logger = bounded_logger("amqtask.control")
 
 NOTE = "amqtask.config"
+# Where in the document the queues are.
+QUEUES = "paused"
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A queue that is paused: since when (Unix time), and by whom."""
+    """A queue (or a periodic task) that is paused: since when (Unix time), and by whom."""
 
     queue: str
     since: float
@@ -51,24 +54,32 @@ def here() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-class Pauses:
-    """Reads and changes the paused queues of the virtual host. Each method raises OperationalError."""
+def of_beat(leader: str) -> str:
+    """The section of the periodic tasks that the beats with this leaders' queue send."""
+    return f"paused in {leader}"
 
-    def __init__(self, note: Note, clock: Callable[[], float] = time.time) -> None:
+
+class Pauses:
+    """Reads and changes what is paused in the virtual host: queues, or those of another section of the document.
+
+    Each method raises OperationalError."""
+
+    def __init__(self, note: Note, clock: Callable[[], float] = time.time, *, section: str = QUEUES) -> None:
         self._note = note
         self._clock = clock
+        self._section = section
 
     def read(self) -> dict[str, Pause]:
-        """The paused queues, by name."""
-        return _pauses(self._document())
+        """What is paused, by name."""
+        return _pauses(self._document().get(self._section) or {})
 
     def pause(self, queue: str, by: str | None = None) -> bool:
-        """Have no worker consume the queue. False: it was paused already."""
+        """Have no worker consume the queue (no beat send the task). False: it was paused already."""
         pause = Pause(queue, self._clock(), by or here())
         return self._change(lambda paused: {**paused, queue: asdict(pause)} if queue not in paused else None)
 
     def resume(self, queue: str) -> bool:
-        """Have workers consume it again. False: it was not paused."""
+        """Go on with it. False: it was not paused."""
         return self._change(
             lambda paused: {name: entry for name, entry in paused.items() if name != queue} if queue in paused else None
         )
@@ -77,10 +88,10 @@ class Pauses:
         has_changed = False
         for _ in range(_ATTEMPTS):
             document = self._document()
-            after = changed(document.get("paused") or {})
+            after = changed(document.get(self._section) or {})
             if after is None:
                 return has_changed
-            self._note.write(json.dumps({**document, "paused": after}))
+            self._note.write(json.dumps({**document, self._section: after}))
             has_changed = True
         raise OperationalError(f"the note {NOTE} was changed by others {_ATTEMPTS} times; try again")
 
@@ -92,13 +103,12 @@ class Pauses:
             document = json.loads(written)
         except ValueError:
             document = None
-        if not isinstance(document, dict) or not isinstance(document.get("paused", {}), dict):
+        if not isinstance(document, dict) or not isinstance(document.get(self._section, {}), dict):
             raise OperationalError(f"{NOTE} on the broker is not what amqtask writes there; delete it and pause again")
         return document
 
 
-def _pauses(document: JsonObject) -> dict[str, Pause]:
-    entries = document.get("paused") or {}
+def _pauses(entries: JsonObject) -> dict[str, Pause]:
     return {
         name: Pause(name, float(entry.get("since") or 0.0), str(entry.get("by") or ""))
         for name, entry in entries.items()
