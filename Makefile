@@ -25,11 +25,12 @@ unit: $(DEV_STAMP)  ## Unit tests only: no broker; about four minutes on two cor
 integration: $(DEV_STAMP)  ## Integration tests only
 	@$(WITH_BROKER) --redis -- $(BIN)/python -m pytest integration -q
 
-check: $(DEV_STAMP)  ## ruff, mypy --strict, import-linter
+check: $(DEV_STAMP)  ## ruff, mypy --strict, import-linter, links of the documentation
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --config setup.cfg
+	@$(BIN)/python docs/make_site.py
 
 lint: check  ## The same as check
 
@@ -52,8 +53,9 @@ faults: $(DEV_STAMP)  ## 2,000 numbered tasks on Redis while it, its clients and
 fuzz: $(DEV_STAMP)  ## 10,000 hostile messages to a live worker on each pool (FUZZ_ARGS="--seed 2 prefork")
 	@$(BIN)/python -m integration.fuzz $(FUZZ_ARGS)
 
-docs: $(DEV_STAMP)  ## Write docs/settings.md, check the links of all pages
+docs: $(DEV_STAMP)  ## Write docs/settings.md, build the site into build/site
 	@$(BIN)/python docs/make_settings.py
+	@$(BIN)/python docs/make_site.py
 	@$(BIN)/python -m pytest tests/test_docs.py -q
 
 clean:  ## Remove the virtual environments, caches and build results
