@@ -577,6 +577,7 @@ class _Builder:
             delayed_blocks=delayed.blocks,
             count_delayed=delayed.count,
             drop_delayed=delayed.drop,
+            release_delayed=delayed.release,
         )
         return Panel(
             control,

@@ -18,6 +18,7 @@ import pytest
 from amqtask import AmqTask, Exchange, Queue
 from amqtask.cli.main import run
 from amqtask.protocol.message import Delivery
+from amqtask.services.delayed import Which, look, release
 from amqtask.transport.admin import QueueAdmin
 from integration.conftest import Broker
 from integration.nodes import RabbitNode, free_port, rabbitmq_installed
@@ -192,6 +193,32 @@ def test_delayed_tasks_that_workers_hold_are_purged(
         assert cli("purge", "-f", "-Q", queue) == {"purged": {queue: 0}, "delayed": {queue: 5}}
         assert cli("purge", "-f", "-Q", queue, "--delayed") == {"purged": {queue: 0}, "purged_delayed": {queue: 5}}
         assert held() == [other] * 5
+
+
+def test_delayed_tasks_are_sent_now_and_revoked_wherever_they_wait(
+    rabbit: Broker, app: AmqTask, queue: str, own_delays: OwnDelays
+) -> None:
+    own_delays(app)
+    near = [app.send_task("add", (n, 1), countdown=600) for n in range(3)]
+    far = [app.send_task("add", (n, 1), countdown=86_400) for n in range(3)]
+    which, environment = Which(queue=queue), {"SAMPLE_DELAYS": app.conf.task_delay_prefix}
+
+    def has_come(number: int, released: Which, *, revoked: bool = False) -> None:
+        # A worker that is slow to answer has done it all the same.
+        eventually(lambda: rabbit.count(queue) == number or not release(app, released, revoked=revoked))
+        eventually(lambda: rabbit.count(queue) == number)
+
+    with WorkerProcess("integration.apps.sample", "-P", "solo", "-Q", rabbit.queue(), environment=environment):
+        eventually(lambda: sum(task.held_by is not None for task in look(app, which).tasks) == 3)
+        assert [task.id for task in look(app, which).tasks] == [result.id for result in near + far]
+
+        has_come(1, Which(id=near[0].id))
+        has_come(2, Which(id=far[0].id))
+        has_come(6, which, revoked=True)
+        assert look(app, which).tasks == []
+    headers = [taken[0].headers for _ in range(6) if (taken := rabbit.take(queue)) is not None]
+    assert {one["id"] for one in headers if not one["expires"]} == {near[0].id, far[0].id}
+    assert [one["eta"] for one in headers] == [None] * 6
 
 
 def test_two_looks_tell_how_fast_a_queue_grows(rabbit: Broker, app: AmqTask, queue: str, cli: Cli) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,16 +9,15 @@ from typing import TYPE_CHECKING
 from amqtask.cli.broker import known_queues
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.message import Delivery, Message
-from amqtask.protocol.task import timestamp
+from amqtask.services.delayed import ANSWER_SECONDS, MOST_COUNTED, delay_queues, seconds_until
 from amqtask.topology.declarations import declarations, work_queue
-from amqtask.topology.delays import TO_HEADER, Address, address_of, addresses, seconds_left, waiting_priority
+from amqtask.topology.delays import TO_HEADER, Address, address_of, addresses, waiting_priority
 from amqtask.transport.contract import Admin
 from amqtask.transport.inventory import ManagementApi
 from amqtask.worker.finisher import copied_properties
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.ground.shapes import Headers
     from amqtask.protocol.entities import Declaration, Queue
 
 Convert = Callable[[Delivery], "Message | None"]
@@ -66,33 +64,6 @@ def delayed_transfers(
         yield name, "the delay levels", _Delayed(app, level, renames, tasks)
 
 
-def delay_queues(app: AmqTask, admin: Admin, api: ManagementApi | None = None) -> list[tuple[int, str]]:
-    """(level, queue) of those that hold messages."""
-    delays = app.delays
-    if admin.delay_queues is not None:
-        return [(0, name) for name in admin.delay_queues if admin.count(name)]
-    if api is not None:
-        names = [str(queue["name"]) for queue in api.queues()]
-        levels = [(level, name) for name in names if (level := delays.level_of(name)) is not None]
-        return sorted(levels, reverse=True)
-    places = list(delays.queue_names(_priorities(app)))
-    exchanges = {name for name in {delays.exchange_of(queue) for _, queue in places} if admin.has_exchange(name)}
-    return [(level, name) for level, name in places if delays.exchange_of(name) in exchanges and _holds(admin, name)]
-
-
-def _priorities(app: AmqTask) -> set[int | None]:
-    app.import_modules()
-    app.finalize()
-    return {0, None, app.conf.task_default_priority, *(task.priority for task in app.tasks.values())}
-
-
-def _holds(admin: Admin, name: str) -> bool:
-    try:
-        return admin.count(name) > 0
-    except QueueNotFound:
-        return False
-
-
 class _Delayed:
     """Turns a delayed message into one that waits for the rest of its time at the destination."""
 
@@ -130,12 +101,6 @@ class _Delayed:
 
 
 # -- The delayed tasks for some queues, counted or deleted: what waits in the delay queues, and what workers hold until its time.
-
-# Above so many, in all delay queues together, they are not looked at only to be counted: whoever looks holds them, and what is
-# due meanwhile is late.
-MOST_COUNTED = 20_000
-# How long workers may take to answer (seconds).
-ANSWER_SECONDS = 1.0
 
 
 class Delayed:
@@ -188,12 +153,3 @@ def _counts(answer: object) -> Sequence[int]:
     """What a worker that knows the command answers; Celery's, and older ones, have nothing to tell."""
     counts = answer.get("counts") if isinstance(answer, dict) else None
     return [number for number in counts if isinstance(number, int)] if isinstance(counts, list) else []
-
-
-def seconds_until(headers: Headers, level: int) -> float:
-    """Seconds until a delayed message's `eta`, or until it would have left the delay levels."""
-    eta = headers.get("eta")
-    try:
-        return timestamp(eta) - time.time() if eta else seconds_left(headers, level, time.time())
-    except (TypeError, ValueError, AttributeError, ArithmeticError):  # no time that we can read
-        return seconds_left(headers, level, time.time())

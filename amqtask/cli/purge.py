@@ -10,11 +10,12 @@ import click
 from amqtask.cli import params
 from amqtask.cli.broker import open_admin, refuse_memory
 from amqtask.cli.globals import Globals
-from amqtask.cli.move_messages import MOST_COUNTED, Delayed
+from amqtask.cli.move_messages import Delayed
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AmqTaskError, QueueNotFound
 from amqtask.ground.printable import count
+from amqtask.services.delayed import MOST_COUNTED
 from amqtask.transport.contract import Admin
 
 if TYPE_CHECKING:

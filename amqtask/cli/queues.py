@@ -6,28 +6,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import click
 
 from amqtask.cli.broker import api_option, chosen_queues, known_queues, open_admin, open_api, refuse_memory, task_routes
 from amqtask.cli.globals import Globals
-from amqtask.cli.move_messages import ANSWER_SECONDS, MOST_COUNTED, delay_queues, seconds_until
 from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.cli.params import complete_queues, queues_option
 from amqtask.exceptions import QueueNotFound
 from amqtask.ground.printable import count, duration, local_time
 from amqtask.protocol.task import PUBLISHED_AT
+from amqtask.services.delayed import MOST_COUNTED, Which, look
 from amqtask.topology.declarations import all_bindings, dead_letter_queue
-from amqtask.topology.delays import address_of
 from amqtask.transport.contract import Admin, QueueState
 from amqtask.transport.inventory import ManagementApi
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.ground.shapes import Headers, JsonFields, JsonObject, Replies
-    from amqtask.protocol.message import Delivery
     from amqtask.remote.control import Control
 
 # (title, field) in the order they are printed; a column that nobody knows anything of is left out.
@@ -173,70 +171,35 @@ def _pause_or_resume(
 
 def _print_delayed(app: AmqTask, queues: Sequence[str], as_json: bool) -> int:
     """The delayed tasks for these queues (all: of the virtual host), the soonest first."""
-    with open_admin(app) as admin:
-        waiting = delay_queues(app, admin)
-        total = sum(admin.count(name) for _, name in waiting)
-        if total > MOST_COUNTED:
-            raise click.ClickException(
-                f"{total} delayed tasks wait: more than {MOST_COUNTED} are not looked at one by one"
-            )
-        rows: list[JsonObject] = []
-        for level, name in waiting:
-            admin.sift(name, lambda delivery, level=level: _note(rows, delivery, level), delete=False)  # type: ignore[misc]
-    answers = app.control.ask("scheduled", {}, timeout=ANSWER_SECONDS)
-    rows += [row for node, answer in answers.items() if isinstance(answer, list) for row in _held(node, answer)]
+    refuse_memory(app)
+    waiting = look(app, Which())
     app.close()
-    rows = sorted((row for row in rows if not queues or row["queue"] in queues), key=lambda row: row["due"])
+    tasks = [task for task in waiting.tasks if not queues or task.queue in queues]
     if as_json:
-        print_json(rows)
+        print_json([asdict(task) for task in tasks])
     else:
         now = datetime.now(timezone.utc)
-        columns = ("DUE", "IN", "TASK", "ID", "QUEUE", "HELD BY")
         print_table(
-            columns,
+            ("DUE", "IN", "TASK", "ID", "QUEUE", "HELD BY"),
             [
                 (
-                    local_time(row["due"]),
-                    duration(max(0.0, (row["due"] - now).total_seconds())),
-                    row["task"],
-                    row["id"],
-                    row["queue"],
-                    row["held_by"],
+                    local_time(task.due),
+                    duration(max(0.0, (task.due - now).total_seconds())),
+                    task.task,
+                    task.id,
+                    task.queue,
+                    task.held_by,
                 )
-                for row in rows
+                for task in tasks
             ],
         )
+    if waiting.is_part:
+        echo(
+            f"{waiting.total} delayed tasks wait: more than {MOST_COUNTED} are not looked at one by one, so these are the first "
+            "of each delay queue.",
+            err=True,
+        )
     return 0
-
-
-def _note(rows: list[JsonObject], delivery: Delivery, level: int) -> bool:
-    """Note a message that waits in the broker, which stays there."""
-    headers = delivery.properties.headers or {}
-    exchange, key = address_of(delivery)
-    due = datetime.now(timezone.utc) + timedelta(seconds=seconds_until(headers, level))
-    queue = f"{exchange}/{key}" if exchange else key
-    rows.append({"due": due, "task": headers.get("task"), "id": headers.get("id"), "queue": queue, "held_by": None})
-    return False
-
-
-def _held(node: str, answer: Sequence[object]) -> Iterator[JsonObject]:
-    """What a worker holds until its time."""
-    for entry in answer:
-        request = entry.get("request") if isinstance(entry, dict) else None
-        if not isinstance(entry, dict) or not isinstance(request, dict):
-            continue
-        try:
-            due = datetime.fromisoformat(str(entry.get("eta"))).astimezone(timezone.utc)
-        except ValueError:
-            continue
-        where = request.get("delivery_info") or {}
-        yield {
-            "due": due,
-            "task": request.get("name"),
-            "id": request.get("id"),
-            "queue": where.get("routing_key"),
-            "held_by": node,
-        }
 
 
 class _Look:

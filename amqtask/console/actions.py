@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from amqtask.client.rerun import run_edited
+from amqtask.console import workers
+from amqtask.console.delayed import revoke_delayed, send_now
 from amqtask.console.many import mark_seen, rate_of, rerun_all, revoke_all
 from amqtask.console.pages import is_dead_letter, named_queues
 from amqtask.console.schedules import pause_schedule, resume_schedule, run_schedule
@@ -112,6 +114,8 @@ ACTIONS: dict[str, Action] = {
     "rerun-all": rerun_all,
     "revoke-all": revoke_all,
     "mark-seen": mark_seen,
+    "send-now": send_now,
+    "revoke-delayed": revoke_delayed,
     "revoke": revoke,
     "pause": pause,
     "resume": resume,
@@ -120,4 +124,5 @@ ACTIONS: dict[str, Action] = {
     "schedule-pause": pause_schedule,
     "schedule-resume": resume_schedule,
     "schedule-run": run_schedule,
+    **workers.ACTIONS,
 }

@@ -26,7 +26,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from amqtask.assembly import build_indexer
-from amqtask.console import many, pages
+from amqtask.console import delayed, many, pages
 from amqtask.console.access import Access, Denied
 from amqtask.console.actions import ACTIONS
 from amqtask.console.schedules import schedules
@@ -73,6 +73,11 @@ PAGES: dict[str, tuple[str, str, Look]] = {
     "/dead": ("Dead letters", "dead.html", lambda app, request: pages.dead(app)),
     "/queues": ("Queues", "queues.html", lambda app, request: pages.queues(app)),
     "/schedules": ("Schedules", "schedules.html", lambda app, request: schedules(app)),
+    "/queues/delayed": (
+        "",
+        "delayed.html",
+        lambda app, request: delayed.delayed(app, request.query_params),
+    ),
     "/workers": ("Workers", "workers.html", lambda app, request: pages.workers(app)),
     "/audit": ("Audit", "audit.html", lambda app, request: {"actions": app.history.index.actions(200)}),
 }

@@ -123,6 +123,7 @@ BUILTIN: Mapping[str, CommandInfo] = {
         _tell("rate_limit", "Another rate limit for a task.",
               signature="<task_name> <rate_limit (e.g., 5/s | 5/m | 5/h)>",
               args=(("task_name", str), ("rate_limit", str))),
+        _tell("release_delayed", "Send what is held here until its time now.", visible=False),
         _tell("resume_queue", "Consume a paused queue again.", visible=False, signature="<queue>", args=(("queue", str),)),
         _tell("revoke", "Do not run these tasks.", signature=_IDS, variadic="task_id"),
         _tell("revoke_by_stamped_headers", "Do not run tasks with these stamps.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from amqtask.events.dispatcher import LamportClock
 
@@ -27,6 +27,12 @@ class Later(NamedTuple):
 
     ask: Callable[[], Any]
     answer: Callable[[Any], object]
+
+
+class Release(Protocol):
+    """See amqtask.transport.contract.Delayed."""
+
+    def __call__(self, is_meant: Callable[[Delivery], bool], *, revoked: bool = False) -> int: ...
 
 
 @dataclass(slots=True)
@@ -53,9 +59,10 @@ class Control:
     delayed: Callable[[int], Sequence[tuple[float, Delivery]]] = lambda limit: ()
     # Whether that waits for a server.
     delayed_blocks: bool = False
-    # How many of them are to go to an address; and deleting those.
+    # How many of them are to go to an address; deleting those; sending some now.
     count_delayed: Callable[[Address], int] = lambda address: 0
     drop_delayed: Callable[[Address], int] = lambda address: 0
+    release_delayed: Release = lambda is_meant, *, revoked=False: 0
     # `state.app` of custom commands.
     app: Any = None
     memory_samples: deque[str] = field(default_factory=lambda: deque(maxlen=1000))

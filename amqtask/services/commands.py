@@ -24,6 +24,7 @@ from amqtask.protocol.entities import Exchange
 from amqtask.protocol.serialization import dumps, is_private
 from amqtask.protocol.task import decode_body, saferepr
 from amqtask.services.command_context import Control, Later
+from amqtask.services.delayed import Which, as_task
 from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
 from amqtask.topology.declarations import work_queue
 from amqtask.topology.delays import TO_HEADER, waiting_priority
@@ -345,6 +346,14 @@ def purge_delayed(control: Control, arguments: CommandArguments) -> object:
     return {"counts": [count(address) for address in addresses]}
 
 
+def release_delayed(control: Control, arguments: CommandArguments) -> object:
+    """What the console asks: have delayed messages that are held here run now, or as `revoked` ones not at all."""
+    wanted = {name: arguments.get(name) for name in ("id", "task", "queue")}
+    which = Which(**{name: None if value is None else str(value) for name, value in wanted.items()})
+    revoked = bool(arguments.get("revoked"))
+    return {"released": control.release_delayed(lambda delivery: which.has(as_task(delivery)), revoked=revoked)}
+
+
 def registered(control: Control, arguments: CommandArguments) -> object:
     fields = arguments.get("taskinfoitems")
     tasks = control.worker.setup.tasks
@@ -540,6 +549,7 @@ COMMANDS: dict[str, Command] = {
     "pool_restart": pool_restart,
     "pool_shrink": pool_shrink,
     "purge_delayed": purge_delayed,
+    "release_delayed": release_delayed,
     "query_task": query_task,
     "rate_limit": rate_limit,
     "registered": registered,

@@ -147,6 +147,16 @@ class Forwarder:
         heapq.heapify(self._waiting)
         return len(dropped)
 
+    def release(self, is_meant: Callable[[Delivery], bool], *, revoked: bool = False) -> int:
+        """Publish those that wait here and are meant now, see `DelayPlan.released`; how many."""
+        meant = [entry for entry in self._waiting if is_meant(entry[2].delivery)]
+        numbers = {number for _, number, _ in meant}
+        self._waiting = [entry for entry in self._waiting if entry[1] not in numbers]
+        heapq.heapify(self._waiting)
+        for _, _, held in meant:
+            self._publish(held, self._delays.released(held.delivery, revoked=revoked))
+        return len(meant)
+
     # -- the service
 
     def start(self) -> None:

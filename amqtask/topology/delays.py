@@ -243,6 +243,15 @@ class DelayPlan:
         exchange = self.level_name(-1) if target else ""
         return Message(delivery.body, _copied(properties, headers), exchange, delivery.routing_key)
 
+    def released(self, delivery: Delivery, *, revoked: bool = False) -> Message:
+        """The message of a delayed delivery, to run now. `revoked`: as one that has expired, which no worker runs."""
+        message = self.addressed(delivery)
+        headers = {**message.properties.headers, "eta": None}
+        headers.pop(UNTIL_HEADER, None)
+        if revoked:
+            headers["expires"] = _LONG_AGO
+        return replace(message, properties=replace(message.properties, headers=headers))
+
     def through_the_net(self, delivery: Delivery) -> Message:
         """Like `addressed`, but always through `<prefix>.out`, for a user who may not publish to the default exchange."""
         message = self.addressed(delivery)
@@ -365,6 +374,7 @@ class DelayPlan:
 
 
 _NO_LIMIT = 1_000_000
+_LONG_AGO = "2000-01-01T00:00:00+00:00"
 
 
 def due_at(headers: Headers) -> float | None:

@@ -367,6 +367,9 @@ class Delayed(Protocol):
     def drop(self, address: tuple[str, str]) -> int:
         """Delete those that this worker holds and that are to go there; how many that were."""
 
+    def release(self, is_meant: Callable[[Delivery], bool], *, revoked: bool = False) -> int:
+        """Publish those that this worker holds and that are meant now; how many. `revoked`: as expired, so nobody runs them."""
+
 
 class SharedEnds(Protocol):
     """A consumer and a publisher that share a connection: when one loses it, the other has lost it, too.

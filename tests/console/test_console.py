@@ -19,6 +19,8 @@ from amqtask.console.access import Access, fits, hashed
 from amqtask.console.web import console
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.message import Message
+from amqtask.services.dead_letters import has_expired
+from amqtask.testing.worker import start_worker
 from amqtask.worker.finisher import copied_properties
 
 EVIL = "<script>alert(1)</script>"
@@ -338,3 +340,53 @@ def test_a_form_of_any_size_is_not_read(shown: Shown) -> None:
         shown.client.post("/api/do/rerun", content=b"[1]", headers={"Content-Type": "application/json"}).status_code
         == 400
     )
+
+
+def test_delayed_tasks_are_seen_by_time_sent_now_and_revoked(shown: Shown) -> None:
+    later = [shown.app.send_task("shop.send", (EVIL,), countdown=3600 * hours) for hours in (3, 1, 2)]
+    shown.app.send_task(EVIL, countdown=50)
+
+    told = shown.client.get("/api/queues/delayed?task=shop.send").json()
+    assert [task["id"] for task in told["tasks"]] == [later[1].id, later[2].id, later[0].id]
+    assert (told["total"], told["number"], told["is_part"]) == (4, 3, False)
+    page = shown.page("/queues/delayed?task=shop.send&page=99")
+    assert later[0].id in page
+    assert EVIL not in shown.page("/queues/delayed")
+
+    assert shown.client.post("/api/do/send-now", json={"id": later[1].id}).json() == {"done": "1 delayed task sent now"}
+    assert shown.client.post("/api/do/revoke-delayed", json={}).status_code == 400
+    answer = shown.client.post("/api/do/revoke-delayed", json={"all": "yes"})
+    assert answer.json() == {"done": "3 delayed tasks revoked"}
+
+    assert shown.client.get("/api/queues/delayed").json()["total"] == 0
+    with shown.app.broker.admin() as admin:
+        headers = [delivery.properties.headers for delivery in admin.browse("mail", 10)]
+    assert len(headers) == 4
+    assert [(one["eta"], bool(one["expires"])) for one in headers if one["id"] == later[1].id] == [(None, False)]
+    # No worker runs what has expired.
+    assert all(has_expired(one, time.time()) for one in headers if one["id"] != later[1].id)
+
+
+def test_workers_are_told_what_to_do_and_answer(shown: Shown) -> None:
+    def order(action: str, **fields: str) -> Any:
+        return shown.client.post(f"/api/do/{action}", json={"worker": "w1@here", **fields}).json()
+
+    with start_worker(shown.app, pool="threads", hostname="w1@here"):
+        assert "Fewer slots" in shown.page("/workers")
+        assert "pool" in order("worker-grow", n="2")["done"]
+        (row,) = (row for row in shown.client.get("/api/workers").json()["workers"] if row["worker"] == "w1@here")
+        assert (row["slots"], row["queues"]) == (3, ["mail"])
+        assert "done" in order("worker-shrink")
+        assert "add consumer letters" in order("worker-add-queue", queue="letters")["done"]
+        assert "no longer consuming" in order("worker-remove-queue", queue="letters")["done"]
+        assert "new rate limit" in order("rate-limit", task="shop.send", limit="10/m")["done"]
+        assert shown.client.post("/api/do/rate-limit", json={"task": "shop.send"}).json() == {
+            "done": "w1@here: rate limit disabled successfully"
+        }
+        assert order("worker-drain")["done"] == "w1@here takes no more tasks; it consumed mail"
+        assert "worker_pool_restarts" in order("worker-restart")["error"]
+        assert "unknown task" in order("rate-limit", task=EVIL)["error"]
+        assert "from 1 to" in order("worker-grow", n="-1")["error"]
+        assert "does not answer" in order("worker-shutdown", worker="nobody")["error"]
+        assert "is missing" in shown.client.post("/api/do/worker-drain", json={}).json()["error"]
+        assert "ends after" in order("worker-shutdown")["done"]

@@ -303,3 +303,21 @@ def test_without_the_right_to_the_queues_the_worker_says_so_once_and_looks_again
 
     assert place.consumer.words.count("start") == 3
     assert [record.message.count("topology declare") for record in caplog.records] == [1]
+
+
+def test_what_it_holds_and_is_meant_runs_now_or_not_at_all() -> None:
+    place = Place()
+    for body in (b"now", b"never", b"later"):
+        place.deliver(place.message(10, body=body))
+
+    assert place.forwarder.release(lambda delivery: delivery.body == b"now") == 1
+    assert place.forwarder.release(lambda delivery: delivery.body == b"never", revoked=True) == 1
+    assert place.forwarder.release(lambda delivery: delivery.body == b"never") == 0
+
+    assert place.sent == [("", "work", b"now"), ("", "work", b"never")]
+    now, never = (message.properties.headers for message in place.publisher.sent)
+    assert (now["eta"], now.get("expires")) == (None, None)
+    assert never["expires"] < "2001"
+    place.publisher.confirm_all()
+    place.loop.advance(11)
+    assert place.sent[-1] == ("", "work", b"later")

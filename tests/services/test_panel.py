@@ -214,6 +214,24 @@ def test_delayed_messages_that_are_held_are_counted_and_dropped_by_their_address
     assert "error" in remote.ask("purge_delayed", addresses=[1])
 
 
+def test_delayed_messages_that_are_held_are_released_by_what_they_are() -> None:
+    remote = Remote()
+    asked: list[tuple[bool, bool]] = []
+    delivery = Delivery(
+        b"", Properties(headers={"task": "t", "id": "one"}), "", "work", False, "amqtask.delay.4s", 1, 1
+    )
+
+    def release(is_meant: Any, *, revoked: bool = False) -> int:
+        asked.append((is_meant(delivery), revoked))
+        return 1
+
+    remote.control.release_delayed = release
+    assert remote.ask("release_delayed", id="one", queue="work", revoked=True) == {"released": 1}
+    remote.ask("release_delayed", task="other")
+    remote.ask("release_delayed", queue="x/work")
+    assert asked == [(True, True), (False, False), (False, False)]
+
+
 def test_hello_exchanges_revoked_ids() -> None:
     remote = Remote()
     remote.ask("revoke", task_id="a")

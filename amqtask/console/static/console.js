@@ -6,7 +6,7 @@
   let source = null, timer = null;
   const isBusy = () => {
     const at = document.activeElement;
-    return document.querySelector("main details[open]") || (at && at.closest("main form")) || String(getSelection());
+    return document.querySelector("main details[open], main [data-still]") || (at && at.closest("main form")) || String(getSelection());
   };
   const refresh = () => {
     timer = null;

@@ -184,6 +184,10 @@ class RedisDelayed:
         """None."""
         return 0
 
+    def release(self, is_meant: Callable[[Delivery], bool], *, revoked: bool = False) -> int:
+        """None."""
+        return 0
+
 
 def delivery_of(entry: bytes, due: float) -> Delivery:
     """A delayed message with the headers that say where it goes, and when (milliseconds of Unix time)."""
