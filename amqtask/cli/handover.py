@@ -9,10 +9,28 @@ import os
 import signal
 import sys
 
+from amqtask.ground.plugins import load
 from amqtask.ground.startup import RELOADED
 
 # Orders to the child, and what it says.
 LOAD, GO, LOADED = b"load\n", b"go\n", b"loaded\n"
+
+# In the environment of all but the first that works.
+REPEATED = "_AMQTASK_RELOAD_REPEATED"
+
+# What a worker imports when it begins, and may as well have imported before: none of it looks at the project.
+_EARLY = (
+    "amqtask.cli.find_app",
+    "amqtask.cli.worker",
+    "amqtask.backends.rpc",
+    "amqtask.beat.build",
+    "amqtask.remote.control",
+    "amqtask.transport.collector",
+    "amqtask.transport.consumer",
+    "amqtask.transport.loop_publisher",
+    "amqtask.transport.publisher",
+    "amqtask.transport.tail",
+)
 
 
 def is_child() -> bool:
@@ -20,9 +38,16 @@ def is_child() -> bool:
     return RELOADED in os.environ
 
 
+def is_repeated() -> bool:
+    """Whether one like this process was here before it, and has said what there is to say."""
+    return REPEATED in os.environ
+
+
 def await_load() -> None:
     """Before the project's code is imported. Returns at once in a process that nobody gives orders to."""
     if os.environ.get(RELOADED):
+        for module in _EARLY:
+            load(module)
         _await(LOAD)
 
 

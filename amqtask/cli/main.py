@@ -30,6 +30,7 @@ COMMANDS = {
     "console": ("console:command", "Serve the console: tasks, failures, queues and workers in a browser."),
     "control": ("remote:control_command", "Change running workers (rate limits, pool size, queues, shutdown …)."),
     "dead": ("dead:command", "List, show, retry or purge dead-lettered messages."),
+    "dev": ("dev:command", "Develop without a broker: one in memory, a worker that reloads, beat, the console."),
     "doctor": ("doctor:command", "Say what is wrong with the project and its broker, and what to do."),
     "events": ("events:command", "Show workers and tasks as they work, print events, take snapshots."),
     "flower": ("flower:command", "Start Flower, the web monitor, where it is installed."),

@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
-from amqtask.cli.handover import GO, LOAD, LOADED
+from amqtask.cli.handover import GO, LOAD, LOADED, REPEATED
 from amqtask.cli.output import echo_text
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load
@@ -35,6 +35,8 @@ Event = Callable[[], None]
 QUIET, BURST = 30, 500
 # Seconds before the next process is prepared, so that it takes no processor from the one that begins.
 STAND_BY_SECONDS = 1.0
+# Seconds that running tasks have to end, where nobody says another number.
+PATIENCE_SECONDS = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 # A command that was called in a wrong way.
 _WRONG_USE = 2
@@ -119,8 +121,11 @@ class Child:
 
     def _listen(self) -> None:
         with self._ours, self._ours.makefile("rb") as lines:
-            for line in lines:
-                self._told(self, line)
+            try:
+                for line in lines:
+                    self._told(self, line)
+            except ConnectionResetError:
+                pass  # it was killed before it had read its order
             code = self._process.wait()
         self._ended(self, code if code >= 0 else 128 - code)
 
@@ -159,7 +164,8 @@ def _complaint(path: Path) -> str:
 
 class Reloader:
     """`patience`: seconds that running tasks have before a worker is stopped cold. `stands_by`: whether the next process may
-    start before a change (not where its start imports the project, as Django's commands do)."""
+    start before a change (not where its start imports the project, as Django's commands do). `on_start` is called whenever a
+    process that has imported the project begins to work."""
 
     def __init__(
         self,
@@ -171,9 +177,10 @@ class Reloader:
         patience: float,
         stands_by: bool,
         environment: Mapping[str, str] | None = None,
+        on_start: Event | None = None,
     ) -> None:
         self._command, self._folder, self._environment = command, folder, environment or {}
-        self._patience, self._stands_by = patience, stands_by
+        self._patience, self._stands_by, self._on_start = patience, stands_by, on_start
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._timers: dict[str, tuple[float, Event]] = {}
         self._watcher = Watcher(watched, patterns, lambda paths: self._events.put(lambda: self._changed(paths)))
@@ -222,7 +229,7 @@ class Reloader:
         return Child(
             self._command,
             self._folder,
-            self._environment,
+            {**self._environment, **({REPEATED: "1"} if self._has_worked else {})},
             lambda child, said: self._events.put(lambda: self._said(child, said)),
             lambda child, code: self._events.put(lambda: self._ended(child, code)),
         )
@@ -278,6 +285,8 @@ class Reloader:
         self._timers.pop("patience", None)
         self._current, self._next, self._has_worked = self._next, None, True
         self._current.order(GO)
+        if self._on_start is not None:
+            self._on_start()
         if self._stands_by:
             self._later("stand by", STAND_BY_SECONDS, self._stand_by)
 

@@ -281,7 +281,7 @@ def command(settings: Globals, /, **params: Any) -> int:
     logger.debug("names in the configuration that are no settings: %s", ", ".join(app.conf.unknown_names()) or "none")
     if is_in_json(app.conf, options.log_format):
         logger.info("worker: starting", extra=_about(app, options, worker))
-    elif not settings.quiet:
+    elif not (settings.quiet or handover.is_repeated()):
         echo_text(_banner(app, options, worker))
     with prints:
         exit_code = worker.run()

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 # In the environment of a worker that `--reload` has started: the number of the socket over which it gets its orders.
 RELOADED = "_AMQTASK_RELOAD"
+# In the environment of what `amqtask dev` has started: which part of it this process is.
+DEV_PART = "_AMQTASK_DEV_PART"
 
 
 def pool_on_command_line(argv: Sequence[str]) -> str | None:
@@ -18,7 +20,8 @@ def pool_on_command_line(argv: Sequence[str]) -> str | None:
     or neither a worker nor a shell is started. The process that watches files (`--reload`) has no pool, its children have."""
     if "shell" in argv:
         return next((argument[2:] for argument in argv if argument in ("--eventlet", "--gevent")), None)
-    if "worker" not in argv or ("--reload" in argv and RELOADED not in os.environ):
+    is_worker = "worker" in argv or ("dev" in argv and os.environ.get(DEV_PART) == "worker")
+    if not is_worker or ("--reload" in argv and RELOADED not in os.environ):
         return None
     for position, argument in enumerate(argv):
         if argument == "--":

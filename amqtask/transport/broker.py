@@ -147,6 +147,10 @@ def open_broker(options: BrokerOptions, kept: dict[str, object]) -> Broker:
         from amqtask.transport.memory.local import LocalBroker
 
         return LocalBroker(options, kept)
+    if scheme == "dev":
+        from amqtask.transport.dev import DevBroker
+
+        return DevBroker(options, kept)
     if scheme in _REDIS:
         from amqtask.transport.redis.broker import RedisBroker
 

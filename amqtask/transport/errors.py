@@ -126,9 +126,7 @@ def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> Bro
         if isinstance(cause, _GUESSES)
         else f"{type(cause).__name__}: {cause}"
     )
-    return BrokerUnreachable(
-        f"no broker answers at {urls}: {clause(reason)}. Is RabbitMQ running there, and is broker_url right?{hint}"
-    )
+    return BrokerUnreachable(f"no broker answers at {urls}: {clause(reason)}. {addresses[0].question}{hint}")
 
 
 def access_refused(address: BrokerAddress, text: str, *, is_login: bool) -> AccessRefused:

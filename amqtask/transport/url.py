@@ -102,6 +102,11 @@ class BrokerAddress:
         return f"{self._scheme}://{login}{self._netloc}/{self.vhost}"
 
     @property
+    def question(self) -> str:
+        """What to look at when nothing answers there."""
+        return "Is RabbitMQ running there, and is broker_url right?"
+
+    @property
     def url(self) -> str:
         """The URL with the password, for another program; the TLS options are not in it."""
         user, password, vhost = (quote(part, safe="") for part in (self.user, self.password, self.vhost))

@@ -29,6 +29,7 @@ from amqtask.transport.memory.broker import ManualClock, MemoryBroker
 from amqtask.transport.memory.local import MemoryAddress, MemoryAsyncPublisher
 from amqtask.transport.memory.queues import matches_headers, matches_topic
 from amqtask.transport.publisher import PikaPublisher
+from amqtask.transport.tail import OFFSET, PREFETCH, QueueTail, StreamNote
 
 
 class Bench:
@@ -479,3 +480,60 @@ def test_topic_patterns(pattern: str, key: str, hit: bool) -> None:
 )
 def test_header_matches(asked: dict[str, Any], headers: dict[str, Any], hit: bool) -> None:
     assert matches_headers(asked, headers) is hit
+
+
+# -- streams
+
+
+def tail(bench: Bench, log: Queue, position: int | None) -> QueueTail:
+    """Reads the stream from after this position."""
+    return QueueTail(bench.addresses, log, (), position=position, connect_timeout=5.0, name="test")
+
+
+def read(tail: QueueTail, limit: int = 10) -> list[tuple[int, bytes]]:
+    """Offset and body of what has come, which is acknowledged."""
+    deliveries = tail.read(limit, 5.0)
+    tail.acknowledge()
+    return [((delivery.properties.headers or {})[OFFSET], delivery.body) for delivery in deliveries]
+
+
+def test_a_stream_is_read_by_many_and_keeps_what_it_has(bench: Bench) -> None:
+    log = bench.queue("log", "stream")
+    for body in (b"a", b"b", b"c"):
+        bench.publish("log", body)
+    first, second, late = tail(bench, log, None), tail(bench, log, 0), tail(bench, log, 2)
+
+    assert read(first, 2) == [(0, b"a"), (1, b"b")]
+    assert read(first) == [(2, b"c")]
+    assert read(second) == [(1, b"b"), (2, b"c")]
+    bench.publish("log", b"d")
+    assert read(first) == read(second) == read(late) == [(3, b"d")]
+    assert bench.broker.count("log") == 4
+
+
+def test_a_consumer_of_a_stream_gets_more_when_it_has_acknowledged(bench: Bench) -> None:
+    log = bench.queue("log", "stream")
+    bodies = [str(number).encode() for number in range(PREFETCH + 50)]
+    for body in bodies:
+        bench.publish("log", body)
+    reader = tail(bench, log, None)
+
+    assert [body for _, body in read(reader, 1000)] == bodies[:PREFETCH]
+    assert [body for _, body in read(reader, 1000)] == bodies[PREFETCH:]
+
+
+def test_a_stream_drops_its_oldest_messages_beyond_its_bytes(bench: Bench) -> None:
+    log = bench.queue("log", "stream", x_max_length_bytes=4)
+    for body in (b"aa", b"bb", b"cc"):
+        bench.publish("log", body)
+
+    assert read(tail(bench, log, None)) == [(1, b"bb"), (2, b"cc")]
+
+
+def test_a_note_is_the_last_message_of_its_stream(bench: Bench) -> None:
+    note = StreamNote(bench.addresses, lambda: PikaPublisher(bench.addresses, timeout=1.5), "note")
+
+    assert note.read() is None
+    for text in ("first", "second"):
+        note.write(text)
+    assert note.read() == "second"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from amqtask import AmqTask
 from amqtask.exceptions import ConfigurationError
 from amqtask.transport.url import BrokerAddress, parse_broker_urls
 
@@ -263,3 +264,33 @@ def test_the_url_or_the_setting_says_how_to_log_in(url: str, setting: str | None
 def test_a_way_to_log_in_that_cannot_be_taken_is_an_error(url: str, setting: str | None, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         parse(url, login_method=setting)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("dev://", "127.0.0.1", 5672),
+        ("dev://:5673", "127.0.0.1", 5673),
+        ("dev://127.0.0.2:7", "127.0.0.2", 7),
+    ],
+)
+def test_the_broker_of_amqtask_dev(url: str, host: str, port: int) -> None:
+    app = AmqTask("tests", broker=url, set_as_current=False)
+
+    (address,) = app.broker_addresses
+    assert (address.host, address.port) == (host, port)
+
+
+def test_beside_the_broker_of_amqtask_dev_nothing_needs_to_be_installed() -> None:
+    broker = AmqTask("tests", broker="dev://", set_as_current=False).broker
+
+    assert {broker.results_url(url) for url in ("redis://h/1", "cache+memcached://h", "cache+memory://", "rpc://")} == {
+        "rpc://"
+    }
+    kept = ("db+sqlite:///results", "file:///results", "django-db://")
+    assert [broker.results_url(url) for url in kept] == list(kept)
+
+
+def test_a_wrong_url_of_amqtask_dev_is_told() -> None:
+    with pytest.raises(ConfigurationError, match="dev://:5673"):
+        _ = AmqTask("tests", broker="dev://:port", set_as_current=False).broker_addresses

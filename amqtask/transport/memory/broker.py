@@ -1,7 +1,7 @@
 """MemoryBroker: the server's end. Exchanges, bindings, queues, confirms, acks, dead letters, TTL; its clock is injected.
 
 It behaves like RabbitMQ 4.3 where versions differ: quorum queues have strict priorities 0 to 31, and `basic.nack` does
-not count towards their delivery limit (`nack_counts=True` for older ones). Left out: streams, x-expires, x-max-length-bytes,
+not count towards their delivery limit (`nack_counts=True` for older ones). Left out: x-expires, x-max-length-bytes,
 single active consumer, consumer priorities, and the retries of at-least-once dead-lettering.
 
 Everything happens under one lock, in the calling thread, which leaves the frames for other connections with their ends (peer.py).
@@ -35,6 +35,7 @@ from amqtask.transport.memory.queues import (
     resource_locked,
     too_large,
 )
+from amqtask.transport.memory.streams import StreamQueue
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
@@ -133,7 +134,8 @@ class MemoryBroker:
             raise not_found("queue", queue.name)
         if existing is None:
             check_valid(queue)
-            self._queues[queue.name] = MemoryQueue(queue, owner if queue.exclusive else None)
+            queue_class = StreamQueue if queue.argument_map.get("x-queue-type") == "stream" else MemoryQueue
+            self._queues[queue.name] = queue_class(queue, owner if queue.exclusive else None)
         elif not passive:
             check_same(queue, existing.declared)
 
@@ -244,7 +246,10 @@ class MemoryBroker:
     # -- deliveries
 
     def pump(self, queue: MemoryQueue) -> None:
-        """Deliver ready messages to consumers with room, in turn."""
+        """Deliver ready messages to consumers with room, in turn; those of a stream to each of them."""
+        if isinstance(queue, StreamQueue):
+            queue.feed()
+            return
         now = self._now()
         while (head := queue.head) is not None and (head.expires_at is None or head.expires_at >= now):
             subscriber = queue.next_subscriber()

@@ -31,6 +31,7 @@ from amqtask.transport.memory.queues import (
     received,
     unknown_tag,
 )
+from amqtask.transport.memory.streams import StreamQueue, subscribe
 from amqtask.transport.stream import GREETING, Frames, Unreadable, decode_method
 
 if TYPE_CHECKING:
@@ -247,6 +248,7 @@ class PeerChannel:
             method.no_ack,
             method.exclusive,
         )
+        subscribe(queue, subscriber, method.arguments)
         self._consumed[tag] = (queue, subscriber)
         queue.subscribers.append(subscriber)
         return spec.Basic.ConsumeOk(tag)
@@ -274,6 +276,8 @@ class PeerChannel:
 
     def _get(self, method: Any) -> object | None:
         queue = self._broker.queue(method.queue, self._owner)
+        if isinstance(queue, StreamQueue):
+            raise not_implemented("basic.get for streams")
         self._broker.expire()
         if not len(queue):
             empty: object = spec.Basic.GetEmpty()
@@ -425,6 +429,8 @@ class Peer:
                 self._channels[number].add_header(payload)
             elif number in self._channels and frame_type == spec.FRAME_BODY:
                 self._channels[number].add_body(payload)
+            elif frame_type == spec.FRAME_HEARTBEAT:
+                self._write(frame.Heartbeat().marshal())
 
     def cut(self) -> None:
         """The connection ends; unanswered deliveries go back to their queues."""

@@ -182,9 +182,9 @@ def unknown_tag(tag: int) -> Refused:
 def check_valid(queue: Queue) -> None:
     """Raises: Refused for properties that the queue's type does not allow."""
     queue_type = queue.argument_map.get("x-queue-type", "classic")
-    if queue_type not in ("classic", "quorum"):
+    if queue_type not in ("classic", "quorum", "stream"):
         raise Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - the in-memory broker has no {queue_type} queues")
-    if queue_type == "quorum":
+    if queue_type != "classic":
         for name, is_wrong in (("durable", not queue.durable), ("exclusive", queue.exclusive),
                                ("auto-delete", queue.auto_delete)):  # fmt: skip
             if is_wrong:
@@ -278,6 +278,8 @@ class Subscriber:
     no_ack: bool
     exclusive: bool = False
     unacked: int = 0
+    # Of a stream: the offset of the next message.
+    position: int = 0
 
     @property
     def has_room(self) -> bool:
