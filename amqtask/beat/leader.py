@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from amqtask.exceptions import PublishTimeout
+from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue, arguments
 from amqtask.protocol.message import Message, Properties
@@ -36,7 +37,7 @@ from amqtask.topology.declarations import DISCONNECTED
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
-    from amqtask.pool import Loop, Timer
+    from amqtask.pool import Loop
     from amqtask.protocol.message import Delivery
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
@@ -103,9 +104,9 @@ class Leadership:
         self._published_ids: set[str] = set()
         # The id of a stored state that has not come back yet, and what follows when it does; until when it may.
         self._awaited: tuple[str, Callable[[], None]] | None = None
-        self._awaiting: Timer | None = None
+        self._awaiting = OneTimer(loop)
         self._waiting: list[bytes] = []
-        self._settling: Timer | None = None
+        self._settling = OneTimer(loop)
         self._is_leading = False
         self._is_stopped = False
 
@@ -146,14 +147,14 @@ class Leadership:
                 return
             if message_id in self._published_ids:
                 self._awaited = message_id, is_back
-                self._awaiting = self._loop.call_later(BACK_SECONDS, self._is_not_back)
+                self._awaiting.set(BACK_SECONDS, self._is_not_back)
             else:
                 is_back()
 
         self._publish(state, confirmed, message_id)
 
     def _is_not_back(self) -> None:
-        self._awaiting = self._awaited = None
+        self._awaited = None
         self._consumer.leave("the state went to another beat")
 
     def _save_again(self, epoch: int, state: bytes, on_saved: Callable[[], None]) -> None:
@@ -193,11 +194,10 @@ class Leadership:
                 is_back()
             return
         self._waiting.append(delivery.body)
-        if self._settling is None:
-            self._settling = self._loop.call_later(SETTLE_SECONDS, self._settled)
+        if not self._settling.is_set:
+            self._settling.set(SETTLE_SECONDS, self._settled)
 
     def _settled(self) -> None:
-        self._settling = None
         states, self._waiting = self._waiting, []
         if self._is_leading:
             self._listener.on_states(states)
@@ -247,12 +247,8 @@ class Leadership:
         self._epoch, self._last_tag, self._acked_tag = -1, 0, 0
         self._waiting.clear()
         self._await_nothing()
-        if self._settling is not None:
-            self._settling.cancel()
-            self._settling = None
+        self._settling.cancel()
 
     def _await_nothing(self) -> None:
         self._awaited = None
-        if self._awaiting is not None:
-            self._awaiting.cancel()
-            self._awaiting = None
+        self._awaiting.cancel()

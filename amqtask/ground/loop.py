@@ -46,30 +46,28 @@ class TurnLoop(Loop, Protocol):
 class OneTimer:
     """At most one pending call on a loop: `set` takes the place of the one that is pending."""
 
-    __slots__ = ("_loop", "_timer")
+    __slots__ = ("_loop", "_timer", "is_set")
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._timer: Timer | None = None
-
-    @property
-    def is_set(self) -> bool:
-        """Whether a call is pending."""
-        return self._timer is not None
+        # Whether a call is pending; an attribute, as publishers look at each flush.
+        self.is_set = False
 
     def set(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call once in so many seconds."""
         self.cancel()
         self._timer = self._loop.call_later(seconds, lambda: self._fire(callback))
+        self.is_set = True
 
     def cancel(self) -> None:
         """Do not call; may be called when nothing is pending."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self.is_set = None, False
 
     def _fire(self, callback: Callable[[], None]) -> None:
-        self._timer = None
+        self._timer, self.is_set = None, False
         callback()
 
 

@@ -25,11 +25,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, MessageRefused, PublishError, PublishRefused, Unroutable
+from amqtask.ground.loop import OneTimer, Ticker
 from amqtask.ground.printable import bounded_logger
 from amqtask.topology.delays import TO_HEADER, Address, DelayPlan, address_of, due_at, leaves_at
 
 if TYPE_CHECKING:
-    from amqtask.pool import Loop, Timer
+    from amqtask.pool import Loop
     from amqtask.protocol.message import Delivery, Message
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
 
@@ -107,16 +108,16 @@ class Forwarder:
         # Held messages that are not due yet: (when to look, number, held).
         self._waiting: list[tuple[float, int, _Held]] = []
         self._numbers = itertools.count()
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         self._timer_at = float("inf")
         # How many of the present channel's deliveries are being published; when each attempt began, the oldest first.
         self._publishing = 0
         self._attempts: dict[_Held, float] = {}
-        self._watch: Timer | None = None
+        self._watch = OneTimer(loop)
         self._renewed_at = float("-inf")
         self._renewal_pause = STUCK_SECONDS
-        self._shrinking: Timer | None = None
-        self._restart: Timer | None = None
+        self._shrinking = Ticker(loop, SHRINK_SECONDS, self._shrink)
+        self._restart = OneTimer(loop)
         self._complaints: set[str] = set()
         self._is_stopped = False
 
@@ -169,8 +170,7 @@ class Forwarder:
             window = self._windows[held_queue.queue.name] = _Window(held_queue.level, held_queue.longest)
             self._consumer.add_queue(held_queue.queue, prefetch=window.size, declare=held_queue.declare)
         self._consumer.start()
-        if self._shrinking is None:
-            self._shrinking = self._loop.call_later(SHRINK_SECONDS, self._shrink)
+        self._shrinking.start()
 
     def stop(self) -> None:
         """Requeue held messages; those that are being published are acknowledged, if the confirm comes before the second call."""
@@ -179,9 +179,9 @@ class Forwarder:
             return
         self._is_stopped = True
         self._waiting.clear()
-        for timer in (self._timer, self._shrinking, self._restart, self._watch):
-            if timer is not None:
-                timer.cancel()
+        self._shrinking.stop()
+        for timer in (self._timer, self._restart, self._watch):
+            timer.cancel()
         if self._consumer is not None and self._publishing:
             self._consumer.pause()
         else:
@@ -251,7 +251,7 @@ class Forwarder:
         self._begin(-1)
         self._close()
         if not self._is_stopped:
-            self._restart = self._loop.call_later(RETRY_SECONDS, self.start)
+            self._restart.set(RETRY_SECONDS, self.start)
 
     def unanswered(self, queue: str) -> int:
         """How many of the queue's messages are held."""
@@ -293,15 +293,13 @@ class Forwarder:
     def _set_timer(self) -> None:
         if not self._waiting or self._waiting[0][0] >= self._timer_at:
             return
-        if self._timer is not None:
-            self._timer.cancel()
         self._timer_at = self._waiting[0][0]
         # The wall clock may be set, so the timer is never longer than SHRINK_SECONDS.
         seconds = min(max(0.0, self._timer_at - self._wall_clock()), SHRINK_SECONDS)
-        self._timer = self._loop.call_later(seconds, self._on_time)
+        self._timer.set(seconds, self._on_time)
 
     def _on_time(self) -> None:
-        self._timer, self._timer_at = None, float("inf")
+        self._timer_at = float("inf")
         now = self._wall_clock()
         waiting = self._waiting
         while waiting and waiting[0][0] <= now:
@@ -334,7 +332,6 @@ class Forwarder:
             if window.size > WINDOW and window.held * 4 < window.size and self._consumer is not None:
                 window.size = max(WINDOW, window.size // 2)
                 self._consumer.set_prefetch(queue, window.size)
-        self._shrinking = self._loop.call_later(SHRINK_SECONDS, self._shrink)
 
     # -- forwarding
 
@@ -345,8 +342,8 @@ class Forwarder:
     def _publish_again(self, held: _Held, message: Message) -> None:
         if self._publisher is not None and held.channel_key == self._channel_key:
             self._attempts[held] = self._wall_clock()
-            if self._watch is None:
-                self._watch = self._loop.call_later(WATCH_SECONDS, self._look_at_attempts)
+            if not self._watch.is_set:
+                self._watch.set(WATCH_SECONDS, self._look_at_attempts)
             self._publisher.publish(message, lambda error: self._published(held, message, error))
 
     def _published(self, held: _Held, message: Message, error: PublishError | None) -> None:
@@ -374,7 +371,6 @@ class Forwarder:
 
     def _look_at_attempts(self) -> None:
         """Look for publishes without a confirm: a channel whose queue lost its leader may wait for one for ever."""
-        self._watch = None
         oldest = next(iter(self._attempts.values()), None)
         if oldest is None:
             return
@@ -387,7 +383,7 @@ class Forwarder:
             and self._renew(f"the broker did not confirm a publish for {waited:.0f} s")
         ):
             return
-        self._watch = self._loop.call_later(WATCH_SECONDS, self._look_at_attempts)
+        self._watch.set(WATCH_SECONDS, self._look_at_attempts)
 
     def _renew(self, reason: str) -> bool:
         """Go on over another connection, to another host if there is one: all held messages are delivered again. Not too often:

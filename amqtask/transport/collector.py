@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import ChannelClosedByBroker
 
-from amqtask.ground.loop import Timer, TurnLoop
+from amqtask.ground.loop import OneTimer, TurnLoop
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.message import Delivery
 from amqtask.transport.connection import LoopConnection
@@ -80,7 +80,7 @@ class PikaCollector:
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._warn = on_warning
-        self._loop = loop
+        self.loop = loop
         self._refusals: set[str] = set()
         self._beside = beside
         self._moved_at = float("-inf")
@@ -92,7 +92,7 @@ class PikaCollector:
         self._looks: dict[str, _Look] = {}
         self._line: deque[_Look] = deque()
         self._current: _Look | None = None
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         self._is_stopped = False
 
     def collect(self, queue: str, size: int, *, take: Take, on_done: OnDone) -> None:
@@ -104,7 +104,7 @@ class PikaCollector:
         itself is away.
         """
         if has_line_end(queue):
-            self._loop.call_soon(lambda: on_done(QueuePresence.GONE))  # no queue can have this name
+            self.loop.call_soon(lambda: on_done(QueuePresence.GONE))  # no queue can have this name
             return
         look = self._looks.get(queue)
         if look is not None:
@@ -130,7 +130,7 @@ class PikaCollector:
         if self._moves():
             return
         look = self._current = self._line.popleft()
-        self._timer = self._loop.call_later(LOOK_SECONDS, self._count_late)
+        self._timer.set(LOOK_SECONDS, self._count_late)
         if look.is_over:
             channel.queue_delete(look.queue, callback=lambda _: self._counted(look, 0))
         else:
@@ -157,14 +157,11 @@ class PikaCollector:
 
     def _take_current(self) -> _Look | None:
         look, self._current = self._current, None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         return look
 
     def _count_late(self) -> None:
         """The broker does not answer for a queue: go on with the others, over a new channel."""
-        self._timer = None
         look, channel = self._take_current(), self._channel
         self._channel = None
         if channel is not None and channel.is_open:
@@ -195,10 +192,6 @@ class PikaCollector:
     def connection(self) -> Any:
         """The open connection, else None."""
         return self._pika if self._pika is not None and self._pika.is_open else None
-
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        """On the loop."""
-        return self._loop.call_later(seconds, callback)
 
     # -- the channel that counts
 
@@ -260,11 +253,15 @@ class _Reader:
         self._is_decided = False
         self._is_completing = False
         self._is_over = False
-        self._timer = owner.call_later(READ_SECONDS, lambda: self._end(QueuePresence.AWAY))
+        self._timer = OneTimer(owner.loop)
+        self._set_timer()
         self._channel = owner.connection.channel(on_open_callback=lambda _: self._consume())
         self._channel.add_on_close_callback(self._closed)
         # basic.cancel: the queue is gone, or its node is down.
         self._channel.add_on_cancel_callback(self._cancelled)
+
+    def _set_timer(self) -> None:
+        self._timer.set(READ_SECONDS, lambda: self._end(QueuePresence.AWAY))
 
     # -- taking
 
@@ -283,7 +280,7 @@ class _Reader:
         self._timer.cancel()
         if not self._look.take(self._deliveries, self._finished):
             self._is_completing = False
-            self._timer = self._owner.call_later(READ_SECONDS, lambda: self._end(QueuePresence.AWAY))
+            self._set_timer()
             self._channel.basic_cancel(self._tag, callback=self._give_back)
 
     def _give_back(self, _: object) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pika.exceptions import AMQPError, AMQPHeartbeatTimeout, ConnectionClosedByBroker
 
-from amqtask.ground.loop import Timer, TurnLoop
+from amqtask.ground.loop import OneTimer, Ticker, TurnLoop
 from amqtask.transport.content import install
 from amqtask.transport.contract import HostLeft
 from amqtask.transport.errors import connection_error, is_refusal
@@ -66,13 +66,12 @@ class LivenessMonitor:
     """
 
     def __init__(self, loop: TurnLoop, *, has_other_hosts: bool, on_silent: Callable[[str], None]) -> None:
-        self._loop = loop
         self._on_silent = on_silent
         self._least_patience = PATIENCE if has_other_hosts else LONE_PATIENCE
         self._patience = self._least_patience
         self._connection: Any = None  # a Wire, from `begin` to `end`
         self._channel: PikaChannel | None = None
-        self._timer: Timer | None = None
+        self._ticker = Ticker(loop, TICK_SECONDS, self._tick)
         self._heard = (0, 0)
         self._unsent = 0
         self._quiet = 0
@@ -83,19 +82,16 @@ class LivenessMonitor:
         """Watch this connection."""
         self.end()
         self._connection = connection
-        self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
+        self._ticker.start()
 
     def end(self) -> None:
         """Stop watching."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._ticker.stop()
         self._connection = self._channel = None
         self._quiet = 0
         self.is_suspended = False
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
         if not self._connection.is_open:
             return  # the connection is closing
         if self._has_moved() or self.is_suspended:
@@ -210,8 +206,7 @@ class LoopConnection:
         self._connection: Any = None
         self.is_open = False
         self._was_open = False
-        self._timer: Timer | None = None
-        self._overtime: Timer | None = None
+        self._timer, self._overtime = OneTimer(loop), OneTimer(loop)
         self._is_running = False
         self._on_stopped: list[Callable[[], None]] = []
 
@@ -301,7 +296,6 @@ class LoopConnection:
         return self._addresses[self._next % len(self._addresses)]
 
     def _connect(self) -> None:
-        self._timer = None
         if not self._is_running:
             return
         seconds = self._connect_timeout
@@ -315,9 +309,7 @@ class LoopConnection:
             lambda _, frame: self._blocked(frame.method.reason or "no reason given")
         )
         connection.add_on_connection_unblocked_callback(lambda _, __: self._blocked(None))
-        self._overtime = self._loop.call_later(
-            seconds + OVERTIME_SECONDS, lambda: self._took_too_long(connection, seconds)
-        )
+        self._overtime.set(seconds + OVERTIME_SECONDS, lambda: self._took_too_long(connection, seconds))
 
     def _took_too_long(self, connection: Wire, seconds: float) -> None:
         self._failed(connection, TimeoutError(f"it did not answer within {seconds:g} s"))
@@ -382,14 +374,12 @@ class LoopConnection:
         self._next += next(good, 1)
 
     def _connect_later(self, pause: float) -> None:
-        if self._is_running and self._timer is None:
-            self._timer = self._loop.call_later(pause, self._connect)
+        if self._is_running and not self._timer.is_set:
+            self._timer.set(pause, self._connect)
 
     def _forget_timers(self) -> None:
-        for timer in (self._timer, self._overtime):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._overtime = None
+        self._timer.cancel()
+        self._overtime.cancel()
 
 
 class ConnectionUse:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
 
 from amqtask.exceptions import AccessRefused, OperationalError, PublishRefused
-from amqtask.ground.loop import Timer, TurnLoop
+from amqtask.ground.loop import OneTimer, TurnLoop
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration, Queue
 from amqtask.protocol.message import Delivery
@@ -116,7 +116,6 @@ class PikaConsumer:
         no_ack: bool = False,
         shared: LoopConnection | None = None,
     ) -> None:
-        self._loop = loop
         self._listener = listener
         self._no_ack = no_ack
         connection = shared or LoopConnection(
@@ -149,8 +148,7 @@ class PikaConsumer:
         # Warnings given since the connection was lost: each once.
         self._unreachable: set[str] = set()
         self._backoff = Backoff()
-        self._timer: Timer | None = None
-        self._start_timer: Timer | None = None
+        self._timer, self._start_timer = OneTimer(loop), OneTimer(loop)
         self._start_seconds = START_SECONDS
         self._consumer_number = 0
 
@@ -252,7 +250,7 @@ class PikaConsumer:
 
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
         """Close; answers that were written go out first."""
-        self._forget_timer()
+        self._timer.cancel()
         self._drop_channel()
         self._declarer.lost()
         self._lookout.end()
@@ -262,7 +260,7 @@ class PikaConsumer:
 
     def on_open(self, connection: Wire) -> None:
         """There is a connection: open the channel."""
-        self._forget_timer()
+        self._timer.cancel()
         self._unreachable.clear()
         self._pika = connection
         self._declarer.connected(connection)
@@ -272,7 +270,7 @@ class PikaConsumer:
 
     def on_lost(self, error: Exception) -> None:
         """The broker has requeued all unanswered deliveries."""
-        self._forget_timer()
+        self._timer.cancel()
         self._pika = None
         self._declarer.lost()
         self._lookout.end()
@@ -414,20 +412,17 @@ class PikaConsumer:
             consumer_tag=tag,
             callback=lambda _: self._started(tag, on_started),
         )
-        if self._start_timer is None:
+        if not self._start_timer.is_set:
             self._watch_start()
 
     def _watch_start(self) -> None:
         """Start the timer for the next consumer's confirm. Only until all queues are consumed: a new connection would then cost
         the deliveries of this one."""
-        if self._start_timer is not None:
-            self._start_timer.cancel()
-            self._start_timer = None
+        self._start_timer.cancel()
         if self._starting and not self._is_consuming:
-            self._start_timer = self._loop.call_later(self._start_seconds, self._starts_late)
+            self._start_timer.set(self._start_seconds, self._starts_late)
 
     def _starts_late(self) -> None:
-        self._start_timer = None
         seconds = self._start_seconds
         self._start_seconds = min(seconds * 2, LONGEST_START_SECONDS)
         self._connection.leave(f"the broker has confirmed no consumer for {seconds:g} s")
@@ -498,18 +493,12 @@ class PikaConsumer:
     # -- another attempt
 
     def _retry_later(self) -> None:
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._backoff.next(), self._retry)
+        if not self._timer.is_set:
+            self._timer.set(self._backoff.next(), self._retry)
 
     def _retry(self) -> None:
-        self._timer = None
         self._open_channel()
         self._set_up()
-
-    def _forget_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 def _deliver_to(on_delivery: Callable[[Delivery], None], consumed: _Consumed, epoch: int) -> Callable[..., None]:

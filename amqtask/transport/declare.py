@@ -24,7 +24,7 @@ from pika import spec
 from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.exceptions import OperationalError, PublishError, PublishRefused
-from amqtask.ground.loop import Timer, TurnLoop
+from amqtask.ground.loop import OneTimer, TurnLoop
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.declarations import describe_difference, is_declarable
 from amqtask.transport.content import UNWRITABLE
@@ -213,10 +213,9 @@ class Declarer:
     """Declares one list after the other. Its owner says when there is a connection and when it is gone."""
 
     def __init__(self, loop: TurnLoop, on_warning: Callable[[str], None]) -> None:
-        self._loop = loop
         self._warn = on_warning
         self._patience = PATIENCE
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         # These are asked for, not declared, on later connections too.
         self._found = FoundEntities()
         self._runs: deque[_Run] = deque()
@@ -243,13 +242,12 @@ class Declarer:
 
     def _set_timer(self) -> None:
         """Start the timer of the first run."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(self._patience, self._too_late) if self._runs else None
+        self._timer.cancel()
+        if self._runs:
+            self._timer.set(self._patience, self._too_late)
 
     def _too_late(self) -> None:
         """Fail all runs: those behind the first one have waited as long, and would wait on."""
-        self._timer = None
         runs, channel, seconds = list(self._runs), self._channel, self._patience
         self._channel = None
         self._runs.clear()

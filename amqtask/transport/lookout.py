@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any
 import pika
 from pika.exceptions import AMQPError
 
+from amqtask.ground.loop import Ticker
 from amqtask.topology.declarations import CLASSIC, QUORUM, is_quorum
 
 if TYPE_CHECKING:
-    from amqtask.ground.loop import Loop, Timer
+    from amqtask.ground.loop import Loop
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import PropertiesLike
     from amqtask.transport.connection import ConnectionListener, ConnectionUse
@@ -184,7 +185,7 @@ class Lookout:
         self._clock = clock
         self._connection: Wire | None = None
         self._channel: Any = None
-        self._timer: Timer | None = None
+        self._ticker = Ticker(loop, TICK_SECONDS, self._tick)
         self._tick_number = 0
         # How many questions have no answer, and for how many ticks; how many ticks without questions follow.
         self._asked = 0
@@ -198,20 +199,17 @@ class Lookout:
         """Look over this connection."""
         self.end()
         self._connection = connection
-        self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
+        self._ticker.start()
 
     def end(self) -> None:
         """Stop looking."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._ticker.stop()
         if self._opinion is not None:
             self._opinion.stop()
         self._connection = self._channel = self._getting = self._opinion = None
         self._asked = self._ticks_waited = self._rest = 0
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
         self._tick_number += 1
         everything = self._watched()
         for watched in everything:

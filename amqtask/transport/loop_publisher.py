@@ -26,7 +26,7 @@ import pika
 from pika.exceptions import AMQPError, AMQPHeartbeatTimeout, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.exceptions import OperationalError, PublishError, PublishTimeout
-from amqtask.ground.loop import Timer, TurnLoop
+from amqtask.ground.loop import OneTimer, Timer, TurnLoop
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
@@ -117,7 +117,7 @@ class PikaLoopPublisher:
         self._refusing = Refusing()
         self._renewed_at = self._left_at = float("-inf")
         self._is_leaving = False
-        self._leaving: Timer | None = None
+        self._leaving = OneTimer(loop)
         self._known = KnownEntities()
         # Of these, what was declared over this connection.
         self._declared: set[Declaration] = set()
@@ -125,7 +125,7 @@ class PikaLoopPublisher:
         # Messages that wait for their declarations, by these declarations; other messages go on when one is late.
         self._undeclared: dict[tuple[Declaration, ...], list[Pending]] = {}
         # While this timer runs, all messages wait for a declaration. Once one was late, the others pass until all are declared.
-        self._in_line: Timer | None = None
+        self._in_line = OneTimer(loop)
         self._is_late = False
         self._ids = MessageIds()
         # How many messages to publish one at a time, because one of them makes the broker close the channel.
@@ -133,9 +133,9 @@ class PikaLoopPublisher:
         self._is_due = self._is_stopped = self._is_blocked = False
         self._refusals: set[str] = set()
         self._backoff = Backoff()
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         # The look at confirms: how many there were at the last one, and for how many looks there was none.
-        self._watch: Timer | None = None
+        self._watch = OneTimer(loop)
         self._confirmed = self._silent_looks = 0
         self._confirm_seconds = CONFIRM_SECONDS
 
@@ -217,7 +217,7 @@ class PikaLoopPublisher:
         if not self._connection.is_running:
             self._connection.start()
         confirming = self._current
-        if confirming is None or not confirming.channel.is_open or self._is_leaving or self._in_line:
+        if confirming is None or not confirming.channel.is_open or self._is_leaving or self._in_line.is_set:
             return
         waiting, confirms, is_trusted = self._waiting, confirming.confirms, self._trusted.covers
         window = 1 if self._suspects else WINDOW
@@ -227,14 +227,14 @@ class PikaLoopPublisher:
             declare = pending.message.declare
             if declare and self._declared_tuples.get(id(declare)) is not declare and not self._is_declared(declare):
                 self._declare(declare, pending)
-                if self._in_line:
+                if self._in_line.is_set:
                     return
             elif is_trusted(pending.message):
                 self._send(confirming, pending)
             else:
                 self._untrusted.append(pending)
                 self._open_lone()
-        if self._watch is None and confirms:
+        if confirms and not self._watch.is_set:
             self._look_on()
 
     def _send(self, confirming: _ConfirmingChannel, pending: Pending) -> None:
@@ -319,7 +319,7 @@ class PikaLoopPublisher:
         if not self._is_leaving:
             self._is_leaving = True
             self._left_at = time.monotonic()
-            self._leaving = self._loop.call_later(SETTLE_SECONDS, self._leave)
+            self._leaving.set(SETTLE_SECONDS, self._leave)
 
     def _leave(self) -> None:
         self._connection.leave("another host is to be tried")
@@ -333,7 +333,6 @@ class PikaLoopPublisher:
 
     def _look(self) -> None:
         """Look whether confirms come. (That covers declarations: a message that waits for one is not confirmed.)"""
-        self._watch = None
         confirmed = sum(confirming.confirms.settled for confirming in self._confirming_channels)
         has_moved = confirmed != self._confirmed
         self._confirmed = confirmed
@@ -348,11 +347,11 @@ class PikaLoopPublisher:
             self._silent_looks = 0
             self._confirm_seconds = min(self._confirm_seconds * 2, MOST_CONFIRM_SECONDS)
             self._connection.leave("the broker confirms nothing")
-        self._watch = self._loop.call_later(LOOK_SECONDS, self._look)
+        self._watch.set(LOOK_SECONDS, self._look)
 
     def _look_on(self) -> None:
-        if self._watch is None and self._connection.has_other_hosts:
-            self._watch = self._loop.call_later(LOOK_SECONDS, self._look)
+        if not self._watch.is_set and self._connection.has_other_hosts:
+            self._watch.set(LOOK_SECONDS, self._look)
 
     # -- declaring
 
@@ -374,7 +373,7 @@ class PikaLoopPublisher:
         missing = [entity for entity in declare if entity not in self._declared]
         self._look_on()
         if not self._is_late:
-            self._in_line = self._loop.call_later(IN_LINE_SECONDS, self._go_past)
+            self._in_line.set(IN_LINE_SECONDS, self._go_past)
         self._declarer.declare(missing, lambda error: self._on_declared(declare, error))
 
     def _go_past(self) -> None:
@@ -383,9 +382,7 @@ class PikaLoopPublisher:
 
     def _let_pass(self, *, is_late: bool) -> None:
         self._is_late = is_late
-        if self._in_line is not None:
-            self._in_line.cancel()
-            self._in_line = None
+        self._in_line.cancel()
 
     def _on_declared(self, declare: tuple[Declaration, ...], error: OperationalError | None) -> None:
         pending_messages = self._undeclared.pop(declare, [])
@@ -459,7 +456,6 @@ class PikaLoopPublisher:
     # -- the channel
 
     def _open_channel(self) -> None:
-        self._timer = None
         if self._pika is not None and self._pika.is_open and self._opening is None and self._current is None:
             self._opening = self._pika.channel(on_open_callback=self._on_channel)
             self._opening.add_on_close_callback(self._on_channel_closed)
@@ -534,8 +530,8 @@ class PikaLoopPublisher:
         if isinstance(error, ChannelClosedByBroker) and self._blame_for_channel(error, unconfirmed):
             self._open_channel()
             self._flush()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(self._backoff.next(), self._open_channel)
+        elif not self._timer.is_set:
+            self._timer.set(self._backoff.next(), self._open_channel)
 
     # -- which message is to blame
 
@@ -575,18 +571,14 @@ class PikaLoopPublisher:
     # -- timers
 
     def _forget_timer(self) -> None:
-        for timer in (self._timer, self._leaving):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._leaving = None
+        self._timer.cancel()
+        self._leaving.cancel()
 
     def _forget_timers(self) -> None:
         self._forget_timer()
         self._forget_held()
         self._let_pass(is_late=False)
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        self._watch.cancel()
 
     def _forget_held(self) -> None:
         for timer in self._held.values():

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
     from selectors import DefaultSelector
 
-    from amqtask.pool import Loop, Timer
+    from amqtask.pool import Loop
 
 
 class Cancellable(Protocol):
@@ -92,10 +93,9 @@ class HubMonitor:
 
     def __init__(self, hub: Hub, loop: Loop, code: CodeType, *, blocked_after: float = BLOCKED) -> None:
         self._hub = hub
-        self._loop = loop
         self._code = code
         self._blocked_after = blocked_after
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         self._beat_at = 0.0
         self._thread = 0
         self._is_stopped = False
@@ -110,13 +110,12 @@ class HubMonitor:
     def stop(self) -> None:
         """Stop; the thread ends after its present sleep."""
         self._is_stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
 
     def _beat(self) -> None:
         self._beat_at = time.monotonic()
         if not self._is_stopped:
-            self._timer = self._loop.call_later(min(BEAT, self._blocked_after / 2), self._beat)
+            self._timer.set(min(BEAT, self._blocked_after / 2), self._beat)
 
     def _look(self) -> None:
         reported, pause = 0.0, min(BEAT, self._blocked_after / 2)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from amqtask.ground.loop import OneTimer
 from amqtask.transport.connection import Backoff
 from amqtask.transport.redis.layout import Layout
 from amqtask.transport.redis.publishing import publish_error
@@ -14,7 +15,7 @@ from amqtask.transport.redis.wire import Argument, OnReply, Push, ReplyError, Wi
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
-    from amqtask.ground.loop import Timer, TurnLoop
+    from amqtask.ground.loop import TurnLoop
     from amqtask.transport.redis.servers import Place, Way
 
 
@@ -22,26 +23,16 @@ class Timers:
     """After `stop` none runs any more."""
 
     def __init__(self, loop: TurnLoop) -> None:
-        self._loop = loop
-        self._timers: dict[str, Timer] = {}
+        self._timers: defaultdict[str, OneTimer] = defaultdict(lambda: OneTimer(loop))
 
     def later(self, name: str, seconds: float, call: Callable[[], None]) -> None:
         """Call after so many seconds."""
-        before = self._timers.pop(name, None)
-        if before is not None:
-            before.cancel()
-
-        def run() -> None:
-            self._timers.pop(name, None)
-            call()
-
-        self._timers[name] = self._loop.call_later(seconds, run)
+        self._timers[name].set(seconds, call)
 
     def stop(self) -> None:
         """Cancel all."""
         for timer in self._timers.values():
             timer.cancel()
-        self._timers.clear()
 
 
 # How often to look whether Redis still answers, and after how many looks without an answer it is left (seconds, looks).
@@ -80,8 +71,7 @@ class Link:
         self._guides = deque(way.guides)
         self._backoff = Backoff()
         self._wire: Wire | None = None
-        self._timer: Timer | None = None
-        self._watch: Timer | None = None
+        self._timer, self._watch = OneTimer(loop), OneTimer(loop)
         self._looks = 0
         self._is_running = self.is_open = False
         self.server = way.name
@@ -116,9 +106,8 @@ class Link:
         """Close once all commands are answered; `on_stopped` follows."""
         wire, was_open = self._wire, self.is_open
         self._is_running = self.is_open = False
-        for timer in (self._timer, self._watch):
-            if timer is not None:
-                timer.cancel()
+        self._timer.cancel()
+        self._watch.cancel()
         if wire is not None and was_open:
             # Redis may not answer any more.
             overtime = self._loop.call_later(self._timeout, wire.drain_no_longer)
@@ -136,7 +125,6 @@ class Link:
             self._loop.call_soon(on_stopped)
 
     def _connect(self) -> None:
-        self._timer = None
         if not self._is_running:
             return
         if self._guides:
@@ -205,8 +193,7 @@ class Link:
     def _ended(self, error: Exception) -> None:
         if self.is_open:
             self.is_open = False
-            if self._watch is not None:
-                self._watch.cancel()
+            self._watch.cancel()
             self._connect_later(self._backoff.next())
             self._owner.on_lost(error)
         else:
@@ -220,13 +207,13 @@ class Link:
         self._owner.on_unreachable(publish_error(error, self.server))
 
     def _connect_later(self, pause: float) -> None:
-        if self._is_running and self._timer is None:
-            self._timer = self._loop.call_later(pause, self._connect)
+        if self._is_running and not self._timer.is_set:
+            self._timer.set(pause, self._connect)
 
     # -- silence
 
     def _look_later(self) -> None:
-        self._watch = self._loop.call_later(LOOK_SECONDS, self._look)
+        self._watch.set(LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
         wire = self._wire

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import PublishError
+from amqtask.ground.loop import OneTimer
 from amqtask.transport.confirms import Attempt
 from amqtask.transport.redis.link import Link
 from amqtask.transport.redis.publishing import (
@@ -22,7 +23,7 @@ from amqtask.transport.redis.publishing import (
 from amqtask.transport.redis.scripts import PUBLISH
 
 if TYPE_CHECKING:
-    from amqtask.ground.loop import Timer, TurnLoop
+    from amqtask.ground.loop import TurnLoop
     from amqtask.protocol.message import Message
     from amqtask.transport.redis.envelope import Outgoing
     from amqtask.transport.redis.layout import Layout
@@ -71,7 +72,7 @@ class RedisLoopPublisher:
         self._numbers = itertools.count()
         self._pending: dict[int, _Pending] = {}
         self._unwritable = 0
-        self._retry: Timer | None = None
+        self._retry = OneTimer(loop)
         self._is_stopped = False
         # The last warning of a Redis that cannot be reached: one is enough while that is so.
         self._complaint = ""
@@ -92,7 +93,7 @@ class RedisLoopPublisher:
     @property
     def oldest(self) -> Message | None:
         """The message that waits longest, while Redis could take it."""
-        if not self._pending or not self._link.is_open or self._retry is not None:
+        if not self._pending or not self._link.is_open or self._retry.is_set:
             return None
         return next(iter(self._pending.values())).message
 
@@ -111,7 +112,7 @@ class RedisLoopPublisher:
         number = next(self._numbers)
         self._pending[number] = _Pending(leaving, on_done)
         self._link.start()
-        if self._link.is_open and self._retry is None:
+        if self._link.is_open and not self._retry.is_set:
             self._send(number)
 
     def _refused(self, error: PublishError, on_done: OnDone) -> None:
@@ -122,8 +123,7 @@ class RedisLoopPublisher:
     def stop(self) -> None:
         """Close once what was sent is answered; callbacks are not called any more."""
         self._is_stopped = True
-        if self._retry is not None:
-            self._retry.cancel()
+        self._retry.cancel()
         self._link.stop()
 
     # -- sending
@@ -179,12 +179,12 @@ class RedisLoopPublisher:
             pending.on_done(error)
 
     def _try_later(self, error: PublishError) -> None:
-        if self._retry is None:
+        if not self._retry.is_set:
             self._warn(f"{error}. Messages wait and are sent again.")
-            self._retry = self._loop.call_later(RETRY_SECONDS, self._send_again)
+            self._retry.set(RETRY_SECONDS, self._send_again)
 
     def _send_again(self) -> None:
-        self._retry = None
+        self._retry.cancel()  # a new connection, too, brings us here
         if self._link.is_open:
             for number, pending in list(self._pending.items()):
                 if not pending.is_under_way:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import clause
 from amqtask.transport.redis.layout import Layout, list_keys
 from amqtask.transport.redis.link import Link, Timers
@@ -14,7 +15,7 @@ from amqtask.transport.redis.scripts import RELEASE_DUE, RESERVE, SWEEP
 from amqtask.transport.redis.wire import ReplyError, ignore_reply
 
 if TYPE_CHECKING:
-    from amqtask.ground.loop import Timer, TurnLoop
+    from amqtask.ground.loop import TurnLoop
     from amqtask.transport.redis.answers import Consumed
 
 
@@ -219,10 +220,8 @@ class Housekeeping:
     def __init__(self, link: Link, layout: Layout, loop: TurnLoop, warn: Callable[[str], None]) -> None:
         self._link = link
         self._key = layout.key("amqtask.delay")
-        self._loop = loop
         self._warn = warn
-        self._due: Timer | None = None
-        self._sweep: Timer | None = None
+        self._due, self._sweep = OneTimer(loop), OneTimer(loop)
         self._is_asking = self._has_changed = False
         self._has_warned = self._has_looked = False
 
@@ -249,9 +248,8 @@ class Housekeeping:
 
     def stop(self) -> None:
         """Look no more."""
-        for timer in (self._due, self._sweep):
-            if timer is not None:
-                timer.cancel()
+        self._due.cancel()
+        self._sweep.cancel()
 
     def changed(self, keys: list[bytes] | None) -> None:
         """These keys have changed (None: all)."""
@@ -260,9 +258,7 @@ class Housekeeping:
             self._look_later(SHORTEST_WAIT)
 
     def _look_later(self, seconds: float) -> None:
-        if self._due is not None:
-            self._due.cancel()
-        self._due = self._loop.call_later(seconds, self._look_at_delayed)
+        self._due.set(seconds, self._look_at_delayed)
 
     def _look_at_delayed(self) -> None:
         if not self._link.is_open or self._is_asking:
@@ -291,4 +287,4 @@ class Housekeeping:
     def _look_for_the_dead(self) -> None:
         if self._link.is_open:
             self._link.run(ignore_reply, SWEEP, MOST_AT_ONCE)
-            self._sweep = self._loop.call_later(SWEEP_SECONDS, self._look_for_the_dead)
+            self._sweep.set(SWEEP_SECONDS, self._look_for_the_dead)

@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from amqtask.ground.loop import OneTimer
 from amqtask.transport.stream import Answer, is_address, look_up_in_thread, resolve
 
 if TYPE_CHECKING:
-    from amqtask.ground.loop import Timer, TurnLoop
+    from amqtask.ground.loop import TurnLoop
     from amqtask.transport.redis.servers import Place
 
 
@@ -162,7 +163,7 @@ class Wire:
         self._unsent = memoryview(b"")
         self._is_flush_due = self._is_writing = self._is_open = self._is_over = False
         self._on_drained: Callable[[], None] | None = None
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
         self._replies = 0
 
     @property
@@ -173,7 +174,7 @@ class Wire:
     def open(self, timeout: float) -> None:
         """Connect within so many seconds."""
         place = self._place
-        self._timer = self._loop.call_later(
+        self._timer.set(
             timeout, lambda: self._end(TimeoutError(errno.ETIMEDOUT, f"it did not answer within {timeout:g} s"))
         )
         if place.path:
@@ -242,8 +243,7 @@ class Wire:
             self._opened()
 
     def _opened(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self._is_open = True
         self._loop.remove_writer(self._sock.fileno())
         self._loop.add_reader(self._sock.fileno(), self._read)
@@ -343,8 +343,7 @@ class Wire:
         if self._is_over:
             return
         self._is_over = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self._waiting.clear()
         if self._sock is not None:
             fd = self._sock.fileno()

@@ -21,6 +21,7 @@ import billiard
 
 from amqtask import signals
 from amqtask.exceptions import InvalidTaskError, TimeLimitExceeded, WorkerLostError
+from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import PoolDefaults, Running
 from amqtask_pools._limits import HardLimits
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
     from amqtask.execution.request import Outcome, Request
     from amqtask.ground.shapes import JsonObject
-    from amqtask.pool import Loop, OnOutcomes, PoolOptions, Timer
+    from amqtask.pool import Loop, OnOutcomes, PoolOptions
 
 logger = bounded_logger("amqtask.pools")
 # When a child runs one task for EXPECTED seconds, its unread requests are taken back; CHECK: seconds between looks for that.
@@ -60,7 +61,7 @@ class PreforkPool(PoolDefaults):
         self._children = Children()
         # Requests that were taken back, or that found no child; they go before all others.
         self._line: deque[Request] = deque()
-        self._check: Timer | None = None
+        self._check = OneTimer(loop)
         self._hard_limits = HardLimits(loop, self._look_at_limits)
         self._respawn = Respawn(
             loop,
@@ -176,8 +177,7 @@ class PreforkPool(PoolDefaults):
         self._is_stopped = True
         self._respawn.stop()
         self._hard_limits.stop()
-        if self._check is not None:
-            self._check.cancel()
+        self._check.cancel()
         unfinished = list(self._line)
         for child in self._children.live:
             self._unwatch(child)
@@ -217,8 +217,8 @@ class PreforkPool(PoolDefaults):
             self._loop.add_writer(child.fd, lambda: self._writable(child))
         if request.hard_limit is not None:
             self._watch_head(child)
-        if self._check is None and (len(child.requests) > 1 or not child.is_ready):
-            self._check = self._loop.call_later(CHECK, self._look_for_long_ones)
+        if not self._check.is_set and (len(child.requests) > 1 or not child.is_ready):
+            self._check.set(CHECK, self._look_for_long_ones)
 
     def _writable(self, child: ChildProcess) -> None:
         if child.send_more():
@@ -235,7 +235,6 @@ class PreforkPool(PoolDefaults):
 
     def _look_for_long_ones(self) -> None:
         """Take back requests that wait behind a long task, or for a child that takes long to start."""
-        self._check = None
         latest = time.monotonic() - EXPECTED
         is_waiting = False
         for child in self._children.live:
@@ -244,8 +243,8 @@ class PreforkPool(PoolDefaults):
                 if child.head_since < latest:
                     self._relieve(child)
         self._give_line()
-        if is_waiting and self._check is None:
-            self._check = self._loop.call_later(CHECK, self._look_for_long_ones)
+        if is_waiting and not self._check.is_set:
+            self._check.set(CHECK, self._look_for_long_ones)
 
     def _relieve(self, child: ChildProcess) -> None:
         if child.is_ready:
