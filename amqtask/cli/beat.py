@@ -15,9 +15,9 @@ from amqtask.beat.contract import BeatOptions
 from amqtask.beat.operating import KeepsToItself, Schedules, as_row, call_text
 from amqtask.cli import daemon
 from amqtask.cli.broker import refuse_memory
-from amqtask.cli.daemon import expand, node_name
+from amqtask.cli.daemon import expand, node_name, with_options
 from amqtask.cli.globals import Globals, ParamType
-from amqtask.cli.logs import LEVELS, check_logfile, is_in_json, set_up
+from amqtask.cli.logs import check_logfile, is_in_json, set_up
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 from amqtask.cli.params import Extensible, own_options
 from amqtask.exceptions import OperationalError
@@ -59,7 +59,7 @@ class Duration(ParamType):
 @click.option("--pause", metavar="ENTRY", help="Have no beat send this entry until somebody resumes it, then end.")
 @click.option("--resume", metavar="ENTRY", help="Have the beat that leads send it again, then end.")
 @click.option("--run", metavar="ENTRY", help="Send the task of this entry now, then end.")
-@click.option("-D", "--detach", is_flag=True, help="Run in the background.")
+@daemon.detach_option
 @click.option("-s", "--schedule", type=click.Path(), help="The file with last runs [beat_schedule_filename].")
 @click.option(
     "-S", "--scheduler", metavar="NAME", help="Where entries come from: file, memory, django, or module:Class."
@@ -77,14 +77,9 @@ class Duration(ParamType):
 )
 @click.option("--relay", is_flag=True, help="Publish what waits in the outbox, too (see `amqtask relay`).")
 @click.option("-n", "--hostname", metavar="NAME", help="Node name for `inspect ping` and file names.")
-@click.option("-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), default="WARNING", show_default=True)
-@click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string.")
-@click.option("-f", "--logfile", help="Log to this file (%n, %h … as in --hostname).")
-@click.option("--pidfile", help="Write the process id here.")
-@click.option("--uid", help="User to run as.")
-@click.option("--gid", help="Group to run as.")
-@click.option("--umask", help="File mode mask, octal.")
-@click.option("--executable", hidden=True)
+@daemon.loglevel_option("WARNING")
+@daemon.log_format_option
+@with_options(daemon.NODE)
 @click.pass_obj
 def command(settings: Globals, /, **params: Any) -> int:
     """Send periodic tasks: `amqtask -A tasks beat -l info`. Any number may run; one of them sends, the others wait."""

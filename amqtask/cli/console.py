@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from amqtask.cli.broker import refuse_memory
+from amqtask.cli.daemon import log_format_option, loglevel_option
 from amqtask.cli.globals import Globals
-from amqtask.cli.logs import LEVELS, set_up
+from amqtask.cli.logs import set_up
 from amqtask.cli.output import echo
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load
@@ -21,8 +22,8 @@ _LOCAL = ("127.0.0.1", "::1", "localhost")
 @click.option("-p", "--port", type=click.IntRange(0, 65535), default=5556, show_default=True, help="Port to listen on.")
 @click.option("--no-index", is_flag=True, help="Leave the reading of kept events to `amqtask history`.")
 @click.option("--hash-password", is_flag=True, help="Ask for a password, print it as console_users has it, and end.")
-@click.option("-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), default="INFO", show_default=True)
-@click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string.")
+@loglevel_option("INFO")
+@log_format_option
 @click.pass_obj
 def command(
     settings: Globals, host: str, port: int, no_index: bool, hash_password: bool, loglevel: str, log_format: str | None

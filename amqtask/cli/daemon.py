@@ -1,10 +1,12 @@
-"""Run in the background: detach, pid file, user, group, umask; and the names of nodes, which pid and log files carry."""
+"""Run in the background: detach, pid file, user, group, umask, and the options that say so; the names of nodes, which pid and
+log files carry."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import errno
+import functools
 import grp
 import os
 import pwd
@@ -13,15 +15,20 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from amqtask.cli.logs import LEVELS, check_logfile, set_up
 from amqtask.ground import systemd
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.serialization import PICKLE, content_types
+
+if TYPE_CHECKING:
+    from amqtask.cli.globals import Globals
 
 logger = bounded_logger("amqtask.cli")
 
@@ -48,7 +55,90 @@ def become(*, pidfile: str | None, in_background: bool, uid: str | None, gid: st
         write_pidfile(path)
 
 
-def until_told(run: Callable[[], object], stop: Callable[[], None]) -> None:
+# -- options
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+log_format_option = click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string.")
+detach_option = click.option("-D", "--detach", is_flag=True, help="Run in the background.")
+# Of commands that are nodes with names.
+NODE: list[Decorator] = [
+    click.option("-f", "--logfile", help="Log to this file (%n, %h … as in --hostname)."),
+    click.option("--pidfile", help="Write the process id here."),
+    click.option("--uid", help="User to run as."),
+    click.option("--gid", help="Group to run as."),
+    click.option("--umask", help="File mode mask, octal."),
+    click.option("--executable", hidden=True),
+]
+
+
+def loglevel_option(default: str) -> Decorator:
+    """`-l`, with this default."""
+    return click.option(
+        "-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), default=default, show_default=True
+    )
+
+
+def with_options(*groups: list[Decorator]) -> Decorator:
+    """A command has all these, in this order."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed([option for group in groups for option in group]):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def runs_until_told(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A command with the options of one that runs until Ctrl-C or TERM; it gets them as its argument `process`."""
+
+    @functools.wraps(function)
+    def command(
+        *arguments: object,
+        loglevel: str,
+        log_format: str | None,
+        logfile: str | None,
+        detach: bool,
+        pidfile: str | None,
+        **options: object,
+    ) -> Any:
+        process = Process(loglevel.upper(), log_format, logfile, detach, pidfile)
+        return function(*arguments, process=process, **options)
+
+    logfile_option = click.option("-f", "--logfile", help="Log to this file.")
+    pidfile_option = click.option("--pidfile", type=click.Path(), help="Write the process id here.")
+    log_options = [loglevel_option("INFO"), log_format_option, logfile_option]
+    return with_options([*log_options, detach_option, pidfile_option])(command)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What such a command was told of the process that it is to be."""
+
+    loglevel: str
+    log_format: str | None
+    logfile: str | None
+    is_detached: bool
+    pidfile: str | None
+
+    def run(self, settings: Globals, run: Callable[[], object], stop: Callable[[], None]) -> None:
+        """Become it, and `run()` until Ctrl-C or TERM, which call `stop`. Raises: UsageError, before that."""
+        if self.logfile:
+            check_logfile(self.logfile)
+        become(pidfile=self.pidfile, in_background=self.is_detached, uid=None, gid=None, umask=None)
+        prints = set_up(
+            settings.load().conf,
+            loglevel=self.loglevel,
+            logfile=self.logfile,
+            log_format=self.log_format,
+            color=settings.color,
+        )
+        with prints:
+            _until_told(run, stop)
+
+
+def _until_told(run: Callable[[], object], stop: Callable[[], None]) -> None:
     """`run()` until Ctrl-C or TERM, which call `stop`."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from amqtask.assembly import build_relay
-from amqtask.cli import daemon
+from amqtask.cli.daemon import Process, runs_until_told
 from amqtask.cli.globals import Globals
-from amqtask.cli.logs import LEVELS, check_logfile, set_up
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.ground.printable import count
 from amqtask.outbox.contract import Failing, Waiting
@@ -28,11 +27,7 @@ SHOWN = 20
 @click.option("--retry", is_flag=True, help="Make all that failed due at once, and end.")
 @click.option("--interval", type=click.FloatRange(min=0.01), help="Seconds between two looks [outbox_interval].")
 @click.option("--batch", type=click.IntRange(min=1), default=BATCH, show_default=True, help="Rows per transaction.")
-@click.option("-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), default="INFO", show_default=True)
-@click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string.")
-@click.option("-f", "--logfile", help="Log to this file.")
-@click.option("-D", "--detach", is_flag=True, help="Run in the background.")
-@click.option("--pidfile", type=click.Path(), help="Write the process id here.")
+@runs_until_told
 @json_option
 @click.pass_obj
 def command(
@@ -42,11 +37,7 @@ def command(
     retry: bool,
     interval: float | None,
     batch: int,
-    loglevel: str,
-    log_format: str | None,
-    logfile: str | None,
-    detach: bool,
-    pidfile: str | None,
+    process: Process,
     as_json: bool,
 ) -> int:
     """Publish the calls that committed transactions left in the outbox, until Ctrl-C or TERM.
@@ -67,14 +58,7 @@ def command(
             summary = f"{count(done.sent, 'message')} published, {done.failed} failed"
             _say({"sent": done.sent, "failed": done.failed}, summary, as_json=as_json)
             return 1 if done.failed else 0
-        if logfile:
-            check_logfile(logfile)
-        daemon.become(pidfile=pidfile, in_background=detach, uid=None, gid=None, umask=None)
-        prints = set_up(
-            app.conf, loglevel=loglevel.upper(), logfile=logfile, log_format=log_format, color=settings.color
-        )
-        with prints:
-            daemon.until_told(relay.run, relay.stop)
+        process.run(settings, relay.run, relay.stop)
         return 0
     finally:
         relay.store.close()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from amqtask.assembly import build_worker
 from amqtask.cli import daemon, handover, params
-from amqtask.cli.daemon import expand, node_name
+from amqtask.cli.daemon import Decorator, expand, node_name, with_options
 from amqtask.cli.globals import Globals, ParamType
-from amqtask.cli.logs import LEVELS, check_logfile, enable_own_loggers, is_in_json, set_up
+from amqtask.cli.logs import check_logfile, enable_own_loggers, is_in_json, set_up
 from amqtask.cli.output import echo_text
 from amqtask.cli.params import CommaList, Extensible, own_options
 from amqtask.exceptions import PoolNotFound
@@ -69,8 +69,6 @@ def banner(
     return "\n".join([*lines, ""])
 
 
-F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[Callable[..., object]], Callable[..., object]]
 logger = bounded_logger("amqtask.worker")
 
 HAVE_CHILDREN = frozenset({"prefork", "processes"})
@@ -137,28 +135,13 @@ def _pool_name(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return value
 
 
-def _options(*groups: list[Callable[[F], F]]) -> Callable[[F], F]:
-    def decorate(function: F) -> F:
-        for option in reversed([option for group in groups for option in group]):
-            function = option(function)
-        return function
-
-    return decorate
-
-
 WORKER: list[Decorator] = [
     click.option("-A", "--app", "told_app", metavar="MODULE[:ATTR]", help="The application (also before `worker`)."),
     click.option("-n", "--hostname", metavar="NAME", help="Node name: w1@%h, with %h host, %n name, %d domain."),
-    click.option("-D", "--detach", is_flag=True, help="Run in the background."),
+    daemon.detach_option,
     click.option("-S", "--statedb", type=click.Path(), help="File that keeps revoked ids between runs."),
-    click.option(
-        "-l",
-        "--loglevel",
-        type=click.Choice(LEVELS, case_sensitive=False),
-        default="WARNING",
-        show_default=True,
-    ),
-    click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string."),
+    daemon.loglevel_option("WARNING"),
+    daemon.log_format_option,
     click.option("-O", "--optimization", type=click.Choice(["default", "fair"]), help="Dispatch is always fair."),
     click.option(
         "--prefetch-multiplier",
@@ -231,18 +214,10 @@ RELOAD: list[Decorator] = [
         help="How long running tasks may go on with the old code; then they run again.",
     ),
 ]  # fmt: skip
-DAEMON: list[Decorator] = [
-    click.option("-f", "--logfile", help="Log to this file (%n, %h … as in --hostname)."),
-    click.option("--pidfile", help="Write the process id here."),
-    click.option("--uid", help="User to run as."),
-    click.option("--gid", help="Group to run as."),
-    click.option("--umask", help="File mode mask, octal."),
-    click.option("--executable", hidden=True),
-]
 
 
 @click.command("worker", cls=Extensible, context_settings={"help_option_names": ["-h", "--help"]})
-@_options(WORKER, POOL, QUEUES, FEATURES, RELOAD, DAEMON)
+@with_options(WORKER, POOL, QUEUES, FEATURES, RELOAD, daemon.NODE)
 @click.pass_obj
 def command(settings: Globals, /, **params: Any) -> int:
     """Start a worker: `amqtask worker -Q cma_queue -P eventlet -c 5`."""
