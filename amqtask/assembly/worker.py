@@ -1,49 +1,45 @@
-"""The composition root: the only module that knows all parts, and puts a worker together. Boring on purpose."""
+"""Puts the parts of a worker together: each gets what it needs in its constructor."""
 
 from __future__ import annotations
 
 import logging
 import os
 import platform
-import socket
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from amqtask import signals
+from amqtask.assembly.relay import build_relaying
 from amqtask.canvas import maybe_signature
-from amqtask.client.registry import BUILT_IN, uses_django
+from amqtask.client.registry import uses_django
 from amqtask.events.dispatcher import LamportClock
-from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
+from amqtask.exceptions import ConfigurationError
 from amqtask.execution.chain_steps import SharedFlag, SlotSteps
 from amqtask.ground import VERSION, systemd
 from amqtask.ground.lazy import lazy
-from amqtask.ground.plugins import load, plugins
-from amqtask.ground.printable import bounded_logger, count, masked_plain, printable
-from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, find_pool, limits_of
-from amqtask.protocol.control import mailbox
+from amqtask.ground.plugins import plugins
+from amqtask.ground.printable import bounded_logger, masked_plain
+from amqtask.pool import OnOutcomes, Pool, PoolOptions
 from amqtask.protocol.entities import Queue
-from amqtask.protocol.serialization import check_usable, content_types, control_serializer, is_private, is_protected
+from amqtask.protocol.serialization import content_types, control_serializer
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.command_context import Control
 from amqtask.services.commands import asked_queue
 from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
-from amqtask.services.flow import warn_of_deadlines
 from amqtask.services.forwarder import Forwarder
 from amqtask.services.panel import Panel
-from amqtask.services.pausing import Pausing, read_pauses
+from amqtask.services.pausing import Pausing
 from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import STUCK_SECONDS, Watchdog
-from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
-from amqtask.transport.declare import LONGEST_NAME, has_line_end
+from amqtask.topology.declarations import as_consumed, dead_letter_queue
 from amqtask.transport.loop import PikaLoop
 from amqtask.worker.operations import Operations
 from amqtask.worker.options import WorkerSetup, WorkQueue, usable_processors
 from amqtask.worker.prefetch import MAX_WINDOW
 from amqtask.worker.report import Report
 from amqtask.worker.revoked import MAX_IDS
-from amqtask.worker.strategy import as_limit
 from amqtask.worker.worker import Worker
 from amqtask.worker.workflows import ChordJoiner
 
@@ -51,10 +47,6 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.execution.task_plan import Wrapper
     from amqtask.ground.shapes import CommandArguments, JsonFields
-    from amqtask.history.indexer import Indexer
-    from amqtask.outbox.contract import Outbox
-    from amqtask.outbox.relay import Relay
-    from amqtask.protocol.message import Message
     from amqtask.services.monitoring import Monitoring
     from amqtask.transport.contract import Consumer, ConsumerListener, Delayed, LoopPublisher
     from amqtask.worker.options import Service, WorkerOptions
@@ -63,106 +55,6 @@ logger = bounded_logger("amqtask.worker")
 
 # How long a nacked delayed message is tried on other channels, before the forwarder takes another connection.
 FORWARD_PATIENCE = 2.0
-# RabbitMQ's default consumer_timeout: a delivery that stays unanswered for longer closes the consumer's channel.
-CONSUMER_TIMEOUT_SECONDS = 1800.0
-
-
-def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
-    """A worker that is ready to `run()`. Raises: ConfigurationError (LimitUnsupported, PoolNotFound, QueueNotFound)."""
-    hostname = options.hostname or f"celery@{socket.gethostname()}"
-    _check_hostname(hostname, app.conf.control_exchange)
-    _override_settings(app, options)
-    if signals.celeryd_init:
-        signals.celeryd_init.send(sender=hostname, instance=None, conf=app.conf, options=options)
-    _load_tasks(app, options)
-    pool_class = find_pool(options.pool or app.conf.worker_pool)
-    _check_limits(app, pool_class)
-    _check_protection(app)
-    if app.conf.outbox_relay:
-        _check_relay(app, pool_class)
-    elif app.outbox is not None:
-        logger.info(
-            "calls in transactions wait in the outbox until something relays them: `amqtask relay`, or a worker or beat "
-            "with --relay"
-        )
-    queues = _work_queues(app, options, hostname)
-    summary = too_many(queue for work in queues for queue in work if queue is not None)
-    if summary:
-        logger.warning("this worker has %s", summary)
-    if options.purge:
-        _purge(app, queues)
-    paused = read_pauses(lambda: frozenset(app.control.pauses.read()))
-    worker = _Builder(app, options, hostname, pool_class, queues, paused).build()
-    if signals.celeryd_after_setup:
-        signals.celeryd_after_setup.send(sender=hostname, instance=worker, conf=app.conf)
-    return worker
-
-
-def build_relay(app: AmqTask, *, batch: int | None = None, interval: float | None = None) -> Relay:
-    """A relay of the application's outbox, ready to `run()`. Raises: ConfigurationError."""
-    app.import_modules()
-    app.finalize()
-    conf = app.conf
-    from amqtask.outbox.relay import BATCH, Relay
-
-    return Relay(
-        _outbox(app).store(),
-        app.publisher,
-        app.delays,
-        batch=batch or BATCH,
-        interval=conf.outbox_interval if interval is None else interval,
-        timeout=conf.broker_publish_timeout,
-        on_sent=(lambda messages: _tell_sent(app, messages)) if app.runtime.tells_sent else None,
-    )
-
-
-def build_relaying(app: AmqTask) -> Service:
-    """A relay in a thread, for a process that does something else. Raises: ConfigurationError."""
-    from amqtask.outbox.relay import Relaying
-
-    return Relaying(build_relay(app))
-
-
-def build_indexer(app: AmqTask) -> Indexer:
-    """What reads kept events from the broker into the index of history, ready to `run()`. Raises: ConfigurationError."""
-    from amqtask.history.indexer import Indexer
-
-    conf, keeping = app.conf, app.runtime.history_queue
-    return Indexer(
-        app.history.index,
-        lambda position: app.broker.tail(
-            keeping, position, name=f"amqtask history {os.getpid()}@{socket.gethostname()}"
-        ),
-        accept=app.runtime.accepted_events,
-        max_age=conf.history_max_age,
-        max_bytes=conf.history_max_bytes,
-    )
-
-
-def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
-    """The command line wins over the configuration, before tasks take their defaults from it."""
-    overrides = {
-        "task_time_limit": options.time_limit,
-        "task_soft_time_limit": options.soft_time_limit,
-        "worker_concurrency": options.concurrency,
-        "worker_max_tasks_per_child": options.max_tasks_per_child,
-        "worker_max_memory_per_child": options.max_memory_per_child,
-        "worker_prefetch_multiplier": options.prefetch_multiplier,
-        "worker_disable_prefetch": options.disable_prefetch,
-        "worker_state_db": options.statedb,
-        "worker_send_task_events": options.task_events,
-        "outbox_relay": options.relay,
-    }
-    for name, value in overrides.items():
-        if value is not None:
-            setattr(app.conf, name, value)
-
-
-def _load_tasks(app: AmqTask, options: WorkerOptions) -> None:
-    app.import_modules()
-    for module in options.include:
-        load(module)
-    app.finalize()
 
 
 def _task_wrapper() -> Wrapper | None:
@@ -171,104 +63,6 @@ def _task_wrapper() -> Wrapper | None:
         return None
     wrapper: Wrapper = plugins().around_django_tasks()
     return wrapper
-
-
-def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
-    """A limit that nobody would enforce is refused now, not missed later."""
-    longest = 0.0
-    for name, task in app.tasks.items():
-        if name.startswith(BUILT_IN):
-            continue
-        for limit_name, limit in (("hard", as_limit(task.time_limit)), ("soft", as_limit(task.soft_time_limit))):
-            if limit is None:
-                continue
-            longest = max(longest, limit)
-            limits = limits_of(pool_class, is_async=task.is_async)
-            if limit_name not in limits:
-                has = " and ".join(sorted(limits)) or "no"
-                raise LimitUnsupported(
-                    f"task {name} has a {limit_name} time limit of {limit:g} s, but the {pool_class.name} pool has {has} "
-                    "time limits for such a task. Take the limit away or choose another pool (prefork has both)."
-                )
-    warn_of_deadlines(app.tasks.values(), pool_class)
-    if longest > CONSUMER_TIMEOUT_SECONDS:
-        logger.warning(
-            "a task may run for %g s, longer than RabbitMQ's default consumer_timeout of 30 minutes, after which the "
-            "broker closes the consumer and delivers the task again. Raise consumer_timeout in rabbitmq.conf, or set "
-            "x-consumer-timeout on the queue (RabbitMQ 3.12 or later).",
-            longest,
-        )
-
-
-def _tell_sent(app: AmqTask, messages: Sequence[Message]) -> None:
-    """What a chord is told is no call."""
-    app.sent_events.sent([message for message in messages if "task" in message.properties.headers])
-
-
-def _check_relay(app: AmqTask, pool_class: type[Pool]) -> None:
-    if pool_class.name in GREEN_POOLS:
-        raise ConfigurationError(
-            f"a worker with the {pool_class.name} pool cannot relay the outbox: the database would block all its green threads. "
-            "Run `amqtask relay` beside it."
-        )
-    _outbox(app)
-
-
-def _outbox(app: AmqTask) -> Outbox:
-    if app.outbox is None:
-        raise ConfigurationError(
-            "the application has no outbox to relay: set `outbox` (True for Django's), or make a SqlAlchemyOutbox in a module "
-            "that the application's `include` or `imports` names"
-        )
-    return app.outbox
-
-
-def _check_protection(app: AmqTask) -> None:
-    """Raises: ConfigurationError for signing or encryption without keys; warns of results that say what messages hide."""
-    conf = app.conf
-    own = {task.serializer for task in app.tasks.values() if task.serializer}
-    check_usable({conf.task_serializer, conf.result_serializer, conf.event_serializer, *conf.accept_content, *own})
-    hidden = sorted(name for name in app.tasks.own if is_private(app.tasks[name].serializer))
-    if hidden and app.backend is not None and not is_private(conf.result_serializer):
-        names = f"{', '.join(hidden[:3])}{' …' if len(hidden) > 3 else ''}"
-        logger.warning(
-            "the messages of %s are encrypted, but what they return or raise is stored as it is: "
-            "set result_serializer = 'encrypted'",
-            names,
-        )
-    unread = sorted({name for name in own if not content_types([name]) <= content_types(conf.accept_content)})
-    if any(map(is_protected, unread)):
-        logger.warning("this worker has tasks whose serializer its accept_content refuses: %s", ", ".join(unread))
-
-
-def _check_hostname(name: str, prefix: str) -> None:
-    """Raises: ConfigurationError for a node name whose queues cannot be declared."""
-    added = len(mailbox("", prefix).name)
-    size, room = len(name.encode()), LONGEST_NAME - added
-    if size > room or has_line_end(name):
-        reason = f"it has {size} bytes, and can have {room}" if size > room else "it has a line end"
-        raise ConfigurationError(f"the node name {printable(name, 60)} cannot be used: {reason} (-n, --hostname)")
-
-
-def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[WorkQueue, ...]:
-    if options.queues:
-        app.queues.select(options.queues)
-    if options.exclude_queues:
-        app.queues.deselect(options.exclude_queues)
-    queues = [as_consumed(queue) for queue in app.queues.consumed]
-    if app.conf.worker_direct:
-        queues.append(direct_queue(hostname))
-    return tuple(WorkQueue(queue, dead_letter_queue(queue, app.queue_defaults)) for queue in queues)
-
-
-def _purge(app: AmqTask, queues: Sequence[WorkQueue]) -> None:
-    with app.broker.queue_jobs() as jobs:
-        for work in queues:
-            try:
-                erased = jobs.purge(work.queue.name)
-            except QueueNotFound:
-                continue
-            logger.warning("purge: erased %s from %s", count(erased, "message"), work.queue.name)
 
 
 def _warn(text: str) -> None:
@@ -289,7 +83,7 @@ def _from_environment(name: str) -> float | None:
     return number
 
 
-class _Builder:
+class WorkerBuilder:
     """Holds what several parts are made from while a worker is put together."""
 
     def __init__(

@@ -1,0 +1,186 @@
+"""The composition root: the only package that knows all parts, and puts workers, relays and indexers together."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from amqtask import signals
+from amqtask.assembly.relay import build_relay as build_relay
+from amqtask.assembly.relay import build_relaying as build_relaying
+from amqtask.assembly.relay import check_relay
+from amqtask.assembly.worker import WorkerBuilder
+from amqtask.client.registry import BUILT_IN
+from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
+from amqtask.ground.plugins import load
+from amqtask.ground.printable import bounded_logger, count, printable
+from amqtask.pool import Pool, find_pool, limits_of
+from amqtask.protocol.control import mailbox
+from amqtask.protocol.serialization import check_usable, content_types, is_private, is_protected
+from amqtask.services.flow import warn_of_deadlines
+from amqtask.services.pausing import read_pauses
+from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
+from amqtask.transport.declare import LONGEST_NAME, has_line_end
+from amqtask.worker.options import WorkQueue
+from amqtask.worker.strategy import as_limit
+from amqtask.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from amqtask.app import AmqTask
+    from amqtask.history.indexer import Indexer
+    from amqtask.worker.options import WorkerOptions
+
+logger = bounded_logger("amqtask.worker")
+
+# RabbitMQ's default consumer_timeout: a delivery that stays unanswered for longer closes the consumer's channel.
+CONSUMER_TIMEOUT_SECONDS = 1800.0
+
+
+def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
+    """A worker that is ready to `run()`. Raises: ConfigurationError (LimitUnsupported, PoolNotFound, QueueNotFound)."""
+    hostname = options.hostname or f"celery@{socket.gethostname()}"
+    _check_hostname(hostname, app.conf.control_exchange)
+    _override_settings(app, options)
+    if signals.celeryd_init:
+        signals.celeryd_init.send(sender=hostname, instance=None, conf=app.conf, options=options)
+    _load_tasks(app, options)
+    pool_class = find_pool(options.pool or app.conf.worker_pool)
+    _check_limits(app, pool_class)
+    _check_protection(app)
+    if app.conf.outbox_relay:
+        check_relay(app, pool_class)
+    elif app.outbox is not None:
+        logger.info(
+            "calls in transactions wait in the outbox until something relays them: `amqtask relay`, or a worker or beat "
+            "with --relay"
+        )
+    queues = _work_queues(app, options, hostname)
+    summary = too_many(queue for work in queues for queue in work if queue is not None)
+    if summary:
+        logger.warning("this worker has %s", summary)
+    if options.purge:
+        _purge(app, queues)
+    paused = read_pauses(lambda: frozenset(app.control.pauses.read()))
+    worker = WorkerBuilder(app, options, hostname, pool_class, queues, paused).build()
+    if signals.celeryd_after_setup:
+        signals.celeryd_after_setup.send(sender=hostname, instance=worker, conf=app.conf)
+    return worker
+
+
+def build_indexer(app: AmqTask) -> Indexer:
+    """What reads kept events from the broker into the index of history, ready to `run()`. Raises: ConfigurationError."""
+    from amqtask.history.indexer import Indexer
+
+    conf, keeping = app.conf, app.runtime.history_queue
+    return Indexer(
+        app.history.index,
+        lambda position: app.broker.tail(
+            keeping, position, name=f"amqtask history {os.getpid()}@{socket.gethostname()}"
+        ),
+        accept=app.runtime.accepted_events,
+        max_age=conf.history_max_age,
+        max_bytes=conf.history_max_bytes,
+    )
+
+
+def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
+    """The command line wins over the configuration, before tasks take their defaults from it."""
+    overrides = {
+        "task_time_limit": options.time_limit,
+        "task_soft_time_limit": options.soft_time_limit,
+        "worker_concurrency": options.concurrency,
+        "worker_max_tasks_per_child": options.max_tasks_per_child,
+        "worker_max_memory_per_child": options.max_memory_per_child,
+        "worker_prefetch_multiplier": options.prefetch_multiplier,
+        "worker_disable_prefetch": options.disable_prefetch,
+        "worker_state_db": options.statedb,
+        "worker_send_task_events": options.task_events,
+        "outbox_relay": options.relay,
+    }
+    for name, value in overrides.items():
+        if value is not None:
+            setattr(app.conf, name, value)
+
+
+def _load_tasks(app: AmqTask, options: WorkerOptions) -> None:
+    app.import_modules()
+    for module in options.include:
+        load(module)
+    app.finalize()
+
+
+def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
+    """A limit that nobody would enforce is refused now, not missed later."""
+    longest = 0.0
+    for name, task in app.tasks.items():
+        if name.startswith(BUILT_IN):
+            continue
+        for limit_name, limit in (("hard", as_limit(task.time_limit)), ("soft", as_limit(task.soft_time_limit))):
+            if limit is None:
+                continue
+            longest = max(longest, limit)
+            limits = limits_of(pool_class, is_async=task.is_async)
+            if limit_name not in limits:
+                has = " and ".join(sorted(limits)) or "no"
+                raise LimitUnsupported(
+                    f"task {name} has a {limit_name} time limit of {limit:g} s, but the {pool_class.name} pool has {has} "
+                    "time limits for such a task. Take the limit away or choose another pool (prefork has both)."
+                )
+    warn_of_deadlines(app.tasks.values(), pool_class)
+    if longest > CONSUMER_TIMEOUT_SECONDS:
+        logger.warning(
+            "a task may run for %g s, longer than RabbitMQ's default consumer_timeout of 30 minutes, after which the "
+            "broker closes the consumer and delivers the task again. Raise consumer_timeout in rabbitmq.conf, or set "
+            "x-consumer-timeout on the queue (RabbitMQ 3.12 or later).",
+            longest,
+        )
+
+
+def _check_protection(app: AmqTask) -> None:
+    """Raises: ConfigurationError for signing or encryption without keys; warns of results that say what messages hide."""
+    conf = app.conf
+    own = {task.serializer for task in app.tasks.values() if task.serializer}
+    check_usable({conf.task_serializer, conf.result_serializer, conf.event_serializer, *conf.accept_content, *own})
+    hidden = sorted(name for name in app.tasks.own if is_private(app.tasks[name].serializer))
+    if hidden and app.backend is not None and not is_private(conf.result_serializer):
+        names = f"{', '.join(hidden[:3])}{' …' if len(hidden) > 3 else ''}"
+        logger.warning(
+            "the messages of %s are encrypted, but what they return or raise is stored as it is: "
+            "set result_serializer = 'encrypted'",
+            names,
+        )
+    unread = sorted({name for name in own if not content_types([name]) <= content_types(conf.accept_content)})
+    if any(map(is_protected, unread)):
+        logger.warning("this worker has tasks whose serializer its accept_content refuses: %s", ", ".join(unread))
+
+
+def _check_hostname(name: str, prefix: str) -> None:
+    """Raises: ConfigurationError for a node name whose queues cannot be declared."""
+    added = len(mailbox("", prefix).name)
+    size, room = len(name.encode()), LONGEST_NAME - added
+    if size > room or has_line_end(name):
+        reason = f"it has {size} bytes, and can have {room}" if size > room else "it has a line end"
+        raise ConfigurationError(f"the node name {printable(name, 60)} cannot be used: {reason} (-n, --hostname)")
+
+
+def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[WorkQueue, ...]:
+    if options.queues:
+        app.queues.select(options.queues)
+    if options.exclude_queues:
+        app.queues.deselect(options.exclude_queues)
+    queues = [as_consumed(queue) for queue in app.queues.consumed]
+    if app.conf.worker_direct:
+        queues.append(direct_queue(hostname))
+    return tuple(WorkQueue(queue, dead_letter_queue(queue, app.queue_defaults)) for queue in queues)
+
+
+def _purge(app: AmqTask, queues: Sequence[WorkQueue]) -> None:
+    with app.broker.queue_jobs() as jobs:
+        for work in queues:
+            try:
+                erased = jobs.purge(work.queue.name)
+            except QueueNotFound:
+                continue
+            logger.warning("purge: erased %s from %s", count(erased, "message"), work.queue.name)
