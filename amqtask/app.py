@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
-from amqtask import option_types, signals
+from amqtask import signals
 from amqtask.calls.signature import Signature
 from amqtask.client.caller import Caller, delegated
 from amqtask.client.registry import (
@@ -30,6 +30,7 @@ from amqtask.execution.no_run import Bounds
 from amqtask.ground import current
 from amqtask.ground.plugins import WithOthersNames, load, others_names, plugins
 from amqtask.ground.printable import bounded_logger
+from amqtask.protocol import option_types
 from amqtask.protocol.serialization import LARGEST_BODY, content_types
 from amqtask.results import GroupResult, ResultSet
 from amqtask.settings import Settings

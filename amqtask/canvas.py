@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.calls.signature import Signature, gathered, listed
 from amqtask.exceptions import ConfigurationError
-from amqtask.option_types import arguments, signature_of
+from amqtask.protocol.option_types import arguments, signature_of
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application

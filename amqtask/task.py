@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from amqtask import option_types
 from amqtask.calls.signature import Signature
 from amqtask.canvas import ACCUMULATE, chain, chord, chunks, group, xmap, xstarmap
 from amqtask.exceptions import (
@@ -25,7 +24,8 @@ from amqtask.execution.context import Context, current_context
 from amqtask.execution.task_plan import pydantic_wrapper
 from amqtask.ground.current import current_app
 from amqtask.ground.plugins import WithOthersNames, plugins
-from amqtask.option_types import TASK, near_option, of_call, of_task
+from amqtask.protocol import option_types
+from amqtask.protocol.option_types import TASK, near_option, of_call, of_task
 from amqtask.protocol.result import ResultMessage
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from amqtask.ground.current import current_app
-from amqtask.option_types import arguments as _arguments
-from amqtask.option_types import of_call, signature_of
+from amqtask.protocol.option_types import arguments as _arguments
+from amqtask.protocol.option_types import of_call, signature_of
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application

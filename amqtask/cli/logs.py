@@ -15,12 +15,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from amqtask import option_types, signals
+from amqtask import signals
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import AT_END, Context, current_context
 from amqtask.ground.printable import Lines, unbroken_logger
 from amqtask.log import FORMAT, TASK_FORMAT, TASK_LOGGER, TaskFormatter, WorkerFormatter, add_task_fields
 from amqtask.log import ColorFormatter as PlainFormatter
+from amqtask.protocol import option_types
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject

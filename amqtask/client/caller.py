@@ -9,17 +9,18 @@ from functools import partial, update_wrapper
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from amqtask import option_types, signals
+from amqtask import signals
 from amqtask.calls.signature import Signature
 from amqtask.canvas import maybe_signature, routed, signature
 from amqtask.client.inline_runner import InlineRunner
 from amqtask.client.message_builder import body_of, tell_composed
 from amqtask.exceptions import BackendNotConfigured, PublishError
 from amqtask.execution.context import current
-from amqtask.option_types import of_call
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open, opened
+from amqtask.protocol import option_types
 from amqtask.protocol.chord import more_message, queue_name, token_of
 from amqtask.protocol.message import Message
+from amqtask.protocol.option_types import of_call
 from amqtask.result import AsyncResult
 from amqtask.results import GroupResult
 

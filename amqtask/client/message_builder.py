@@ -9,13 +9,14 @@ from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 
-from amqtask import option_types, signals
+from amqtask import signals
 from amqtask.calls.signature import listed
 from amqtask.exceptions import ConfigurationError, EncodeError
 from amqtask.execution.context import Context, current
 from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.flow.deadline import bind, deadline_in
 from amqtask.ground.printable import described
+from amqtask.protocol import option_types
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import JSON, compress, dumps, is_private

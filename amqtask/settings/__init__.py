@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from amqtask import option_types
 from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
 from amqtask.ground.plugins import load, near_names, plugins
 from amqtask.ground.printable import bounded_logger, described, is_secret, masked
-from amqtask.option_types import Kind, convert
+from amqtask.protocol import option_types
 from amqtask.protocol.encryption import KeysSaid, read_keys, use_keys
+from amqtask.protocol.option_types import Kind, convert
 from amqtask.protocol.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
 

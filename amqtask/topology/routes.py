@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.ground.plugins import load_path, near_names
 from amqtask.ground.printable import bounded_logger
-from amqtask.option_types import CALL
 from amqtask.protocol.entities import Declaration, Exchange, Queue
+from amqtask.protocol.option_types import CALL
 from amqtask.topology.declarations import QueueDefaults, declarations, is_declarable, with_defaults, work_queue
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pika
 
-from amqtask import option_types
 from amqtask.exceptions import BrokerUnreachable, ConfigurationError
 from amqtask.ground.plugins import near_names
 from amqtask.ground.printable import described, printable
+from amqtask.protocol import option_types
 from amqtask.transport.stream import TCP_OPTIONS, ByteStream, Stream
 from amqtask.transport.wire import SocketWire, Wire
 

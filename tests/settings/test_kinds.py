@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from amqtask import AmqTask, Queue
 from amqtask.exceptions import ConfigurationError, EncodeError, WrongValue
-from amqtask.option_types import CALL, TASK
+from amqtask.protocol.option_types import CALL, TASK
 from amqtask.settings import KINDS
 from amqtask.settings.table import SETTINGS
 

@@ -26,7 +26,7 @@ from amqtask.contrib.django.project import project_app
 from amqtask.contrib.django.zones import stored as _stored
 from amqtask.exceptions import AmqTaskError, WrongValue
 from amqtask.ground.plugins import plugins
-from amqtask.option_types import TASK, near_option, of_task
+from amqtask.protocol.option_types import TASK, near_option, of_task
 from amqtask.protocol.result import OURS, TWINS, ResultMessage, exception_as_dict, now_iso
 from amqtask.task import AsyncTask
 from amqtask.task import Task as AmqTaskTask
