@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from amqtask import states
 from amqtask.exceptions import BackendNotConfigured, ChordError, TaskRevokedError, TimeoutError
+from amqtask.execution.context import current
 from amqtask.ground.current import find_current_app
 from amqtask.ground.deadlines import cancel_all
 from amqtask.ground.plugins import WithOthersNames, others_names
@@ -104,7 +105,8 @@ class AsyncResult(WithDescendants, WithOthersNames, Generic[R]):
         """
         if self.ignored:
             return cast("R", None)
-        check_not_in_task(disable_sync_subtasks)
+        if current.get() is not None:
+            check_not_in_task(disable_sync_subtasks)
         try:
             final = self.final_meta
             if final is None:
@@ -135,7 +137,8 @@ class AsyncResult(WithDescendants, WithOthersNames, Generic[R]):
         """`await` the result; the same as `get`."""
         if self.ignored:
             return cast("R", None)
-        check_not_in_task(disable_sync_subtasks)
+        if current.get() is not None:
+            check_not_in_task(disable_sync_subtasks)
         try:
             final = self.final_meta
             if final is None:

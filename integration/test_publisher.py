@@ -27,9 +27,9 @@ from amqtask.exceptions import (
 )
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties
-from amqtask.transport.link import Link, connect
+from amqtask.transport.link import Link
 from amqtask.transport.publisher import PikaPublisher
-from amqtask.transport.url import parse_broker_urls
+from amqtask.transport.url import HostTurns, parse_broker_urls
 from integration.conftest import Broker
 from integration.faults import Forwarder, hangs_up_once
 from integration.nodes import free_port
@@ -502,7 +502,7 @@ def test_threads_that_come_first_in_a_forked_child_share_its_connections(
 
 def test_an_answer_that_came_while_the_caller_stood_still_until_its_deadline_counts(broker_url: str) -> None:
     link = Link(heartbeat=None, name="late")
-    connect(link, parse_broker_urls(broker_url), time.monotonic() + 60, 60)
+    HostTurns(parse_broker_urls(broker_url), time.monotonic() + 60, 60).connect(link.open)
     link.ask()
     link.flush()
     now = time.monotonic()

@@ -7,6 +7,7 @@ for it. Only the process that published a task can read its result.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -295,7 +296,7 @@ class RpcBackend(KnownStore):
 
     def _inbox(self) -> _Inbox:
         """The inbox of this process: a forked child has a queue of its own, and closes its copy of the parent's socket."""
-        return self._inboxes.get()
+        return self._inboxes.made.get(os.getpid()) or self._inboxes.get()
 
     def _drive(self, inbox: _Inbox, done: Callable[[], bool], deadline: float | None) -> bool:
         try:

@@ -87,27 +87,28 @@ class ByProcess(Generic[T]):
         self._make = make
         self._forget = forget
         self._surplus = surplus
-        self._by_pid: dict[int, T] = {}
+        # By process id. A hot path looks here itself.
+        self.made: dict[int, T] = {}
 
     def get(self) -> T:
         """This process's object."""
         pid = os.getpid()
-        instance = self._by_pid.get(pid)
+        instance = self.made.get(pid)
         if instance is None:
             new = self._make()
-            instance = self._by_pid.setdefault(pid, new)
+            instance = self.made.setdefault(pid, new)
             if instance is not new:
                 self._surplus(new)
-            for other_pid in list(self._by_pid) if self._forget is not None else ():
-                inherited = self._by_pid.pop(other_pid, None) if other_pid != pid else None
+            for other_pid in list(self.made) if self._forget is not None else ():
+                inherited = self.made.pop(other_pid, None) if other_pid != pid else None
                 if inherited is not None and self._forget is not None:
                     self._forget(inherited)
         return instance
 
     def pop(self) -> T | None:
         """Remove and return this process's object; None when there is none."""
-        return self._by_pid.pop(os.getpid(), None)
+        return self.made.pop(os.getpid(), None)
 
     def peek(self) -> T | None:
         """This process's object; None when there is none."""
-        return self._by_pid.get(os.getpid())
+        return self.made.get(os.getpid())

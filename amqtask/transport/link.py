@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from pika import spec
 from pika.exceptions import AuthenticationError, ChannelClosedByBroker, ConnectionClosedByBroker
 
-from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishError, PublishTimeout
+from amqtask.exceptions import BrokerUnreachable, PublishError, PublishTimeout
 from amqtask.ground.lazy import ByProcess
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Delivery, Message
@@ -44,7 +44,7 @@ from amqtask.transport.stream import (
     is_failure,
     start_ok,
 )
-from amqtask.transport.url import Addresses, BrokerAddress, HostTurns, client_properties
+from amqtask.transport.url import BrokerAddress, client_properties
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import FieldTable
@@ -98,7 +98,8 @@ class Link:
         # Bytes that the last write did not take.
         self._unwritten = b""
         self._answers: list[Any] = []
-        self._is_asked = False
+        # Whether an answer to `ask` is missing.
+        self.is_asked = False
         self._content = Content()
         self._declared = DeclaredEntities()
         self._wrote_at = self._heard_at = time.monotonic()
@@ -266,8 +267,7 @@ class Link:
         self._error = self._error or error
 
     def _fail(self, error: BaseException) -> None:
-        self.fail(error)
-        assert self._error is not None
+        self._error = self._error or error
         raise LinkLost(self._error)
 
     def _usable_stream(self) -> ByteStream:
@@ -330,18 +330,13 @@ class Link:
 
     def ask(self) -> None:
         """Send a method that a live broker answers at once; `is_asked` holds until the answer comes."""
-        if not self._is_asked:
-            self._is_asked = True
+        if not self.is_asked:
+            self.is_asked = True
             self.put(spec.Basic.Qos(0, 0, False))
 
     def ask_prefetch(self, count: int) -> None:
         """Let the broker send so many unacknowledged deliveries to consumers that begin after this."""
         self.put(spec.Basic.Qos(prefetch_count=count))
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether an answer to `ask` is missing."""
-        return self._is_asked
 
     # -- reading
 
@@ -388,7 +383,7 @@ class Link:
         elif method_class is spec.Basic.Nack:
             self.on_confirm(method.delivery_tag, method.multiple, is_ack=False)
         elif method_class is spec.Basic.QosOk:
-            self._is_asked = False
+            self.is_asked = False
         elif method_class is spec.Channel.Close:
             self._on_channel_closed(method)
         elif method_class is spec.Connection.Close:
@@ -406,7 +401,7 @@ class Link:
 
     def _on_channel_closed(self, method: Any) -> None:
         self._has_channel = False
-        self._is_asked = False
+        self.is_asked = False
         self._content.begin(None)
         self.put(spec.Channel.CloseOk())
         self.fail(ChannelClosedByBroker(method.reply_code, method.reply_text))
@@ -478,25 +473,6 @@ def delivery_of(method: PikaMethod, properties: PropertiesLike, body: bytes, que
     return Delivery(
         body, properties, method.exchange, method.routing_key, method.redelivered, queue, method.delivery_tag, epoch
     )
-
-
-def connect(link: Link, addresses: Addresses, deadline: float, connect_timeout: float) -> None:
-    """Open the link to the first of the addresses that answers before the deadline, in turn and again.
-
-    Raises: AccessRefused at once, BrokerUnreachable.
-    """
-    turns = HostTurns(addresses, deadline, connect_timeout)
-    while True:
-        for address, seconds in turns:
-            try:
-                link.open(address, time.monotonic() + seconds)
-            except AccessRefused:
-                raise
-            except BrokerUnreachable as error:
-                turns.failed(error)
-            else:
-                return
-        time.sleep(turns.pause())
 
 
 # -- the links of a process
@@ -619,6 +595,5 @@ class Links(Generic[L]):
 
 def say_goodbye(by_process: ByProcess[Links[L]], timeout: float) -> None:
     """At the end of the program: close the connections properly, so that the broker does not log a lost client."""
-    links = by_process.peek()
-    if links is not None:
+    if (links := by_process.peek()) is not None:
         links.close(timeout)

@@ -10,6 +10,7 @@ dead without a close) or is lost. So it may be stored twice, under the same task
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -42,8 +43,8 @@ from amqtask.transport.confirms import (
 )
 from amqtask.transport.declare import KnownEntities
 from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed_for, culprits, refused, unroutable
-from amqtask.transport.link import Link, LinkLost, Links, connect, say_goodbye
-from amqtask.transport.url import BrokerAddress, beginning_after, beginning_with
+from amqtask.transport.link import Link, LinkLost, Links, say_goodbye
+from amqtask.transport.url import BrokerAddress, HostTurns, beginning_after, beginning_with
 
 # How many publishes of one batch may wait for their confirm at once.
 WINDOW = 2000
@@ -313,7 +314,7 @@ class PikaPublisher:
 
     def _attempt(self, work: _Work) -> None:
         """Publish the remaining messages over one link. Raises: LinkLost, PublishError for all remaining messages."""
-        links = self._links.get()
+        links = self._links.made.get(os.getpid()) or self._links.get()
         link, is_new = self._take(links, sys._getframe(), work)
         try:
             self._publish_over(link, work, is_new)
@@ -513,7 +514,7 @@ class PikaPublisher:
         if len(addresses) > 1:
             last = (*work.silent, *work.refusing)
             addresses = tuple(sorted(addresses, key=lambda address: address in last))
-        connect(link, addresses, work.deadline, self._connect_timeout)
+        HostTurns(addresses, work.deadline, self._connect_timeout).connect(link.open)
         # The next connection begins with the host that answers.
         self._addresses = beginning_with(self._addresses, link.address)
 
@@ -574,7 +575,7 @@ class PikaEventPublisher:
             return  # other calls have all links, because the broker does not read
         try:
             if not link.is_open:
-                connect(link, self._addresses, deadline, self._connect_timeout)
+                HostTurns(self._addresses, deadline, self._connect_timeout).connect(link.open)
             self._publish_over(link, messages, deadline)
         except (LinkLost, PublishError):
             links.drop(link)

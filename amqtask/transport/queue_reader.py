@@ -30,8 +30,8 @@ from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, lacks
-from amqtask.transport.link import SLICE, Link, LinkLost, Links, connect, delivery_of
-from amqtask.transport.url import BrokerAddress, beginning_after
+from amqtask.transport.link import SLICE, Link, LinkLost, Links, delivery_of
+from amqtask.transport.url import BrokerAddress, HostTurns, beginning_after
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
@@ -305,7 +305,7 @@ class QueueReader:
             return
         link.discard()
         link.last_tag, link.asked_at, link.is_consuming = 0, None, False  # unacknowledged replies come again
-        connect(link, self._addresses, deadline, self._connect_timeout)
+        HostTurns(self._addresses, deadline, self._connect_timeout).connect(link.open)
         now = time.monotonic()
         # A `poll` has one second only, so its timeout says nothing about the queue.
         is_patient = deadline - now > SHORTEST_SHARE
@@ -391,7 +391,7 @@ class QueueReader:
     def _declare_beside(self, deadline: float) -> None:
         link = Link(heartbeat=0, name=self._name)
         try:
-            connect(link, self._addresses, deadline, self._connect_timeout)
+            HostTurns(self._addresses, deadline, self._connect_timeout).connect(link.open)
             self._declare(link, deadline)
         except LinkLost as lost:
             raise self._unreachable(lost) from lost

@@ -20,7 +20,8 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.transport.admin import QueueAdmin, refusal_error
-from amqtask.transport.link import Link, LinkLost, connect, delivery_of
+from amqtask.transport.link import Link, LinkLost, delivery_of
+from amqtask.transport.url import HostTurns
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import FieldTable
@@ -116,7 +117,7 @@ class QueueTail:
         link, name = self._link, self._queue.name
         link.deliveries.clear()
         self._last_tag = 0
-        connect(link, self._addresses, deadline, self._connect_timeout)
+        HostTurns(self._addresses, deadline, self._connect_timeout).connect(link.open)
         link.declare(self._declare, deadline, logger.warning)
         link.ask_prefetch(PREFETCH)
         arguments: FieldTable = {}

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pika
 
-from amqtask.exceptions import BrokerUnreachable, ConfigurationError
+from amqtask.exceptions import AccessRefused, BrokerUnreachable, ConfigurationError
 from amqtask.ground.plugins import near_names
 from amqtask.ground.printable import described, printable
 from amqtask.protocol import option_types
@@ -246,6 +246,23 @@ class HostTurns:
             seconds = max(0.05, min(self._connect_timeout, seconds))
             self._until = now + seconds
             yield address, seconds
+
+    def connect(self, attempt: Callable[[BrokerAddress, float], object]) -> None:
+        """`attempt(host, until)` with one after the other, round after round, until one succeeds.
+
+        Raises: AccessRefused at once, BrokerUnreachable.
+        """
+        while True:
+            for address, seconds in self:
+                try:
+                    attempt(address, self._clock() + seconds)
+                except AccessRefused:
+                    raise
+                except BrokerUnreachable as error:
+                    self.failed(error)
+                else:
+                    return
+            time.sleep(self.pause())
 
     def failed(self, error: BrokerUnreachable) -> None:
         """The present attempt has failed. One that the deadline cut short says less than the one before it."""
