@@ -62,11 +62,11 @@ _WHERE = {
     "xstarmap": "canvas",
     "__version__": "ground:VERSION",
     # Only programs written for Celery ask for these.
-    "VERSION": "compat.versions",
-    "bugreport": "compat.apps",
-    "registry": "compat.apps",
+    "VERSION": "compat.names",
+    "bugreport": "compat.names",
+    "registry": "compat.names",
     "subtask": "canvas:signature",
-    "version_info": "compat.versions:VERSION",
+    "version_info": "compat.names:VERSION",
 }
 
 __all__ = [

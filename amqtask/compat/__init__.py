@@ -21,8 +21,8 @@ PACKAGE = "amqtask."
 # Names of modules that exist: module → name → where it is.
 NAMES: dict[str, dict[str, str]] = {
     "amqtask.app": {
-        "app_or_default": "amqtask.compat.apps:app_or_default",
-        "bugreport": "amqtask.compat.apps:bugreport",
+        "app_or_default": "amqtask.compat.names:app_or_default",
+        "bugreport": "amqtask.compat.names:bugreport",
         "default_app": "amqtask.ground.current:current_app",
         "shared_task": "amqtask.client.registry:shared_task",
     },
@@ -82,12 +82,12 @@ NAMES: dict[str, dict[str, str]] = {
             )
         },
     },
-    "amqtask.result": {"ResultBase": "amqtask.compat.results:ResultBase"},
-    "amqtask.states": {name: f"amqtask.compat.results:{name}" for name in ("precedence", "state")},
+    "amqtask.result": {"ResultBase": "amqtask.compat.names:ResultBase"},
+    "amqtask.states": {name: f"amqtask.compat.names:{name}" for name in ("precedence", "state")},
     "amqtask.utils.log": {
-        "LOG_LEVELS": "amqtask.compat.utils.levels:LOG_LEVELS",
-        "mlevel": "amqtask.compat.utils.levels:mlevel",
-        "base_logger": "amqtask.compat.utils.levels:base_logger",
+        "LOG_LEVELS": "amqtask.compat.names:LOG_LEVELS",
+        "mlevel": "amqtask.compat.names:mlevel",
+        "base_logger": "amqtask.compat.names:base_logger",
     },
     "amqtask.worker": {"WorkController": "amqtask.worker.worker:Worker"},
     "amqtask.worker.strategy": {
@@ -117,6 +117,7 @@ NAMES: dict[str, dict[str, str]] = {
 
 # Modules that only name what is elsewhere: module → name → where it is.
 MODULES: dict[str, dict[str, str]] = {
+    "amqtask.app.backends": {name: f"amqtask.compat.names:{name}" for name in ("by_name", "by_url")},
     "amqtask.app.base": {"AmqTask": "amqtask.app:AmqTask", "Celery": "amqtask.app:AmqTask"},
     "amqtask.app.events": {"Events": "amqtask.events.client:Events"},
     "amqtask.app.log": {"TaskFormatter": "amqtask.log:TaskFormatter"},
@@ -126,8 +127,15 @@ MODULES: dict[str, dict[str, str]] = {
     "amqtask.bin.worker": {"worker": "amqtask.cli.worker:command"},
     # Ours, where programs for Celery ask kombu: serializers and JSON types of one's own.
     "amqtask.serialization": {name: f"amqtask.protocol.serialization:{name}" for name in ("register", "register_type")},
+    "amqtask.utils.collections": {
+        "AttributeDict": "amqtask.compat.names:AttributeDict",
+        "ChainMap": "collections:ChainMap",
+        "OrderedDict": "collections:OrderedDict",
+    },
+    "amqtask.utils.dispatch": {"Signal": "amqtask.compat.names:Signal"},
     "amqtask.utils.graph": {"DependencyGraph": "amqtask.results:DependencyGraph"},
     "amqtask.utils.iso8601": {"parse_iso8601": "amqtask.compat.utils.time:parse_iso8601"},
+    "amqtask.utils.objects": {"Bunch": "types:SimpleNamespace", "mro_lookup": "amqtask.compat.names:mro_lookup"},
     "amqtask.utils.saferepr": {"saferepr": "amqtask.protocol.task:saferepr"},
     "amqtask.worker.control": {
         name: f"amqtask.remote.commands:{name}" for name in ("control_command", "inspect_command")

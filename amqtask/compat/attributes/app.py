@@ -10,9 +10,9 @@ from uuid import uuid4
 
 from amqtask.app import AmqTask
 from amqtask.compat.app.amqp import AMQP
-from amqtask.compat.apps import bugreport
 from amqtask.compat.connections import Connection, Producer, Producers
 from amqtask.compat.loaders import Loader
+from amqtask.compat.names import bugreport
 from amqtask.compat.workers import Beat, make_worker
 from amqtask.execution.context import current_context
 from amqtask.ground.current import current_app
