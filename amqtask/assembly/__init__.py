@@ -62,7 +62,7 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
         logger.warning("this worker has %s", summary)
     if options.purge:
         _purge(app, queues)
-    paused = read_pauses(lambda: frozenset(app.control.pauses.read()))
+    paused = read_pauses(app.control.pauses)
     worker = WorkerBuilder(app, options, hostname, pool_class, queues, paused).build()
     if signals.celeryd_after_setup:
         signals.celeryd_after_setup.send(sender=hostname, instance=worker, conf=app.conf)

@@ -257,7 +257,7 @@ class WorkerBuilder:
         pausing = Pausing(
             operations,
             loop=self.loop,
-            read=lambda: frozenset(self.app.control.pauses.read()),
+            pauses=self.app.control.pauses,
             knows=self.paused is not None,
         )
         services.append(pausing)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, OperationalError
@@ -11,6 +10,7 @@ from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
+    from amqtask.remote.pauses import Pauses
     from amqtask.worker.operations import Operations
 
 logger = bounded_logger("amqtask.worker")
@@ -20,15 +20,15 @@ RETRY_SECONDS = 1.0
 
 
 class Pausing:
-    """`read()` asks the broker, in a thread: the worker goes on meanwhile. Until the first answer nothing may be consumed: with
+    """The broker is asked in a thread: the worker goes on meanwhile. Until the first answer nothing may be consumed: with
     `knows` the worker was started with one already."""
 
     name = "pausing"
 
-    def __init__(self, operations: Operations, *, loop: Loop, read: Callable[[], frozenset[str]], knows: bool) -> None:
+    def __init__(self, operations: Operations, *, loop: Loop, pauses: Pauses, knows: bool) -> None:
         self._operations = operations
         self._loop = loop
-        self._read = read
+        self._pauses = pauses
         self._knows = knows
         self._is_looking = False
         self._is_stopped = False
@@ -53,7 +53,7 @@ class Pausing:
 
     def _ask(self) -> None:
         try:
-            paused = read_pauses(self._read)
+            paused = read_pauses(self._pauses)
         except Exception:
             logger.exception("worker: the paused queues cannot be read")
             paused = None
@@ -71,10 +71,10 @@ class Pausing:
             self._timer = self._loop.call_later(RETRY_SECONDS, self.look)
 
 
-def read_pauses(read: Callable[[], frozenset[str]]) -> frozenset[str] | None:
+def read_pauses(pauses: Pauses) -> frozenset[str] | None:
     """The paused queues; None when the broker cannot be asked now. Who may not ask is told that once, and none is paused."""
     try:
-        return read()
+        return frozenset(pauses.read())
     except AccessRefused as error:
         logger.warning("worker: the paused queues cannot be read, so none is taken for paused: %s", error)
         return frozenset()
