@@ -229,11 +229,8 @@ class AsyncResult(WithDescendants, WithOthersNames, Generic[R]):
         arriving = self.result_store.iter_ready([self.id, *ancestors], timeout=timeout)
         try:
             for task_id, final in arriving:
-                if task_id == self.id:
+                if self._is_end(ancestors, task_id, final):
                     return final
-                ancestors[task_id].final_meta = final
-                if final.status in states.PROPAGATE_STATES:
-                    raise ancestors[task_id].error_of(final)
         except TimeoutError as late:
             raise self._too_late(ancestors, timeout) from late
         finally:
@@ -251,15 +248,21 @@ class AsyncResult(WithDescendants, WithOthersNames, Generic[R]):
                 for future in done:
                     task_id = waiting.pop(future)
                     final = future.result()
-                    if task_id == self.id:
+                    if self._is_end(ancestors, task_id, final):
                         return final
-                    ancestors[task_id].final_meta = final
-                    if final.status in states.PROPAGATE_STATES:
-                        raise ancestors[task_id].error_of(final)
         except TimeoutError as late:
             raise self._too_late(ancestors, timeout) from late
         finally:
             await cancel_all(waiting)
+
+    def _is_end(self, ancestors: dict[str, UntypedResult], task_id: str, final: ResultMessage) -> bool:
+        """Whether that is this result; else it is an ancestor's, whose error is raised."""
+        if task_id == self.id:
+            return True
+        ancestors[task_id].final_meta = final
+        if final.status in states.PROPAGATE_STATES:
+            raise ancestors[task_id].error_of(final)
+        return False
 
     def _too_late(self, ancestors: dict[str, UntypedResult], timeout: float | None) -> TimeoutError:
         unfinished = [task_id for task_id, ancestor in ancestors.items() if ancestor.final_meta is None]

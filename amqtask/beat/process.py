@@ -79,11 +79,8 @@ class Pinged:
 
     def on_delivery(self, delivery: Delivery) -> None:
         """A command: only ping is for us, and an error would spoil the answers of workers."""
-        properties = delivery.properties
         try:
-            command = read_command(
-                delivery.body, properties.content_type, properties.content_encoding, properties.headers, self._accept
-            )
+            command = read_command(*delivery.content, self._accept)
         except MessageError as error:
             logger.debug("beat: a message that is not a command: %s", error)
             return

@@ -199,6 +199,10 @@ def from_document(document: JsonFields) -> Any:
 T = TypeVar("T")
 
 
+# What a kombu.Queue may say of its limits, and an object like it need not.
+_LIMITS = ("max_priority", "max_length", "max_length_bytes", "message_ttl", "expires")
+
+
 def queue_of(entity: Any) -> Queue:
     """The queue that a kombu.Queue, or an object with its attributes, describes. Raises: AttributeError for another object."""
     exchange = exchange_of(entity.exchange) if entity.exchange and entity.exchange.name else None
@@ -208,6 +212,7 @@ def queue_of(entity: Any) -> Queue:
         Binding(exchange_of(binding.exchange), entity.name, binding.routing_key or "")
         for binding in getattr(entity, "bindings", None) or ()
     ]
+    limits: dict[str, Any] = {name: getattr(entity, name, None) for name in _LIMITS}
     return Queue(
         entity.name,
         exchange=exchange,
@@ -217,11 +222,7 @@ def queue_of(entity: Any) -> Queue:
         auto_delete=entity.auto_delete,
         bindings=tuple(sorted(bindings, key=lambda binding: (binding.source.name, binding.routing_key))),
         queue_arguments=entity.queue_arguments,
-        max_priority=getattr(entity, "max_priority", None),
-        max_length=getattr(entity, "max_length", None),
-        max_length_bytes=getattr(entity, "max_length_bytes", None),
-        message_ttl=getattr(entity, "message_ttl", None),
-        expires=getattr(entity, "expires", None),
+        **limits,
     )
 
 

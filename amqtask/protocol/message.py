@@ -156,6 +156,12 @@ class Delivery(NamedTuple):
     tag: int
     epoch: int
 
+    @property
+    def content(self) -> tuple[bytes, str | None, str | None, Headers | None]:
+        """The body, and what is needed to read it: content type, encoding and headers."""
+        properties = self.properties
+        return self.body, properties.content_type, properties.content_encoding, properties.headers
+
 
 # -- what dead-lettering adds where the broker is not RabbitMQ, which adds it itself (https://www.rabbitmq.com/docs/dlx)
 

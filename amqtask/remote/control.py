@@ -286,11 +286,8 @@ class Control:
         return answers
 
     def _read(self, delivery: Delivery) -> Reply | None:
-        properties = delivery.properties
         try:
-            return read_reply(
-                delivery.body, properties.content_type, properties.content_encoding, properties.headers, self._accept
-            )
+            return read_reply(*delivery.content, self._accept)
         except MessageError:
             return None  # a node that answers in a serializer that we do not accept
 

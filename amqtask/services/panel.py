@@ -121,19 +121,12 @@ class Panel:
         if self._mingle is not None and delivery.queue == self._mingle.queue.name:
             self._mingle.on_reply(delivery)
             return
-        properties = delivery.properties
         try:
-            command = read_command(
-                delivery.body,
-                properties.content_type,
-                properties.content_encoding,
-                properties.headers,
-                self._accept,
-            )
+            command = read_command(*delivery.content, self._accept)
         except MessageError as error:
             logger.warning("control: a message that is not a command: %s", error)
             return
-        self._control.lamport.adjust((properties.headers or {}).get("clock"))
+        self._control.lamport.adjust((delivery.properties.headers or {}).get("clock"))
         if self._mingle is not None and command.method == "hello" and self._mingle.heard(command):
             return
         if command.is_for(self._hostname):

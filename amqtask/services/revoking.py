@@ -254,11 +254,8 @@ class Mingle:
 
     def on_reply(self, delivery: Delivery) -> None:
         """A neighbour's answer."""
-        properties = delivery.properties
         try:
-            reply = read_reply(
-                delivery.body, properties.content_type, properties.content_encoding, properties.headers, self._accept
-            )
+            reply = read_reply(*delivery.content, self._accept)
             if reply.ticket != self._ticket or not isinstance(reply.payload, dict) or "error" in reply.payload:
                 return
             self._control.lamport.adjust(reply.payload.get("clock"))

@@ -165,18 +165,7 @@ class ChordJoiner:
 
     def read(self, deliveries: Sequence[Delivery]) -> Gathered:
         """Raises: ContentDisallowed, Undecodable."""
-        return gather(
-            (
-                (
-                    delivery.body,
-                    delivery.properties.content_type,
-                    delivery.properties.content_encoding,
-                    delivery.properties.headers,
-                )
-                for delivery in deliveries
-            ),
-            self._accept,
-        )
+        return gather((delivery.content for delivery in deliveries), self._accept)
 
 
 class _Member:
