@@ -15,7 +15,7 @@ from amqtask.assembly.worker import WorkerBuilder
 from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.ground.plugins import load
-from amqtask.ground.printable import bounded_logger, count, printable
+from amqtask.ground.printable import bounded_logger, count, first_of, printable
 from amqtask.pool import Pool, find_pool, limits_of
 from amqtask.protocol.control import mailbox
 from amqtask.protocol.serialization import check_usable, content_types, is_private, is_protected
@@ -145,11 +145,10 @@ def _check_protection(app: AmqTask) -> None:
     check_usable({conf.task_serializer, conf.result_serializer, conf.event_serializer, *conf.accept_content, *own})
     hidden = sorted(name for name in app.tasks.own if is_private(app.tasks[name].serializer))
     if hidden and app.backend is not None and not is_private(conf.result_serializer):
-        names = f"{', '.join(hidden[:3])}{' …' if len(hidden) > 3 else ''}"
         logger.warning(
             "the messages of %s are encrypted, but what they return or raise is stored as it is: "
             "set result_serializer = 'encrypted'",
-            names,
+            first_of(hidden),
         )
     unread = sorted({name for name in own if not content_types([name]) <= content_types(conf.accept_content)})
     if any(map(is_protected, unread)):

@@ -22,7 +22,7 @@ from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.topology import planned, planned_delays
 from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import AmqTaskError, QueueNotFound
-from amqtask.ground.printable import count
+from amqtask.ground.printable import count, first_of
 from amqtask.protocol.entities import Binding, Queue
 from amqtask.settings.table import SETTINGS
 from amqtask.topology.declarations import all_bindings, dead_letter_queue, too_many
@@ -308,7 +308,7 @@ def _of_policies(facts: Facts) -> Iterator[Finding]:
         hit = [name for name in (*names, *delays) if _matches(str(policy.get("pattern", "")), name)]
         if not hit:
             continue
-        shown = ", ".join(hit[:3]) + (" …" if len(hit) > 3 else "")
+        shown = first_of(hit)
         for key, why in _SHORTENS.items():
             if key in definition:
                 yield Finding(

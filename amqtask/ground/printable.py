@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -141,6 +141,11 @@ def with_article(noun: str) -> str:
 def count(number: int, noun: str) -> str:
     """`1 message`, `2 messages`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, and a sign that there are more."""
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
 
 
 def clause(error: object) -> str:
