@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 
 # How many bytes a connection lives at most, while they are frayed: a handshake has about 900; some get to work.
 FRAYED = (1000, 100_000)
+# What the broker says in front of the name of a queue that is declared (queue.declare-ok), and where it delivers (basic.deliver).
+DECLARED, DELIVERED = b"\x00\x32\x00\x0b", b"\x00\x3c\x00\x3c"
+# The types of frames with a message's properties and body.
+CONTENT = (2, 3)
 # What a client says in the middle of the handshake: its login (connection.start-ok), and the virtual host (connection.open).
-# What the broker says in front of the name of a queue that is declared (queue.declare-ok).
-DECLARED = b"\x00\x32\x00\x0b"
 LOGIN, VIRTUAL_HOST = b"PLAIN", b"\x00\x0a\x00\x28"
 
 
@@ -101,6 +103,7 @@ class Forwarder:
         self._trap: tuple[bytes, str] | None = None
         self._banned: bytes | None = None
         self._kept_secret: bytes | None = None
+        self._keeps_deliveries = False
         self._is_deaf = False
         self._chance: random.Random | None = None
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -158,6 +161,7 @@ class Forwarder:
             self._is_deaf = False
             self._chance = None
             self._banned = self._kept_secret = None
+            self._keeps_deliveries = False
             for pair in self._pairs:
                 pair.up.set()
                 pair.down.set()
@@ -176,18 +180,27 @@ class Forwarder:
         with self._lock:
             self._kept_secret = DECLARED + bytes([len(queue)]) + queue.encode()
 
+    def keep_deliveries(self) -> None:
+        """From now on: answers pass, and messages do not, as from a broker that is about to deliver."""
+        with self._lock:
+            self._keeps_deliveries = True
+
     def passes(self, data: bytes) -> bytes:
         """What of the broker's words a client gets; each piece begins with a frame."""
-        with self._lock:
-            secret = self._kept_secret
-        if secret is None or secret not in data:
+        if self._kept_secret is None and not self._keeps_deliveries:
             return data
         passed, at = b"", 0
         while at < len(data):
             end = at + 8 + int.from_bytes(data[at + 3 : at + 7], "big")
-            passed += data[at:end] if secret not in data[at:end] else b""
+            passed += data[at:end] if self._lets_pass(data[at:end]) else b""
             at = end
         return passed
+
+    def _lets_pass(self, frame: bytes) -> bool:
+        with self._lock:
+            if self._keeps_deliveries and (frame[0] in CONTENT or frame[7:11] == DELIVERED):
+                return False
+            return self._kept_secret is None or self._kept_secret not in frame
 
     def hold_after(self, marker: bytes) -> None:
         """The same, but the connection stays and the answer waits for `heal`."""

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask
-from amqtask.remote.pauses import Pauses
+from amqtask.exceptions import OperationalError
+from amqtask.remote.pauses import NOTE, Pauses
+from amqtask.transport import tail
 from integration.conftest import Broker
+from integration.faults import Forwarder
 from integration.nodes import RabbitNode
 from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually, run_cli
@@ -141,6 +144,26 @@ def test_a_pause_holds_over_a_restart_of_the_broker_and_of_workers(hurt_node: Ra
             paused.json("queues", "resume", paused.queue)
             eventually(lambda: paused.ready == 0)
             assert (going.stop(), early.stop()) == (0, 0)
+    paused.close()
+
+
+def test_pauses_that_the_broker_is_slow_to_tell_are_not_taken_for_none(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused = Paused(broker_url)
+    pauses = paused.app.control.pauses
+    pauses.pause(paused.queue)
+    with paused.app.broker.admin() as admin:
+        # A broker counts the messages of a stream every five seconds.
+        eventually(lambda: admin.count(NOTE))
+
+    monkeypatch.setattr(tail, "NOTE_SECONDS", 2.0)
+    with Forwarder(broker_url) as way, AmqTask("reader", broker=way.url, set_as_current=False) as reader:
+        way.keep_deliveries()
+        with pytest.raises(OperationalError, match="did not deliver it"):
+            reader.control.pauses.read()
+        way.heal()
+        assert paused.queue in reader.control.pauses.read()
     paused.close()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pika import spec
 from pika.exceptions import ChannelClosedByBroker
@@ -20,7 +20,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.transport.admin import QueueAdmin, refusal_error
-from amqtask.transport.link import Link, LinkLost, delivery_of
+from amqtask.transport.link import AnswerClasses, Link, LinkLost, delivery_of
 from amqtask.transport.url import HostTurns
 
 if TYPE_CHECKING:
@@ -139,8 +139,9 @@ _NOTE_LIMITS = {
     "x-max-length-bytes": 2_000_000,
     "x-stream-max-segment-size-bytes": 1_000_000,
 }
-# Seconds in which the last message of a stream must come; a stream without one was declared by a writer that got no further.
-NOTE_SECONDS = 2.0
+# Seconds for each answer about a note's stream, and for its last message. A stream without one was declared by a writer that got
+# no further. It is longer than the 5 s after which a broker knows how many messages a stream has that has just come back.
+NOTE_SECONDS = 15.0
 
 
 class StreamNote:
@@ -155,18 +156,31 @@ class StreamNote:
         """See the contract."""
         name = self._queue.name
         look = spec.Queue.Declare(queue=name, passive=True)
+        consume = spec.Basic.Consume(queue=name, arguments={OFFSET: "last"})
         try:
             with QueueAdmin(self._addresses) as admin, admin.channel(name) as link:
-                link.ask_for(look, spec.Queue.DeclareOk)
+
+                def ask(method: object, answer: AnswerClasses) -> Any:
+                    try:
+                        return link.call(method, answer, time.monotonic() + NOTE_SECONDS, f"reading the note {name!r}")
+                    except PublishError:
+                        link.discard()  # who does not answer this does not close the channel either
+                        raise
+
+                ask(look, spec.Queue.DeclareOk)
                 link.ask_prefetch(PREFETCH)
-                consume = spec.Basic.Consume(queue=name, arguments={OFFSET: "last"})
-                link.ask_for(consume, spec.Basic.ConsumeOk)
+                ask(consume, spec.Basic.ConsumeOk)
                 link.run(lambda: bool(link.deliveries), time.monotonic() + NOTE_SECONDS)
                 # "last" is the last chunk, which may have several messages: after one more answer all of them are here.
-                link.ask_for(look, spec.Queue.DeclareOk)
-                return link.deliveries[-1].body.decode(errors="replace") if link.deliveries else None
+                count = ask(look, spec.Queue.DeclareOk).message_count
+                if link.deliveries:
+                    return link.deliveries[-1].body.decode(errors="replace")
         except QueueNotFound:
             return None
+        if count:
+            # A broker that has just started, or is busy. Taken for none it would have workers consume what is paused.
+            raise OperationalError(f"the broker has the note {name!r}, and did not deliver it in {NOTE_SECONDS:g} s")
+        return None
 
     def write(self, text: str) -> None:
         """See the contract."""
