@@ -176,9 +176,15 @@ class RabbitNode:
 
     def stop(self) -> None:
         """An orderly stop; `start` brings it back with its data."""
-        with contextlib.suppress(NodeError):
+        pid = self.pid
+        try:
             self.ctl("stop")
-        self._end(signal.SIGKILL)
+        except NodeError:
+            self._end(signal.SIGKILL)
+            return
+        # The file with the number is gone before the process is, and while it lasts no other begins in its place.
+        if pid is not None:
+            self._await_end(pid)
 
     def remove(self) -> None:
         """Kill it and delete its folder."""
@@ -202,6 +208,9 @@ class RabbitNode:
         if pid is None:
             return
         self._send(signum)
+        self._await_end(pid)
+
+    def _await_end(self, pid: int) -> None:
         eventually(lambda: not is_running(pid), what=f"{self.node} does not end")
         # Later the number is another process's.
         (self.folder / "pid").unlink(missing_ok=True)
