@@ -322,7 +322,11 @@ def test_a_blocked_connection_is_named_so(hurt_node: RabbitNode) -> None:
 
 def test_consumer_timeout_costs_no_task(hurt_node: RabbitNode, tmp_path: Path) -> None:
     started, release = tmp_path / "started", tmp_path / "release"
-    hurt_node.ctl("eval", "application:set_env(rabbit, consumer_timeout, 2000).")
+    # The broker looks at the ages of deliveries once a minute, unless it is told.
+    hurt_node.ctl(
+        "eval",
+        "[application:set_env(rabbit, K, V) || {K, V} <- [{consumer_timeout, 2000}, {channel_tick_interval, 1000}]].",
+    )
     environment = {"AMQTASK_BROKER_URL": hurt_node.url}
     app = AmqTask("client", broker=hurt_node.url, backend="rpc://", **PATIENT)
     try:
@@ -334,7 +338,10 @@ def test_consumer_timeout_costs_no_task(hurt_node: RabbitNode, tmp_path: Path) -
             assert result.get(timeout=90) == "released"
             worker.stop()
     finally:
-        hurt_node.ctl("eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
+        hurt_node.ctl(
+            "eval",
+            "[application:set_env(rabbit, K, V) || {K, V} <- [{consumer_timeout, 1800000}, {channel_tick_interval, 60000}]].",
+        )
         app.close()
 
 
