@@ -143,44 +143,48 @@ def unique() -> str:
     return uuid.uuid4().hex
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "eventlet", "asyncio"])
-def test_tasks_of_every_pool_use_the_database_and_leave_their_results_there(site: Site, pool: str) -> None:
-    names = [unique() for _ in range(10)]
-    with site.worker(pool):
+@pytest.fixture(scope="class", params=["prefork", "threads", "gevent", "eventlet", "asyncio"])
+def each_pool(site: Site, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A worker for all tests of a class, with one pool after the other."""
+    with site.worker(request.param):
+        yield
+
+
+@pytest.mark.usefixtures("each_pool")
+class TestEachPool:
+    def test_tasks_of_every_pool_use_the_database_and_leave_their_results_there(self, site: Site) -> None:
+        names = [unique() for _ in range(10)]
         calls = [site.call("order", name) for name in names]
         numbers = [call.get(timeout=90) for call in calls]
         failed = site.call("fail_in_transaction", unique())
         with pytest.raises(ValueError, match="no such customer"):
             failed.get(timeout=90)
 
-    assert [site.orders.get(name=name).pk for name in names] == numbers
-    row = site.results.get(task_id=calls[0].id)
-    assert (row.task_name, row.status, row.task_args) == (f"{SHOP}.order", "SUCCESS", f'["{names[0]}"]')
-    assert row.date_started <= row.date_done
-    assert "no such customer" in site.results.get(task_id=failed.id).traceback
+        assert [site.orders.get(name=name).pk for name in names] == numbers
+        row = site.results.get(task_id=calls[0].id)
+        assert (row.task_name, row.status, row.task_args) == (f"{SHOP}.order", "SUCCESS", f'["{names[0]}"]')
+        assert row.date_started <= row.date_done
+        assert "no such customer" in site.results.get(task_id=failed.id).traceback
 
+    def test_djangos_own_tasks_run_in_every_pool_and_their_results_are_rows(self, site: Site) -> None:
+        jobs = pytest.importorskip("integration.apps.django_site.shop.jobs")
+        with current.replaced(site.app):
+            added, failed, again = jobs.add.enqueue(2, 3), jobs.fail.enqueue(), jobs.third_time.enqueue()
+            eventually(
+                lambda: all(jobs.add.get_backend().get_result(one.id).is_finished for one in (added, failed, again))
+            )
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "eventlet", "asyncio"])
-def test_djangos_own_tasks_run_in_every_pool_and_their_results_are_rows(site: Site, pool: str) -> None:
-    jobs = pytest.importorskip("integration.apps.django_site.shop.jobs")
-    with current.replaced(site.app), site.worker(pool):
-        added, failed, again = jobs.add.enqueue(2, 3), jobs.fail.enqueue(), jobs.third_time.enqueue()
-        eventually(lambda: all(jobs.add.get_backend().get_result(one.id).is_finished for one in (added, failed, again)))
+        for result in (added, failed, again):
+            result.refresh()
+        assert (added.return_value, added.attempts, again.return_value, again.attempts) == (5, 1, 3, 3)
+        assert failed.errors[0].exception_class is ValueError
+        assert added.worker_ids[0].count("@") == 1
 
-    for result in (added, failed, again):
-        result.refresh()
-    assert (added.return_value, added.attempts, again.return_value, again.attempts) == (5, 1, 3, 3)
-    assert failed.errors[0].exception_class is ValueError
-    assert added.worker_ids[0].count("@") == 1
-
-
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "eventlet", "asyncio"])
-def test_coroutines_use_the_database(site: Site, pool: str) -> None:
-    names = [unique() for _ in range(10)]
-    with site.worker(pool):
+    def test_coroutines_use_the_database(self, site: Site) -> None:
+        names = [unique() for _ in range(10)]
         numbers = [call.get(timeout=90) for call in [site.call("order_async", name) for name in names]]
 
-    assert [site.orders.get(name=name).pk for name in names] == numbers
+        assert [site.orders.get(name=name).pk for name in names] == numbers
 
 
 def test_each_process_has_connections_of_its_own_and_keeps_them_as_long_as_the_settings_say(site: Site) -> None:
