@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from amqtask.cli.broker import refuse_memory
@@ -30,7 +33,7 @@ def command(
 ) -> int:
     """Serve the console, and index what happens to tasks (task_history), until Ctrl-C or TERM.
 
-    Without users (console_users, console_user_header) it is for this machine only.
+    Without users (console_users, console_user_header, console_oidc) it is for this machine only.
     """
     try:
         access_module, web, uvicorn = (
@@ -45,11 +48,12 @@ def command(
     refuse_memory(app)
     conf = app.conf
     operators = None if conf.console_operators is None else frozenset(conf.console_operators)
-    access = access_module.Access(dict(conf.console_users), conf.console_user_header, operators)
+    login = _oidc(conf.console_oidc, operators) if conf.console_oidc else None
+    access = access_module.Access(dict(conf.console_users), conf.console_user_header, operators, login)
     if access.is_local_only and host not in _LOCAL:
         raise ConfigurationError(
-            f"without users the console is for this machine only, not for {host}: set console_users, or console_user_header "
-            "behind a proxy that says who it is"
+            f"without users the console is for this machine only, not for {host}: set console_users, console_oidc, or "
+            "console_user_header behind a proxy that says who it is"
         )
     if not conf.task_history:
         echo("task_history is off, so no task is found here: set task_history = True.", err=True)
@@ -61,3 +65,11 @@ def command(
     finally:
         app.close()
     return 0
+
+
+def _oidc(options: Mapping[str, Any], operators: frozenset[str] | None) -> Any:
+    try:
+        oidc = load("amqtask.console.oidc")
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"console_oidc needs {error.name}: pip install 'amqtask[console-oidc]'") from error
+    return oidc.OidcLogin(oidc.OidcOptions.of(options, operators))

@@ -14,7 +14,14 @@ import hmac
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.middleware import Middleware
+    from starlette.routing import Route
 
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 # scrypt's parameters: some 20 ms and 16 MB a login.
@@ -49,30 +56,66 @@ def fits(password: str, kept: str) -> bool:
         return False
 
 
+class User(NamedTuple):
+    """Who asks, and whether he may do more than look."""
+
+    name: str
+    may_change: bool
+
+
+class Login(Protocol):
+    """Pages where people log in, and sessions that remember it."""
+
+    def middleware(self) -> Middleware:
+        """What keeps sessions."""
+
+    def routes(self, guarded: Callable[[Any], Any]) -> list[Route]:
+        """The pages; `guarded` turns errors into answers."""
+
+    def visitor(self, session: Mapping[str, Any]) -> User | None:
+        """Who is logged in."""
+
+
+def local_path(target: object) -> str:
+    """The path, if it leads to no other site; else the first page."""
+    is_own = isinstance(target, str) and target.startswith("/") and not target.startswith(("//", "/\\"))
+    return str(target) if is_own else "/"
+
+
 @dataclass(slots=True)
 class Access:
     """`users` are names and hashed passwords; `header` is what a proxy writes the user's name in; `operators` may change things
-    (None: all users)."""
+    (None: all users); `login` has people log in by a page (users then are for programs)."""
 
     users: Mapping[str, str] = field(default_factory=dict)
     header: str | None = None
     operators: frozenset[str] | None = None
+    login: Login | None = None
     # Logins that were found right: a hash is slow on purpose, and each request brings the password.
     _known: dict[bytes, str] = field(default_factory=dict)
 
     @property
     def is_local_only(self) -> bool:
         """Whether only this machine may come."""
-        return not self.users and not self.header
+        return not self.users and not self.header and self.login is None
 
-    def user(self, headers: Mapping[str, str]) -> str:
+    def user(self, headers: Mapping[str, str], session: Mapping[str, Any] | None = None) -> User:
         """Who asks. Raises: Denied."""
+        if self.login is not None and not self.header and "authorization" not in headers:
+            visitor = self.login.visitor(session or {})
+            if visitor is None:
+                raise Denied(401, "log in")
+            return visitor
+        name = self._name(headers)
+        return User(name, self.operators is None or name in self.operators)
+
+    def _name(self, headers: Mapping[str, str]) -> str:
         if self.header:
             name = headers.get(self.header.lower(), "").strip()
             if not name:
                 raise Denied(403, f"the proxy in front of the console says no user in {self.header}")
             return name
-        if self.users:
+        if self.users or self.login is not None:
             return self._logged_in(headers.get("authorization", ""))
         if (urlsplit(f"//{headers.get('host', '')}").hostname or "") not in _LOCAL:
             raise Denied(
@@ -96,14 +139,10 @@ class Access:
             self._known[ticket] = name
         return name
 
-    def may_change(self, user: str) -> bool:
-        """Whether this user may do more than look."""
-        return self.operators is None or user in self.operators
-
-    def check_change(self, user: str, headers: Mapping[str, str]) -> None:
+    def check_change(self, user: User, headers: Mapping[str, str]) -> None:
         """Raises: Denied for a change that the user may not make, or that another site's page asks for."""
-        if not self.may_change(user):
-            raise Denied(403, f"{user} may look, and change nothing")
+        if not user.may_change:
+            raise Denied(403, f"{user.name} may look, and change nothing")
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if site is not None:
             is_own = site in ("same-origin", "none")

@@ -42,7 +42,7 @@ def rerun(app: AmqTask, form: Form, who: str) -> str:
 
 def rerun_group(app: AmqTask, form: Form, who: str) -> str:
     """Run all failures of a task with one class of exception again."""
-    return rerun_all(app, {**form, "state": "FAILURE"}, who)
+    return rerun_all(app, {**form, "state": "FAILURE", "task": form["task"], "error": form["error"]}, who)
 
 
 def revoke(app: AmqTask, form: Form, who: str) -> str:

@@ -26,8 +26,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from amqtask.assembly import build_indexer
-from amqtask.console import delayed, many, pages
-from amqtask.console.access import Access, Denied
+from amqtask.console import delayed, many, openapi, pages
+from amqtask.console.access import Access, Denied, User, local_path
 from amqtask.console.actions import ACTIONS
 from amqtask.console.schedules import schedules
 from amqtask.exceptions import AmqTaskError
@@ -100,64 +100,87 @@ class Console:
         routes: list[Route | Mount] = [Mount("/static", StaticFiles(directory=HERE / "static"))]
         for path, (_, template, look) in PAGES.items():
             routes.append(Route(path, self._guarded(partial(self._page, template, look))))
-            routes.append(
-                Route(f"/api{path}" if path != "/" else "/api/overview", self._guarded(partial(self._json, look)))
-            )
+            routes.append(Route(openapi.api_path(path), self._guarded(partial(self._json, look))))
+        if self._access.login is not None:
+            routes += self._access.login.routes(self._answering)
+        routes.append(Route("/api/openapi.json", self._guarded(self._description)))
         routes.append(Route("/live", self._guarded(self._live)))
         routes.append(Route("/api/do/{action}", self._guarded(partial(self._act, True)), methods=["POST"]))
         routes.append(Route("/do/{action}", self._guarded(partial(self._act, False)), methods=["POST"]))
         return routes
 
-    def _guarded(self, handler: Callable[[Request, str], Any]) -> Callable[[Request], Any]:
+    def _guarded(self, handler: Callable[[Request, User], Any]) -> Callable[[Request], Any]:
         """Find out who asks, and turn errors into answers."""
 
         async def guarded(request: Request) -> Response:
+            user = await run_in_threadpool(self._access.user, request.headers, request.scope.get("session"))
+            response: Response = await handler(request, user)
+            return response
+
+        return self._answering(guarded)
+
+    def _answering(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        """Turn errors into answers."""
+
+        async def answering(request: Request) -> Response:
             try:
-                user = await run_in_threadpool(self._access.user, request.headers)
-                response: Response = await handler(request, user)
+                response: Response = await handler(request)
             except Denied as error:
-                response = self._error(request, str(error), error.status)
-                if error.status == 401:
-                    response.headers["WWW-Authenticate"] = 'Basic realm="amqtask console", charset="UTF-8"'
+                response = self._denied(request, error)
             except AmqTaskError as error:
                 response = self._error(request, str(error), 400)
             response.headers.update(HEADERS)
             return response
 
-        return guarded
+        return answering
+
+    def _denied(self, request: Request, error: Denied) -> Response:
+        is_look = request.method in ("GET", "HEAD") and not _is_api(request)
+        if error.status == 401 and self._access.login is not None and is_look:
+            root = request.scope.get("root_path", "")
+            asked = _path(request) + (f"?{request.url.query}" if request.url.query else "")
+            return RedirectResponse(f"{root}/login?{urlencode({'next': asked})}", 303)
+        response = self._error(request, str(error), error.status)
+        if error.status == 401 and self._access.login is None:
+            response.headers["WWW-Authenticate"] = 'Basic realm="amqtask console", charset="UTF-8"'
+        return response
 
     def _error(self, request: Request, text: str, status: int) -> Response:
-        if request.url.path.startswith("/api/"):
+        if _is_api(request):
             return JSONResponse({"error": text}, status)
-        return HTMLResponse(self._rendered("error.html", request, "", {"error": text}), status)
+        return HTMLResponse(self._rendered("error.html", request, None, {"error": text}), status)
 
-    async def _page(self, template: str, look: Look, request: Request, user: str) -> Response:
+    async def _page(self, template: str, look: Look, request: Request, user: User) -> Response:
         shown = await run_in_threadpool(look, self._app, request)
         if shown is None:
             return self._error(request, "There is no such task in the history.", 404)
         return HTMLResponse(await run_in_threadpool(self._rendered, template, request, user, shown))
 
-    def _rendered(self, template: str, request: Request, user: str, shown: JsonObject) -> str:
+    def _rendered(self, template: str, request: Request, user: User | None, shown: JsonObject) -> str:
         return self._templates.get_template(template).render(
             **shown,
             root=request.scope.get("root_path", ""),
-            path=request.url.path.removeprefix(request.scope.get("root_path", "")),
+            path=_path(request),
             menu=MENU,
-            user=user,
-            may_change=bool(user) and self._access.may_change(user),
+            user=user.name if user else "",
+            may_change=user is not None and user.may_change,
+            can_log_out=user is not None and self._access.login is not None,
             notice=request.query_params.get("notice", ""),
             states=pages.STATES,
             app_name=self._app.main or "amqtask",
             urlencode=urlencode,
         )
 
-    async def _json(self, look: Look, request: Request, user: str) -> Response:
+    async def _json(self, look: Look, request: Request, user: User) -> Response:
         shown = await run_in_threadpool(look, self._app, request)
         if shown is None:
             return JSONResponse({"error": "there is no such task in the history"}, 404)
         return Response(json.dumps(shown, default=_as_text), media_type="application/json")
 
-    async def _act(self, is_api: bool, request: Request, user: str) -> Response:
+    async def _description(self, request: Request, user: User) -> Response:
+        return JSONResponse(openapi.document(list(PAGES), ACTIONS, root=request.scope.get("root_path", "")))
+
+    async def _act(self, is_api: bool, request: Request, user: User) -> Response:
         self._access.check_change(user, request.headers)
         form = await _form(request)
         name = request.path_params["action"]
@@ -167,18 +190,17 @@ class Console:
         notice = await run_in_threadpool(self._do, name, form, user)
         if is_api:
             return JSONResponse({"done": notice})
-        back = form.get("back") or "/"
-        target = back if back.startswith("/") and not back.startswith("//") else "/"
+        target = local_path(form.get("back") or "/")
         separator = "&" if "?" in target else "?"
         root = request.scope.get("root_path", "")
         return RedirectResponse(f"{root}{target}{separator}{urlencode({'notice': notice})}", 303)
 
-    def _do(self, name: str, form: Mapping[str, str], user: str) -> str:
+    def _do(self, name: str, form: Mapping[str, str], user: User) -> str:
         index = self._app.history.index
         subject = {key: value for key, value in form.items() if key not in ("back", "args", "kwargs", "confirm")}
-        number = index.begin_action(user, name, json.dumps(subject))
+        number = index.begin_action(user.name, name, json.dumps(subject))
         try:
-            notice = ACTIONS[name](self._app, form, user)
+            notice = ACTIONS[name](self._app, form, user.name)
         except KeyError as error:
             index.end_action(number, f"refused: {error} is missing")
             raise Denied(400, f"the field {error} is missing") from error
@@ -188,7 +210,7 @@ class Console:
         index.end_action(number, notice)
         return notice
 
-    async def _live(self, request: Request, user: str) -> Response:
+    async def _live(self, request: Request, user: User) -> Response:
         """Server-sent events: one whenever something was taken in (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
         async def news() -> AsyncIterator[str]:
@@ -238,7 +260,18 @@ def console(app: AmqTask, *, access: Access | None = None, indexes: bool = True)
                 indexer.stop()
                 await run_in_threadpool(thread.join)
 
-    return Starlette(routes=Console(app, access or Access()).routes(), lifespan=lifespan)
+    access = access or Access()
+    middleware = [access.login.middleware()] if access.login is not None else []
+    return Starlette(routes=Console(app, access).routes(), middleware=middleware, lifespan=lifespan)
+
+
+def _path(request: Request) -> str:
+    """The path within the console, which may be mounted somewhere."""
+    return request.url.path.removeprefix(request.scope.get("root_path", ""))
+
+
+def _is_api(request: Request) -> bool:
+    return _path(request).startswith("/api/")
 
 
 def _number(request: Request, name: str, default: int) -> int:

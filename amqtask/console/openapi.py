@@ -1,0 +1,217 @@
+"""The console's JSON API as an OpenAPI document (https://spec.openapis.org/oas/v3.1.1.html), at /api/openapi.json.
+
+What is described here is what tests hold each answer to. A page without a description of its own answers "an object".
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from datetime import datetime
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any
+
+from amqtask.ground import VERSION
+from amqtask.history.client import FailureGroup, PastTask, PastWorker
+from amqtask.services.delayed import DelayedTask
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import JsonObject
+
+_TYPES: dict[object, str] = {
+    str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null", object: "",
+}  # fmt: skip
+
+
+def schema_of(kind: Any) -> JsonObject:
+    """The JSON Schema of a type, as the console writes it. Of what it does not know: anything."""
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        # A task's message is nobody's to see.
+        told = [one for one in fields(kind) if one.name != "message"]
+        return {
+            "type": "object",
+            "properties": {one.name: schema_of(hints[one.name]) for one in told},
+            "required": [one.name for one in told if one.default is MISSING],
+        }
+    if kind is datetime:
+        return {"type": "string", "format": "date-time"}
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, UnionType):
+        return {"anyOf": [schema_of(one) for one in inner]}
+    if origin in (list, tuple, Sequence):
+        return {"type": "array", "items": schema_of(inner[0])}
+    if origin in (dict, Mapping):
+        return {"type": "object", "additionalProperties": schema_of(inner[1])}
+    return {"type": _TYPES[kind]} if _TYPES.get(kind) else {}
+
+
+def _of(**properties: Any) -> JsonObject:
+    """An object that has all of these, and perhaps more."""
+    shown = {name: one if isinstance(one, dict) else schema_of(one) for name, one in properties.items()}
+    return {"type": "object", "properties": shown, "required": list(shown)}
+
+
+def _list(items: Any) -> JsonObject:
+    return {"type": "array", "items": items if isinstance(items, dict) else schema_of(items)}
+
+
+def _ref(name: str) -> JsonObject:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_Text, _Number = str | None, int | None
+_TASK = schema_of(PastTask)
+SCHEMAS: dict[str, JsonObject] = {
+    "Task": _TASK | {"properties": {**_TASK["properties"], "can_run_again": {"type": "boolean"}}},
+    "FailureGroup": schema_of(FailureGroup),
+    "KnownWorker": schema_of(PastWorker),
+    "DelayedTask": schema_of(DelayedTask),
+    "Pause": _of(by=str, since=float | str),
+    "Queue": _of(queue=str, ready=_Number, consumers=_Number, dead=_Number, paused={"anyOf": [_ref("Pause"), {"type": "null"}]}),
+    "DeadLetter": _of(id=_Text, task=_Text, queue=str, reason=str, exception=object, attempts=object, host=object, died_at=_Text),
+    "Worker": _of(
+        worker=str, state={"enum": ["there", "gone"]}, pool=_Text, slots=object, running=_Number, done=_Number,
+        prefetch=object, up=object, pid=object, queues=_list({}), paused=_list({}), tasks=_list({"type": "object"}),
+    ),
+    "Action": _of(id=int, at=float, who=str, action=str, subject=str, outcome=_Text),
+    "Done": _of(done=str),
+    "Error": _of(error=str),
+}  # fmt: skip
+_SEARCH = {
+    "state": "The state", "task": "The task's name", "queue": "Its queue", "worker": "The worker that had it last",
+    "error": "The class of its exception", "text": "Words in its arguments or its error; addr* for all that begin so",
+    "stamp": "name=value", "root_id": "The root of its workflow",
+    "since": "First heard of since then: 1h, 1d, 7d, or a time in ISO 8601", "until": "First heard of before that",
+}  # fmt: skip
+# path → (what it is, parameters of the query, what it answers)
+PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
+    "/": (
+        "What happened in the last hours",
+        {"hours": "How many, 1 to 168; default 1"},
+        _of(
+            hours=int, sent=int, succeeded=int, failed=int, retried=int, runtime=float | None,
+            plot=_list(_of(at=datetime, succeeded=int, failed=int)), failures=_list({"type": "object"}),
+            workers=_list(_ref("KnownWorker")),
+        ),
+    ),
+    "/tasks": (
+        "The newest tasks that fit, 50 at a time",
+        {**_SEARCH, "after": "`next` of the page before"},
+        _of(query={"type": "object"}, tasks=_list(_ref("Task")), next=_Text),
+    ),
+    "/tasks/{task_id}": (
+        "One task and its family",
+        {},
+        _of(task=_ref("Task"), **{name: _list(_ref("Task")) for name in ("parents", "children", "reruns")}),
+    ),
+    "/many/{action}": (
+        "How many tasks fit a search and would `rerun` or `revoke`; `fields` are for /api/do/rerun-all or revoke-all",
+        _SEARCH,
+        _of(
+            action={"enum": ["rerun", "revoke"]}, number=int, of=dict[str, int], left_alone=int, fields=dict[str, str], title=str
+        ),
+    ),
+    "/failures": (
+        "Failures in groups of task and exception",
+        {"since": "1h, 1d (the default), 7d, or a time in ISO 8601"},
+        _of(since=str, groups=_list(_ref("FailureGroup"))),
+    ),
+    "/dead": (
+        "Dead letters: how many, in groups, and the first of each queue",
+        {},
+        _of(
+            queues=dict[str, int], messages=_list(_ref("DeadLetter")),
+            groups=_list(_of(queue=str, task=_Text, reason=str, count=int)),
+        ),
+    ),
+    "/queues": ("The application's queues", {}, _of(queues=_list(_ref("Queue")), paused_elsewhere=_list({"type": "object"}))),
+    "/queues/delayed": (
+        "Delayed tasks, the soonest first, 100 at a time. On RabbitMQ a look counts each as delivered once more",
+        {"id": "Only this one", "task": "Only of this task", "queue": "Only for this queue", "page": "From 1"},
+        _of(
+            query={"type": "object"}, tasks=_list(_ref("DelayedTask")), number=int, total=int, is_part=bool, page=int, pages=int
+        ),
+    ),
+    "/workers": ("What each worker is and runs", {}, _of(workers=_list(_ref("Worker")))),
+    "/audit": ("What was done in the console, the newest first", {}, _of(actions=_list(_ref("Action")))),
+}  # fmt: skip
+# action → its fields; "?" are those that may be left out.
+FIELDS: dict[str, str] = {
+    "rerun": "id args? kwargs?", "rerun-group": "task error rate?", "revoke": "id terminate?",
+    "rerun-all": "number? rate? *", "revoke-all": "number? terminate? *", "mark-seen": "task error last",
+    "pause": "queue", "resume": "queue", "purge": "queue confirm",
+    "retry-dead": "queue id? task? reason? all? rate?",
+    "send-now": "id? task? queue? all?", "revoke-delayed": "id? task? queue? all?",
+    "worker-grow": "worker n?", "worker-shrink": "worker n?", "worker-add-queue": "worker queue",
+    "worker-remove-queue": "worker queue", "worker-drain": "worker", "worker-restart": "worker", "worker-shutdown": "worker",
+    "rate-limit": "task limit? worker?",
+}  # fmt: skip
+
+
+def document(pages: Iterable[str], actions: Mapping[str, Any], *, root: str = "") -> JsonObject:
+    """The document for these pages and actions; `root` is where the console is mounted."""
+    paths: JsonObject = {api_path(path): {"get": _look(path)} for path in pages}
+    for name, action in actions.items():
+        paths[f"/api/do/{name}"] = {"post": _action(name, getattr(action, "func", action).__doc__ or "")}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "amqtask console", "version": VERSION},
+        "servers": [{"url": root or "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {
+                "basic": {"type": "http", "scheme": "basic", "description": "Where console_users are set"}
+            },
+        },
+        "security": [{}, {"basic": []}],
+    }
+
+
+def api_path(path: str) -> str:
+    """A page's address as JSON."""
+    return "/api/overview" if path == "/" else f"/api{path}"
+
+
+def _look(path: str) -> JsonObject:
+    summary, query, answer = PAGES.get(path, (path.strip("/").capitalize(), {}, {"type": "object"}))
+    parameters = [_parameter("path", name, "", required=True) for name in re.findall(r"{(\w+)}", path)]
+    parameters += [_parameter("query", name, told) for name, told in query.items()]
+    return {"summary": summary, "parameters": parameters, "responses": _responses(answer)}
+
+
+def _parameter(place: str, name: str, told: str, *, required: bool = False) -> JsonObject:
+    return {"in": place, "name": name, "description": told, "required": required, "schema": {"type": "string"}}
+
+
+def _action(name: str, told: str) -> JsonObject:
+    written = FIELDS.get(name)
+    names = written.replace("*", " ".join(f"{field}?" for field in [*_SEARCH, "after"])).split() if written else []
+    fields_schema = {
+        "type": "object",
+        "properties": {field.rstrip("?"): {"type": "string"} for field in names},
+        "required": [field for field in names if not field.endswith("?")],
+    }
+    content = {kind: {"schema": fields_schema} for kind in ("application/json", "application/x-www-form-urlencoded")}
+    return {
+        "summary": " ".join(told.split()),
+        "requestBody": {"required": True, "content": content},
+        "responses": _responses(_ref("Done")),
+    }
+
+
+def _responses(answer: JsonObject) -> JsonObject:
+    def told(text: str, schema: JsonObject) -> JsonObject:
+        return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+    error = _ref("Error")
+    return {
+        "200": told("As asked", answer),
+        "400": told("It did not work, and why", error),
+        "401": told("Log in", error),
+        "403": told("The user may not do that", error),
+        "404": told("There is no such thing", error),
+    }
