@@ -48,6 +48,7 @@ COMMANDS = {
     "shell": ("shell:command", "Python with the application and its tasks."),
     "status": ("remote:status_command", "List the workers that answer."),
     "tasks": ("tasks:command", "Find, show, run again or revoke tasks, by their history."),
+    "top": ("top:command", "What happened lately, queues and workers, live in a terminal."),
     "topology": ("topology:topology_command", "Show, declare or check exchanges, queues and bindings."),
     "worker": ("worker:command", "Start a worker."),
     "workers": ("workers:command", "What each worker is, runs and has done."),
