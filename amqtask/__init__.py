@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from amqtask.ground.current import CurrentApp
     from amqtask.ground.plugins import Plugins
     from amqtask.protocol.entities import Binding, Broadcast, Exchange, Queue
+    from amqtask.protocol.flow_options import Concurrency, Rate, Unique
     from amqtask.remote.commands import control_command, inspect_command
     from amqtask.result import AsyncResult, EagerResult
     from amqtask.results import GroupResult, ResultSet, allow_join_result
@@ -33,17 +34,20 @@ _WHERE = {
     "Binding": "protocol.entities",
     "Broadcast": "protocol.entities",
     "Celery": "app",
+    "Concurrency": "protocol.flow_options",
     "EagerResult": "result",
     "Exchange": "protocol.entities",
     "GroupResult": "results",
     "Ignore": "exceptions",
     "Queue": "protocol.entities",
+    "Rate": "protocol.flow_options",
     "Reject": "exceptions",
     "ResultSet": "results",
     "Retry": "exceptions",
     "Signature": "calls.signature",
     "StampingVisitor": "calls.signature",
     "Task": "task",
+    "Unique": "protocol.flow_options",
     "allow_join_result": "results",
     "chain": "canvas",
     "chord": "canvas",
@@ -70,8 +74,8 @@ _WHERE = {
 }
 
 __all__ = [
-    "AmqTask", "AsyncResult", "Binding", "Broadcast", "Celery", "EagerResult", "Exchange", "GroupResult", "Ignore",
-    "Queue", "Reject", "ResultSet", "Retry", "Signature", "StampingVisitor", "Task", "__version__",
+    "AmqTask", "AsyncResult", "Binding", "Broadcast", "Celery", "Concurrency", "EagerResult", "Exchange", "GroupResult", "Ignore",
+    "Queue", "Rate", "Reject", "ResultSet", "Retry", "Signature", "StampingVisitor", "Task", "Unique", "__version__",
     "allow_join_result", "chain", "chord", "chunks", "control_command", "crontab", "current_app", "current_task",
     "group", "inspect_command", "maybe_signature", "shared_task", "signature", "uuid", "xmap", "xstarmap",
 ]  # fmt: skip

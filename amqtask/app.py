@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, tzinfo
+from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from amqtask import signals
@@ -26,6 +27,7 @@ from amqtask.client.workflow_messages import BUILTINS
 from amqtask.exceptions import ConfigurationError, DuplicateTaskNameWarning
 from amqtask.execution.chain_steps import OFF
 from amqtask.execution.executor import Executor
+from amqtask.execution.gated import GatedExecutor
 from amqtask.execution.no_run import Bounds
 from amqtask.ground import current
 from amqtask.ground.plugins import WithOthersNames, load, others_names, plugins
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from amqtask.execution.chain_steps import Flag
     from amqtask.execution.contract import ChordStore
     from amqtask.execution.task_plan import Wrapper
+    from amqtask.flow.gate import Gate
     from amqtask.ground.shapes import CoroutineOf, KeywordDict, Keywords
     from amqtask.outbox.contract import Outbox
     from amqtask.task import RegisteredTask
@@ -425,10 +428,20 @@ class AmqTask(WithOthersNames):
     def Task(self, task_class: type[RegisteredTask]) -> None:
         self._task_class = task_class
 
-    def make_executor(self, hostname: str, *, verbose: Flag = OFF, wrapper: Wrapper | None = None) -> Executor:
-        """Makes the executor that runs this app's tasks in a worker; `wrapper` wraps the coroutines of tasks."""
+    def make_executor(
+        self,
+        hostname: str,
+        *,
+        verbose: Flag = OFF,
+        wrapper: Wrapper | None = None,
+        gate: Gate | None = None,
+        later: Callable[..., object] | None = None,
+    ) -> Executor:
+        """Makes the executor that runs this app's tasks in a worker; `wrapper` wraps the coroutines of tasks. `gate` lets unique
+        and limited tasks in, and `later` calls a function with arguments in a thread."""
         self.finalize()
-        return Executor(
+        make = Executor if gate is None or later is None else partial(GatedExecutor, gate=gate, later=later)
+        return make(
             self.tasks,
             accept=content_types(self.conf.accept_content),
             composer=self.workflows,

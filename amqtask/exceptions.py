@@ -168,6 +168,21 @@ class ChordError(ResultError):
     """A member of a chord's header failed, or its results could not be handed to the body, so the body does not run."""
 
 
+class FlowStoreUnreachable(OperationalError):
+    """The store of locks and places (`flow_store`) does not answer."""
+
+
+class AlreadyQueued(AmqTaskError):
+    """A unique task's key belongs to another call, which waits or runs; `task_id` is that one's."""
+
+    def __init__(self, message: str, task_id: str = "") -> None:
+        super().__init__(message)
+        self.task_id = task_id
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.__class__, (str(self), self.task_id)
+
+
 class TaskRevokedError(AmqTaskError):
     """The task was revoked, or expired before it ran."""
 
@@ -265,6 +280,10 @@ class DuplicateTaskNameWarning(UserWarning):
 
 class UnknownTaskOptionWarning(UserWarning):
     """A task has an option that is no option of amqtask's, but nearly one."""
+
+
+class FlowGapWarning(UserWarning):
+    """A task's `unique` loses calls in a case that may not be meant."""
 
 
 # -- ends that come from outside ----------------------------------------------------------------------

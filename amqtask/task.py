@@ -22,6 +22,7 @@ from amqtask.exceptions import (
 )
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.task_plan import pydantic_wrapper
+from amqtask.flow.keys import plan_of
 from amqtask.ground.current import current_app
 from amqtask.ground.plugins import WithOthersNames, plugins
 from amqtask.protocol import option_types
@@ -30,6 +31,7 @@ from amqtask.protocol.result import ResultMessage
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
+    from amqtask.flow.keys import FlowPlan
     from amqtask.ground.shapes import Arguments, CoroutineOf, KeywordDict, Keywords, OptionDict, Options
     from amqtask.result import AsyncResult, EagerResult
 
@@ -96,6 +98,8 @@ class Task(WithOthersNames, Generic[P, R]):
     throws: tuple[type[BaseException], ...] = ()
     expires: Any = None
     deadline: Any = None
+    unique: Any = None
+    limits: Any = ()
     priority: int | None = None
     serializer: str | None = None
     compression: str | None = None
@@ -114,6 +118,7 @@ class Task(WithOthersNames, Generic[P, R]):
     OperationalError = OperationalError
 
     app: Application
+    flow_plan: FlowPlan | None = None
     # Of the function, or of a class of one's own.
     __name__: str
     _check: Callable[..., object] | None = None
@@ -312,8 +317,10 @@ class Task(WithOthersNames, Generic[P, R]):
         when: datetime | float = times["eta"] or countdown
         if (args is None) != (kwargs is None):
             args, kwargs = _in_their_place(self.run, request, args, kwargs)
-        if (over := _too_late(request, when)) is not None:
-            raise exc or MaxRetriesExceededError(f"Can't retry {self.name}[{request.id}]: {over}")
+        if request.is_over_at(when):
+            raise exc or MaxRetriesExceededError(
+                f"Can't retry {self.name}[{request.id}]: its deadline is at {request.deadline}"
+            )
         changes = {"args": args, "kwargs": kwargs, "options": options}
         verdict = Retry(exc=exc, when=when, is_eager=request.is_eager, sig=changes)
         if throw:
@@ -437,6 +444,7 @@ class Task(WithOthersNames, Generic[P, R]):
             else:
                 setattr(self, attribute, bool(conf.task_acks_on_failure_or_timeout))
         self.retry_backoff = 1.0 if self.retry_backoff is True else float(self.retry_backoff or 0)
+        self.flow_plan = plan_of(self.name, self.run, self.unique, self.limits)
         self.is_async = inspect.iscoroutinefunction(self.run)
         task_class = type(self)
         base_classes = (Task, AsyncTask)
@@ -483,15 +491,6 @@ def _in_their_place(
         name: value for name, value in zip(names[first:], old[first:], strict=False) if name not in keywords
     }
     return old[:first], {**later_by_name, **keywords}
-
-
-def _too_late(request: Context, when: datetime | float) -> str | None:
-    """What to say of a retry that would come after the deadline of the run; None for one that comes in time."""
-    deadline = request.deadline
-    if request.is_eager or not isinstance(deadline, datetime):
-        return None
-    eta = eta_of(when, None) if isinstance(when, datetime) else eta_of(None, when)
-    return f"its deadline is at {deadline.isoformat()}" if eta is not None and eta >= deadline else None
 
 
 def argument_check(function: Callable[..., object]) -> Callable[..., Any] | None:

@@ -28,6 +28,7 @@ from amqtask.services.command_context import Control
 from amqtask.services.commands import asked_queue
 from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
+from amqtask.services.flow import Later, Leases
 from amqtask.services.forwarder import Forwarder
 from amqtask.services.panel import Panel
 from amqtask.services.pausing import Pausing
@@ -109,7 +110,10 @@ class WorkerBuilder:
         # Whether slots describe what tasks return, for log lines and events. Monitors may ask for events at any time.
         self.describes = SharedFlag(is_on=logger.isEnabledFor(logging.INFO) or self.tells_tasks)
         self.clock = LamportClock()
-        self.executor = app.make_executor(hostname, verbose=self.describes.state, wrapper=_task_wrapper())
+        self.gate, self.later = app.runtime.make_gate(), Later()
+        self.executor = app.make_executor(
+            hostname, verbose=self.describes.state, wrapper=_task_wrapper(), gate=self.gate, later=self.later.call
+        )
         self.slot_steps = SharedFlag(is_on=False)
         if self.executor.resumes_chains and self.conf.worker_chain_seconds:
             self.executor.steps = SlotSteps(app.tasks, self.conf.worker_chain_seconds, self.slot_steps.state)
@@ -242,6 +246,8 @@ class WorkerBuilder:
         if delayed is None:
             delayed = forwarder = self.forwarder()
             services.append(forwarder)
+        if self.gate is not None:
+            services.append(Leases(self.loop, self.gate, self.later, worker.dispatcher.running.values))
         if monitoring is not None:
             services += monitoring.services(worker, watchdog)
         if systemd.is_asked():

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from amqtask.execution.context import Context
     from amqtask.execution.contract import ChordStore
     from amqtask.execution.request import Request
-    from amqtask.ground.shapes import Arguments, KeywordDict, Keywords, Options, SignatureFields
+    from amqtask.flow.keys import FlowPlan
+    from amqtask.ground.shapes import Arguments, Headers, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.outbox.contract import Outbox
     from amqtask.pipeline import Pipeline
     from amqtask.protocol.message import Message
@@ -56,6 +57,9 @@ class CalledTask(Protocol):
 
     @property
     def deadline(self) -> float | None: ...
+
+    @property
+    def flow_plan(self) -> FlowPlan | None: ...
 
     @property
     def time_limit(self) -> float | None: ...
@@ -234,6 +238,9 @@ class ComposesMessages(Protocol):
         self, request: Request, context: Context, *, when: datetime | float | None, sig: object
     ) -> Message:
         """That of the same task again."""
+
+    def compose_again(self, request: Request, seconds: float, headers: Headers) -> Message:
+        """The same message to its queue in so many seconds."""
 
     def travelled(
         self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: CalledTask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial, update_wrapper
 from inspect import iscoroutinefunction
@@ -13,9 +14,11 @@ from amqtask import signals
 from amqtask.calls.signature import Signature
 from amqtask.canvas import maybe_signature, routed, signature
 from amqtask.client.inline_runner import InlineRunner
-from amqtask.client.message_builder import body_of, tell_composed
+from amqtask.client.message_builder import tell_composed
+from amqtask.client.sender import Sender
 from amqtask.exceptions import BackendNotConfigured, PublishError
 from amqtask.execution.context import current
+from amqtask.flow.keys import UNIQUE
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open, opened
 from amqtask.protocol import option_types
 from amqtask.protocol.chord import more_message, queue_name, token_of
@@ -29,8 +32,7 @@ if TYPE_CHECKING:
     from amqtask.client.runtime import Roof
     from amqtask.client.workflow_ids import Begun
     from amqtask.execution.context import Context
-    from amqtask.ground.shapes import Arguments, Headers, JsonObject, KeywordDict, Keywords, Options, SignatureFields
-    from amqtask.outbox.contract import NewRow, Transaction
+    from amqtask.ground.shapes import Arguments, Headers, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.protocol.result import ResultMessage
     from amqtask.result import UntypedEagerResult, UntypedResult
 
@@ -38,151 +40,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Sender:
-    """Sends messages of one application, with signals and events about what was stored. Each method raises PublishError, or an
-    error of the outbox's database, where it does not return errors."""
-
-    def __init__(self, app: Roof) -> None:
-        self._app = app
-
-    @property
-    def transaction(self) -> Transaction | None:
-        """The outbox's transaction that a call is made in here, if any: its commit sends the call."""
-        outbox = self._app.runtime.outbox
-        return None if outbox is None else outbox.transaction()
-
-    def store(self, message: Message, timeout: float | None = None) -> bool:
-        """Send one message, without a word about it. False: it is a row of a transaction."""
-        transaction = self.transaction
-        if transaction is not None:
-            transaction.write(self._rows((message,)))
-            return False
-        self._app.runtime.publisher.publish(message, timeout=timeout)
-        return True
-
-    def send(self, message: Message, timeout: float | None) -> None:
-        """Send the message of one call."""
-        try:
-            is_published = self.store(message, timeout)
-        except BaseException as error:
-            self.settled(message, error)
-            raise
-        self.settled(message)
-        if is_published and self._app.runtime.tells_sent:
-            self._app.runtime.sent_events.sent((message,))
-
-    async def asend(self, message: Message, timeout: float | None) -> None:
-        """The same without blocking the event loop."""
-        transaction = self.transaction
-        try:
-            if transaction is not None:
-                await transaction.awrite(self._rows((message,)))
-            else:
-                await self._app.runtime.async_publisher.publish(message, timeout=timeout)
-        except BaseException as error:
-            self.settled(message, error)
-            raise
-        self.settled(message)
-        if transaction is None:
-            await self._atell_sent((message,))
-
-    def send_many(self, messages: Sequence[Message], timeout: float | None) -> Sequence[PublishError | None]:
-        """Send a burst; the errors of those that were not stored, in their order. `all_settled` comes next."""
-        transaction = self.transaction
-        if transaction is None:
-            return self.send_now(messages, timeout=timeout)
-        try:
-            transaction.write(self._rows(messages))
-        except BaseException as error:
-            self._none_stored(messages, error)
-            raise
-        return [None] * len(messages)
-
-    async def asend_many(self, messages: Sequence[Message], timeout: float | None) -> Sequence[PublishError | None]:
-        """The same without blocking the event loop."""
-        transaction = self.transaction
-        if transaction is None:
-            limit = self._limit(timeout, len(messages))
-            errors = await self._app.runtime.async_publisher.publish_many(messages, timeout=limit)
-            await self._atell_sent(_stored(messages, errors))
-            return errors
-        try:
-            await transaction.awrite(self._rows(messages))
-        except BaseException as error:
-            self._none_stored(messages, error)
-            raise
-        return [None] * len(messages)
-
-    def send_now(self, messages: Sequence[Message], *, timeout: float | None) -> Sequence[PublishError | None]:
-        """Send a burst to the broker, whatever transaction there is."""
-        errors = self._app.runtime.publisher.publish_many(messages, timeout=self._limit(timeout, len(messages)))
-        if self._app.runtime.tells_sent:
-            self._app.runtime.sent_events.sent(_stored(messages, errors))
-        return errors
-
-    def _limit(self, timeout: float | None, count: int) -> float | None:
-        """A burst has the deadline of one publish, and a second more for each thousand."""
-        seconds = self._app.conf.broker_publish_timeout
-        return timeout if timeout is not None or seconds is None else float(seconds) + count / 1000
-
-    async def _atell_sent(self, messages: Sequence[Message]) -> None:
-        """An event loop must not wait for the connection that events go over."""
-        if self._app.runtime.tells_sent:
-            await asyncio.to_thread(self._app.runtime.sent_events.sent, messages)
-
-    def _rows(self, messages: Sequence[Message]) -> list[NewRow]:
-        from amqtask.outbox.contract import as_row
-
-        backend = self._app.runtime.backend
-        queue = backend.reply_queue if backend is not None else None
-        if queue is not None:
-            messages = [
-                replace(message, declare=(*message.declare, queue))
-                if message.properties.reply_to == queue.name
-                else message
-                for message in messages
-            ]
-        return [as_row(message, self._app.runtime.delays) for message in messages]
-
-    # -- what is said about it
-
-    def settled(self, message: Message, error: BaseException | None = None) -> None:
-        """Send the signal after_task_publish, or with an error task_publish_failed."""
-        if error is None:
-            if signals.after_task_publish.connected:
-                signals.after_task_publish.send(**_described(message))
-        elif signals.task_publish_failed:
-            signals.task_publish_failed.send(exception=error, **_described(message))
-
-    def all_settled(self, messages: Sequence[Message], errors: Sequence[PublishError | None]) -> None:
-        """Send the signals about a burst. Raises: the first error."""
-        for message, error in zip(messages, errors, strict=True):
-            self.settled(message, error)
-        failed = next((error for error in errors if error is not None), None)
-        if failed is not None:
-            raise failed
-
-    def _none_stored(self, messages: Sequence[Message], error: BaseException) -> None:
-        for message in messages:
-            self.settled(message, error)
-
-
-def _described(message: Message) -> JsonObject:
-    headers = message.properties.headers
-    return {
-        "sender": headers["task"],
-        "body": body_of(message),
-        "exchange": message.exchange,
-        "routing_key": message.routing_key,
-        "headers": headers,
-    }
-
-
-def _stored(messages: Sequence[Message], errors: Sequence[PublishError | None]) -> Sequence[Message]:
-    """The messages that the broker has stored."""
-    return [message for message, error in zip(messages, errors, strict=True) if error is None]
 
 
 def delegated(method: Callable[Concatenate[Caller, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -232,6 +89,11 @@ class Caller:
             return self._eager(name, args, kwargs, options)
         message = self.compose(name, args, kwargs, options, task)
         pipeline = self._pipeline
+        if (
+            UNIQUE in message.properties.headers
+            and (found := self._claimed(message, at_once=pipeline is None)) is not None
+        ):
+            return found
         if pipeline is not None:
             pipeline.add(message)
         else:
@@ -251,8 +113,29 @@ class Caller:
             return self._eager(name, args, kwargs, options)
         await self._aprepare(_timeout(options))
         message = self.compose(name, args, kwargs, options, task)
+        if UNIQUE in message.properties.headers:
+            found = await asyncio.to_thread(copy_context().run, self._claimed, message)
+            if found is not None:
+                return found
         await self._sender.asend(message, _timeout(options))
         return self._result_of(message)
+
+    def _claimed(self, message: Message, *, at_once: bool = True) -> UntypedResult | None:
+        """Take the key of a unique call that is to be published. If another call has the key: the result to return instead.
+
+        In a transaction the key is taken when the task is to run: a rollback would leave it behind.
+        Raises: AlreadyQueued, FlowStoreUnreachable, ConfigurationError."""
+        headers = message.properties.headers
+        plan = self._app.tasks[headers["task"]].flow_plan
+        if plan is None or plan.unique is None or self._sender.transaction is not None:
+            return None
+        other = self._app.runtime.claims.take(plan, message, at_once=at_once)
+        if other is None:
+            return None
+        if plan.unique.on_conflict == "drop":
+            return self._result(headers["id"], plan.name, ignored=True)
+        result: UntypedResult = self._noted(self._result(other, plan.name))
+        return result
 
     def publish_signature(self, call: Signature) -> UntypedResult:
         """Publish a plain signature."""

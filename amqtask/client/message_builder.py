@@ -15,6 +15,7 @@ from amqtask.exceptions import ConfigurationError, EncodeError
 from amqtask.execution.context import Context, current
 from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.flow.deadline import bind, deadline_in
+from amqtask.flow.keys import UNIQUE
 from amqtask.ground.printable import described
 from amqtask.protocol import option_types
 from amqtask.protocol.entities import Exchange, Queue
@@ -63,9 +64,9 @@ KNOWN = PUBLISHING | _IGNORED | _ROUTING | _CALL | _PROPERTIES
 class _Unregistered:
     """The options of a task that is not registered here: none."""
 
-    time_limit = soft_time_limit = expires = deadline = priority = ignore_result = delivery_mode = serializer = (
-        compression
-    ) = None
+    time_limit = soft_time_limit = expires = deadline = flow_plan = priority = ignore_result = delivery_mode = (
+        serializer
+    ) = compression = None
 
 
 _UNREGISTERED = _Unregistered()
@@ -177,6 +178,9 @@ class Calls:
             bind(call, deadline_of(limit, call.eta, self._zone))
         elif call.headers and (inherited := deadline_in(call.headers)) is not None:
             bind(call, inherited)
+        plan = defaults.flow_plan
+        if plan is not None and plan.unique is not None:
+            call.headers = {**(call.headers or {}), UNIQUE: plan.unique_key(args, kwargs)}
         return call
 
     def _add_rare_options(
@@ -297,6 +301,13 @@ class Calls:
         if expires is None and headers.get("expires"):
             message.properties.headers["expires"] = headers["expires"]
         return message
+
+    def compose_again(self, request: Request, seconds: float, headers: Headers) -> Message:
+        """The same message to its queue in so many seconds; its body is what it was."""
+        before: dict[str, Any] = request.properties
+        properties = Properties(**before, headers={**strip_death_headers(request.headers), **headers}, delivery_mode=2)
+        message = Message(request.body, properties, "", request.queue or request.routing_key)
+        return self._delays.delayed(message, seconds)
 
     def _retry_message(self, call: TaskCall, request: Request, options: Options) -> Message:
         serializer = options.get("serializer") or request.content_type or self._serializer

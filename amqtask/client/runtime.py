@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from amqtask.events.dispatcher import SentEvents
     from amqtask.events.receiver import Feed
     from amqtask.execution.contract import ChordStore
+    from amqtask.flow.claims import Claims
+    from amqtask.flow.contract import FlowStore
+    from amqtask.flow.gate import Gate
     from amqtask.ground.shapes import Options
     from amqtask.history.client import History
     from amqtask.outbox.contract import Outbox
@@ -136,6 +139,8 @@ class Kept:
     installed_outbox: Outbox | None = None
     # What a broker in this process keeps.
     broker: dict[str, object] = field(default_factory=dict)
+    # The keys and places of `memory://`.
+    flow_store: FlowStore | None = None
 
 
 class Runtime:
@@ -344,6 +349,49 @@ class Runtime:
         self.__dict__.pop("outbox", None)
 
     @lazy
+    def flow_store(self) -> FlowStore:
+        """The locks and places of unique tasks and limits: what flow_store names, else the broker where that can keep them.
+
+        Raises: ConfigurationError."""
+        from amqtask.client.flow_store import NONE, open_flow_store
+
+        conf, broker = self._conf, self.broker
+        url, options = conf.flow_store, conf.flow_store_options
+        if not url and broker.memory is None:
+            url, options = broker.chords_url, conf.broker_transport_options or {}
+            if url is None:
+                raise ConfigurationError(NONE)
+        if url and url.partition("://")[0] != "memory":
+            return open_flow_store(url, options, conf.broker_connection_timeout)
+        if self._kept.flow_store is None:
+            from amqtask.flow.memory import MemoryStore
+
+            self._kept.flow_store = MemoryStore()
+        return self._kept.flow_store
+
+    def make_gate(self) -> Gate | None:
+        """What a worker's slots ask for unique and limited tasks; None when no task is. Raises: ConfigurationError (no store)."""
+        plans = {name: task.flow_plan for name, task in self._app.tasks.items() if task.flow_plan is not None}
+        if not plans:
+            return None
+        from amqtask.flow.gate import Gate
+
+        conf = self._conf
+        return Gate(plans, self.flow_store, lease=conf.flow_lease, runs_on_error=conf.flow_on_error == "run")
+
+    @lazy
+    def claims(self) -> Claims:
+        """The keys of unique calls."""
+        from amqtask.flow.claims import Claims
+
+        conf = self._conf
+        return Claims(
+            self.flow_store,
+            publish_timeout=conf.broker_publish_timeout,
+            runs_on_error=conf.flow_on_error == "run",
+        )
+
+    @lazy
     def control(self) -> Control:
         """Remote control of workers."""
         from amqtask.remote.control import Control
@@ -472,7 +520,7 @@ class Runtime:
 
     def close(self) -> None:
         """Close connections; they open again when they are used again."""
-        for name in ("publisher", "event_publisher", "backend", "control", "history"):
+        for name in ("publisher", "event_publisher", "backend", "control", "history", "flow_store"):
             resource = self.__dict__.pop(name, None)
             if resource is not None:
                 resource.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from amqtask.flow.deadline import deadline_in
@@ -114,6 +114,15 @@ class Context:
     def ask_for_retry(self, retry: Retry) -> None:
         """Publish another run, although this one continues to its own end."""
         self.asked_retries += (retry,)
+
+    def is_over_at(self, when: datetime | float) -> bool:
+        """Whether a retry at that time, or in so many seconds, would come after the deadline; inline nothing waits."""
+        deadline = None if self._request is None or self.is_eager else deadline_in(self._request.headers)
+        if deadline is None:
+            return False
+        if isinstance(when, datetime):
+            return when.timestamp() >= deadline.timestamp()
+        return datetime.now(timezone.utc) + timedelta(seconds=when) >= deadline
 
     @property
     def request(self) -> Request | None:

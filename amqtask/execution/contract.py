@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from amqtask.execution.context import Context
     from amqtask.execution.request import Request
-    from amqtask.ground.shapes import KeywordDict, SignatureFields
+    from amqtask.flow.keys import FlowPlan
+    from amqtask.ground.shapes import Headers, KeywordDict, SignatureFields
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
 
@@ -41,6 +42,7 @@ class TaskLike(Protocol):
     soft_time_limit: float | None
     time_limit: float | None
     deadline: float | None  # seconds from the call
+    flow_plan: FlowPlan | None  # of tasks with `unique` or `limits`
     send_events: bool  # of what happens to it, where its worker sends any
     # Names of the hooks that this class overrides (of before_start, on_success, on_failure, on_retry, after_return),
     # so that the executor can skip the others without a call.
@@ -73,6 +75,9 @@ class Composer(Protocol):
         self, request: Request, context: Context, *, when: datetime | float | None, sig: object
     ) -> Message:
         """The same task id again, `retries + 1`, to the same queue, delayed (celery-facts §1.8)."""
+
+    def compose_again(self, request: Request, seconds: float, headers: Headers) -> Message:
+        """The same message to the same queue in so many seconds, with these headers, too; it does not count as an attempt."""
 
     def compose_next(
         self,

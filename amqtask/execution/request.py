@@ -200,6 +200,10 @@ def _rare_properties(properties: PropertiesLike) -> dict[str, object] | None:
     return {name: value for name, value in present.items() if value is not None}
 
 
+# The state in an outcome of a request that was not let in: its message goes back to the broker until its turn.
+HELD = "HELD"
+
+
 class Answer(IntEnum):
     """The answer to the broker for a delivery, after all else was done."""
 

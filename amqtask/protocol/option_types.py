@@ -23,6 +23,7 @@ from amqtask.exceptions import WrongValue
 from amqtask.ground.plugins import near_names
 from amqtask.ground.printable import printable
 from amqtask.protocol.entities import Exchange, Queue, as_exchange, as_queue
+from amqtask.protocol.flow_options import as_limits, as_unique
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments, Options, SignatureFields
@@ -410,6 +411,17 @@ def checked(subject: str, kinds: Mapping[str, Kind], values: Mapping[str, object
 
 # -- the options of tasks and of calls, once for decorators, classes, `apply_async` and signatures
 
+UNIQUE = Kind("a Unique, such as Unique(by=('user_id',)), or True", as_unique)
+
+
+def _limits(value: object) -> object:
+    try:
+        return as_limits(value)
+    except WrongValue as error:
+        raise _Because(str(error)) from error
+
+
+LIMITS = Kind("a Concurrency or a Rate, or a list of them", _limits)
 _BACKOFF = either("True, False, or a number of seconds from 0 on", instance("", bool), SECONDS)
 _QUEUE = either("the name of a queue, or a Queue", Queue, NAME, Kind("a queue of kombu's", as_queue))
 _EXCHANGE = either(
@@ -449,6 +461,8 @@ _BOTH: dict[str, Kind] = {
 TASK: dict[str, Kind] = {
     **_BOTH,
     "deadline": PAUSE,
+    "unique": UNIQUE,
+    "limits": LIMITS,
     "name": NAME,
     "max_retries": ATTEMPTS,
     "default_retry_delay": SECONDS,

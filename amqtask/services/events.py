@@ -23,7 +23,7 @@ from amqtask import signals, states
 from amqtask.events.dispatcher import sent_fields
 from amqtask.events.workflow import message_workflow, workflow_fields
 from amqtask.exceptions import EncodeError
-from amqtask.execution.request import Answer
+from amqtask.execution.request import HELD, Answer
 from amqtask.ground import VERSION
 from amqtask.ground.loop import OneTimer, Ticker
 from amqtask.ground.printable import bounded_logger
@@ -197,7 +197,7 @@ class EventSender(Observer):
         self._note("task-cancelled", request.id, request.task, "")
 
     def on_ended(self, request: Request, outcome: Outcome) -> None:
-        if self._sent_events and outcome.publish:
+        if self._sent_events and outcome.publish and outcome.state != HELD:
             self._note_sent(outcome.publish)  # before the end, so that a retry is not PENDING but RETRY for monitors
         for event_type, fields in _ending(outcome, self._signums.pop(request.number, None)):
             self._note(event_type, request.id, request.task, fields)
@@ -373,6 +373,8 @@ def _ending(outcome: Outcome, signum: int | None) -> tuple[tuple[str, str], ...]
         return (("task-retried", fields_text({"exception": cause, "traceback": outcome.traceback})),)
     if state == states.REVOKED:
         return (("task-revoked", _revocation(outcome, signum)),)
+    if state == HELD:
+        return ()
     if outcome.answer is Answer.REQUEUE:
         return (("task-rejected", fields_text({"requeue": True})),)
     if state == states.FAILURE:

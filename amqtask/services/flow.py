@@ -1,18 +1,96 @@
-"""What a worker does for flow control beside running tasks."""
+"""What a worker does for flow control beside running tasks: the leases of what runs are renewed, in a thread of its own, because
+the store may be slow or away."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import limits_of
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
-    from amqtask.pool import Pool
+    from amqtask.execution.request import Request
+    from amqtask.flow.gate import Gate
+    from amqtask.pool import Loop, Pool, Timer
 
 logger = bounded_logger("amqtask.worker")
+# How often a lease is renewed before it would end.
+RENEWALS = 3
+# Calls that wait for a store that does not answer; more are dropped, and what they would free ends by itself.
+MOST_WAITING = 10_000
+STOP_SECONDS = 5.0
+
+
+class Later:
+    """Calls functions one after the other in a thread, which begins with the first call."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def call(self, function: Callable[..., object], *args: Any) -> None:
+        """From the worker's main thread."""
+        if self._calls.qsize() >= MOST_WAITING:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="amqtask flow", daemon=True)
+            self._thread.start()
+        self._calls.put((function, args))
+
+    def stop(self) -> None:
+        """Make the calls that wait, within STOP_SECONDS."""
+        if self._thread is not None:
+            self._calls.put(None)
+            self._thread.join(STOP_SECONDS)
+            self._thread = None
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, args = call
+            try:
+                function(*args)
+            except Exception:  # a store's library: the thread must not end
+                logger.exception("%s failed", getattr(function, "__qualname__", function))
+
+
+class Leases:
+    """Renews the leases of tasks that run, from the worker's main process: a task that keeps its own busy keeps its place."""
+
+    name = "leases"
+
+    def __init__(self, loop: Loop, gate: Gate, later: Later, running: Callable[[], Iterable[Request]]) -> None:
+        self._loop = loop
+        self._gate = gate
+        self._later = later
+        self._running = running
+        self._timer: Timer | None = None
+
+    def start(self) -> None:
+        """Renew them from now on."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._gate.lease / RENEWALS, self._renew)
+
+    def stop(self) -> None:
+        """Renew them no more, and make the calls that wait."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._later.stop()
+
+    def _renew(self) -> None:
+        self._timer = None
+        holders: defaultdict[str, list[str]] = defaultdict(list)
+        for request in self._running():
+            if request.task in self._gate.plans:
+                holders[request.task].append(self._gate.holder(request.id, request.number))
+        if holders:
+            self._later.call(self._gate.renew, holders)
+        self.start()
 
 
 def warn_of_deadlines(tasks: Iterable[TaskLike], pool_class: type[Pool]) -> None:

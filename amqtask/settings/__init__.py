@@ -459,6 +459,7 @@ KINDS: dict[str, Kind] = {
     "priority": option_types.PRIORITY,
     "delivery_mode": option_types.DELIVERY_MODE,
     "queue_type": option_types.QUEUE_TYPE,
+    "flow_on_error": option_types.choice("wait", "run"),
     "history_type": option_types.choice("stream", "quorum"),
     "rate": option_types.RATE,
     "level": option_types.LEVEL,

@@ -24,7 +24,8 @@ from amqtask.protocol.result import ResultMessage, encode_result
 from amqtask.protocol.serialization import content_types
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import JsonObject, KeywordDict, SignatureFields
+    from amqtask.flow.keys import FlowPlan
+    from amqtask.ground.shapes import Headers, JsonObject, KeywordDict, SignatureFields
 
 
 class PlainTask:
@@ -55,6 +56,7 @@ class PlainTask:
         self.soft_time_limit: float | None = None
         self.time_limit: float | None = None
         self.deadline: float | None = None
+        self.flow_plan: FlowPlan | None = None
         self.send_events = True
         self.__dict__.update(options)
 
@@ -88,6 +90,10 @@ class PlainComposer:
     def compose_retry(self, request: Request, context: Context, *, when: object, sig: object) -> Message:
         """The routing key is `retry`."""
         return _message("retry", {"id": request.id, "retries": context.retries + 1, "when": when})
+
+    def compose_again(self, request: Request, seconds: float, headers: Headers) -> Message:
+        """The routing key is `again`."""
+        return _message("again", {"id": request.id, "seconds": seconds})
 
     def compose_next(
         self,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from amqtask import signals, states
-from amqtask.execution.request import Answer
+from amqtask.execution.request import HELD, Answer
 from amqtask.ground.printable import Lines, bounded_logger, printable
 from amqtask.protocol.task import LONGEST_ID
 
@@ -135,6 +135,8 @@ class Report:
             logger.info("Task %s[%s] retry: %s", name, task_id, outcome.summary, extra=extra)
         elif state == states.REVOKED:
             logger.info("Task %s[%s] revoked: %s", name, task_id, outcome.reason or outcome.summary, extra=extra)
+        elif state == HELD:
+            logger.debug("Task %s[%s] goes back to the broker: %s", name, task_id, outcome.reason)
         elif outcome.answer is Answer.DEAD_LETTER:
             # An error's repr often says no more than the reason.
             why = outcome.reason if outcome.reason in outcome.summary else f"{outcome.reason}: {outcome.summary}"

@@ -88,7 +88,8 @@ class TaskStrategy:
             if task.soft_time_limit is not None:
                 self.soft_limit = as_limit(task.soft_time_limit)
         # No option of this task needs a decision per message.
-        self.is_plain = task is not None and self.acks_late and self.deadline is None
+        is_free = task is not None and task.flow_plan is None and self.deadline is None
+        self.is_plain = is_free and self.acks_late
 
 
 def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrategy) -> Request:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.exceptions import EncodeError, InvalidTaskError
-from amqtask.execution.request import Answer, Outcome, Request, of_success
+from amqtask.execution.request import HELD, Answer, Outcome, Request, of_success
 from amqtask.ground.printable import described
 from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.entities import Declaration, as_document, from_document
@@ -141,7 +141,7 @@ def socket_pair(socket_type: int | None = None) -> tuple[socket.socket, socket.s
 _HEAD = struct.Struct(">BI")
 # A value that JSON does not have becomes a table with one of these names; no header begins like that.
 _TIME, _BYTES, _DECIMAL, _NONE = "\0time", "\0bytes", "\0decimal", "\0none"
-_STATES = states.ALL_STATES | {states.REJECTED, states.IGNORED}
+_STATES = states.ALL_STATES | {states.REJECTED, states.IGNORED, HELD}
 _FIELDS = Outcome._fields
 _PUBLISH, _RESULT, _PARTS, _GOING_ON = (_FIELDS.index(name) for name in ("publish", "result", "parts", "going_on"))
 # The types of the other fields, by their defaults; an Answer is written as its number.

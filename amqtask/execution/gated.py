@@ -1,0 +1,141 @@
+"""The executor of applications with unique tasks or limits: such a task runs when the gate lets it in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from amqtask import states
+from amqtask.exceptions import Terminated, TimeLimitExceeded
+from amqtask.execution.context import current_context
+from amqtask.execution.executor import Executor
+from amqtask.execution.no_run import requeued
+from amqtask.execution.request import HELD, Abandoned, Answer, HardLimitReached, Outcome
+from amqtask.flow.keys import TICKETS
+
+if TYPE_CHECKING:
+    from amqtask.execution.executor import RunBlocking
+    from amqtask.execution.request import Request
+    from amqtask.flow.contract import Entry, Verdict
+    from amqtask.ground.shapes import Headers, TaskBody
+
+# Seconds after which a run that was interrupted while it asked comes again.
+INTERRUPTED_SECONDS = 1.0
+
+
+class GateLike(Protocol):
+    """See amqtask.flow.gate.Gate."""
+
+    @property
+    def plans(self) -> Mapping[str, Any]:
+        """The tasks that ask for something."""
+
+    def enter(
+        self, task: str, task_id: str, number: int, headers: Headers, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Entry | None, Verdict]: ...
+
+    def leave(self, entry: Entry, seconds: float, lock: str) -> None: ...
+
+    def ended_without_run(self, task: str, task_id: str, headers: Headers) -> None: ...
+
+
+class GatedExecutor(Executor):
+    """An Executor whose tasks in `gate.plans` ask the gate first. `later` calls a function with arguments in a thread: the
+    worker's I/O loop must not wait for the store."""
+
+    def __init__(self, *args: Any, gate: GateLike, later: Callable[..., object], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gate = gate
+        self._gated = gate.plans
+        self._later = later
+
+    def execute_here(self, request: Request) -> Outcome:
+        """See Executor."""
+        if request.task not in self._gated:
+            return super().execute_here(request)
+        entered = self._enter(request)
+        if isinstance(entered, Outcome):
+            return entered
+        started = perf_counter()
+        outcome = super().execute_here(request)
+        self._leave(entered, outcome, perf_counter() - started)
+        return outcome
+
+    async def aexecute(self, request: Request, run_blocking: RunBlocking) -> Outcome:
+        """See Executor."""
+        if request.task not in self._gated:
+            return await super().aexecute(request, run_blocking)
+        entered: Outcome | Entry | None = await run_blocking(self._enter, request)
+        if isinstance(entered, Outcome):
+            return entered
+        started = perf_counter()
+        outcome = await super().aexecute(request, run_blocking)
+        await run_blocking(self._leave, entered, outcome, perf_counter() - started)
+        return outcome
+
+    def _enter(self, request: Request) -> Outcome | Entry | None:
+        """What it has now; or the outcome of a request that does not run. Never raises."""
+        entry: Entry | None = None
+        try:
+            decoded: TaskBody = request.decoded or self._decode(request, self._largest_body)
+            request.decoded = decoded
+            args, kwargs, _ = decoded
+            entry, verdict = self.gate.enter(request.task, request.id, request.number, request.headers, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - no task message, or arguments that make no key
+            return self._without_key(request, error)
+        except BaseException as error:  # noqa: BLE001 - a pool ends it: what it may have got ends with its lease
+            return self._interrupted(request, error)
+        if verdict.other:
+            return self._duplicate(request, verdict.other)
+        if verdict.seconds:
+            return self._held(request, verdict)
+        return entry
+
+    def _held(self, request: Request, verdict: Verdict) -> Outcome:
+        """Its message waits in the broker, as a retry does; it was no attempt."""
+        headers = {TICKETS: dict(verdict.tickets)} if verdict.tickets else {}
+        message = self._composer.compose_again(request, verdict.seconds, headers)
+        reason = f"it waits {verdict.seconds:.3g} s for its turn ({verdict.reason})"
+        return Outcome(request.number, HELD, Answer.ACK, reason, (message,))
+
+    def _without_key(self, request: Request, error: Exception) -> Outcome:
+        return self.refused(request, error, in_slot=True)
+
+    def _interrupted(self, request: Request, error: BaseException) -> Outcome:
+        match error:
+            case HardLimitReached():
+                return self.lost(request, TimeLimitExceeded(str(error)))
+            case Terminated() if not isinstance(error, Abandoned):
+                return self.revoked(request, str(error) or "terminated", in_slot=True)
+            case _:
+                return requeued(request, f"it was interrupted before it ran: {error!r}")._replace(
+                    pause=INTERRUPTED_SECONDS
+                )
+
+    def _duplicate(self, request: Request, other: str) -> Outcome:
+        return self.revoked(request, f"a call with the same unique key is there: {other}", in_slot=True)
+
+    def _leave(self, entry: Entry | None, outcome: Outcome, seconds: float) -> None:
+        if entry is None:
+            return
+        if outcome.state in (states.SUCCESS, states.IGNORED, states.REVOKED):
+            lock = "free"
+        elif outcome.state == states.RETRY or outcome.answer is Answer.REQUEUE:
+            lock = "wait"
+        else:
+            lock = "keep" if entry.lock is not None and entry.lock.until == "success" else "free"
+        self.gate.leave(entry, seconds, lock)
+
+    def _ended(self, request: Request, *args: Any, **kwargs: Any) -> Outcome:
+        outcome = super()._ended(request, *args, **kwargs)
+        plan = self._gated.get(request.task)
+        if plan is not None and (
+            outcome.state == states.REVOKED or plan.unique is None or plan.unique.until != "success"
+        ):
+            call = self.gate.ended_without_run
+            if current_context() is not None:
+                call(request.task, request.id, request.headers)
+            else:
+                self._later(call, request.task, request.id, request.headers)
+        return outcome

@@ -1,0 +1,66 @@
+"""A unique call takes its key before it is published.
+
+It takes it for a short time, and for its `ttl` when the broker has confirmed the call: a caller that dies in between leaves a key
+that is free soon. A call that was not published gives it back; if the broker has it nevertheless, and another call has the key
+when it is to run, it does not run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from amqtask.exceptions import AlreadyQueued, FlowStoreUnreachable
+from amqtask.flow.keys import TAKEN, UNIQUE
+from amqtask.ground.printable import bounded_logger
+
+if TYPE_CHECKING:
+    from amqtask.exceptions import PublishError
+    from amqtask.flow.contract import FlowStore
+    from amqtask.flow.keys import FlowPlan
+    from amqtask.protocol.message import Message
+
+logger = bounded_logger("amqtask.client")
+# Seconds between taking a key and the broker's confirm, at least.
+PUBLISHING_SECONDS = 30.0
+
+
+class Claims:
+    """Keys of the calls of one application. `publish_timeout` is seconds. `runs_on_error`: publish without a key when the store
+    is away; the worker asks for it then."""
+
+    def __init__(self, store: FlowStore, *, publish_timeout: float | None, runs_on_error: bool) -> None:
+        self._store = store
+        self._seconds = max(PUBLISHING_SECONDS, 2 * (publish_timeout or 0.0))
+        self._runs_on_error = runs_on_error
+
+    def take(self, plan: FlowPlan, message: Message, *, at_once: bool = True) -> str | None:
+        """Take the message's key. The id of the call that has it, if another one has. `at_once`: the message is published next.
+
+        Raises: AlreadyQueued, FlowStoreUnreachable."""
+        unique, headers = plan.unique, message.properties.headers
+        assert unique is not None
+        seconds = self._seconds if at_once else max(unique.ttl, self._seconds)
+        try:
+            other = self._store.take(headers[UNIQUE], headers["id"], seconds, replaces=unique.on_conflict == "replace")
+        except FlowStoreUnreachable as error:
+            if not self._runs_on_error:
+                raise
+            logger.warning("%s; task %s[%s] is published without its key", error, plan.name, headers["id"])
+            return None
+        if other is None:
+            headers[TAKEN] = unique.ttl
+            return None
+        if unique.on_conflict == "raise":
+            raise AlreadyQueued(f"task {plan.name}: a call with the same unique key waits or runs: {other}", other)
+        return other
+
+    def settled(self, message: Message, error: BaseException | PublishError | None) -> None:
+        """The call is published, or is not. Never raises: what the store does not hear ends by itself."""
+        headers = message.properties.headers
+        try:
+            if error is None:
+                self._store.confirm(headers[UNIQUE], headers["id"], headers[TAKEN])
+            else:
+                self._store.free(headers[UNIQUE], headers["id"])
+        except FlowStoreUnreachable as away:
+            logger.warning("%s; the key of task %s[%s] may be free too soon", away, headers["task"], headers["id"])

@@ -1,0 +1,99 @@
+"""What slots and callers ask a store of locks and places; each question is one step in it.
+
+A **lock** belongs to a call (its id), not to a run: retries and redeliveries keep it. A **place** belongs to one run (its holder)
+and ends with its lease, unless it is given back before or renewed. A run that is refused gets a ticket, which its message
+carries. From the tickets that are before it, and the pace at which places become free, the store works out when it may ask
+again; each time it asks it knows better. So what waits is asked about a few times, however many wait, and comes in roughly in its
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
+
+# Those with tickets before them come back at this part of the time that is left by the measured pace, so that somebody is there
+# whenever a place becomes free; the next ones ask again after this share of a run, one after the other, within these bounds
+# (seconds).
+PACE, SHARE, LEAST_STEP, MOST_STEP = 0.8, 0.1, 0.01, 5.0
+# Seconds: the shortest wait; the longest; how long a backlog may be that a new call still tries to overtake; what is assumed of
+# runs of which none has ended yet.
+SHORTEST, LONGEST, PATIENCE, UNKNOWN = 0.05, 600.0, 1.0, 0.02
+# The last runs from which their length is known.
+NOTED_RUNS = 32
+# Seconds for which a pace and tickets are remembered.
+REMEMBERED = 86_400
+
+
+NO_TICKETS: Mapping[str, int] = MappingProxyType({})
+
+
+class Lock(NamedTuple):
+    """A unique task's key. `is_taken`: its caller has taken it when it was published. `ttl`: seconds."""
+
+    key: str
+    ttl: float
+    until: str
+    is_taken: bool = False
+
+
+class Bound(NamedTuple):
+    """One limit for one call. `places` is 0 for a rate, `interval` (seconds) 0 for a concurrency."""
+
+    key: str
+    label: str
+    places: int = 0
+    interval: float = 0.0
+    burst: int = 1
+
+
+class Entry(NamedTuple):
+    """A run that wants to begin. `scope` names what its keys have in common; `tickets` are those that it got before, by label."""
+
+    scope: str
+    task_id: str
+    holder: str
+    lock: Lock | None
+    bounds: tuple[Bound, ...]
+    tickets: Mapping[str, int] = NO_TICKETS
+
+
+class Verdict(NamedTuple):
+    """It may run; or ask again in `seconds` with these tickets, because of `reason`; or `other`, a call's id, has its key."""
+
+    seconds: float = 0.0
+    reason: str = ""
+    other: str = ""
+    tickets: Mapping[str, int] = NO_TICKETS
+
+
+RUN = Verdict()
+
+
+class FlowStore(Protocol):
+    """Where locks and places are. All methods block, and raise FlowStoreUnreachable when it does not answer."""
+
+    name: str  # for logs and errors, without user and password
+
+    def take(self, key: str, task_id: str, seconds: float, *, replaces: bool = False) -> str | None:
+        """Take a lock for a call that is about to be published; the id that has it, if another one has. `replaces`: take it from
+        a call that waits, too."""
+
+    def confirm(self, key: str, task_id: str, seconds: float) -> None:
+        """The call is published: keep its lock for so long."""
+
+    def free(self, key: str, task_id: str) -> None:
+        """The call has ended, or was not published: give its lock back."""
+
+    def enter(self, entry: Entry, lease: float) -> Verdict:
+        """All that a run needs, or nothing."""
+
+    def leave(self, entry: Entry, seconds: float, lock: str) -> None:
+        """The run has ended after so many seconds. `lock`: "free" it, "wait" (the call comes again) or "keep" it for its ttl."""
+
+    def renew(self, scope: str, holders: Sequence[str], lease: float) -> None:
+        """These runs go on."""
+
+    def close(self) -> None:
+        """Close connections; they open again when they are used again."""

@@ -1,0 +1,131 @@
+"""From a task's options and a call's arguments to the keys of a store; the same at the caller and in the worker."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from amqtask.exceptions import WrongValue
+from amqtask.flow.contract import Bound, Lock
+from amqtask.ground.plugins import near_names
+from amqtask.protocol.flow_options import Concurrency, Limit, Unique, label_of
+from amqtask.protocol.serialization import dumps
+
+if TYPE_CHECKING:
+    from amqtask.protocol.flow_options import By
+
+PREFIX = "amqtask-flow:"
+# On a message: the key of a unique call; whether its caller has taken that.
+UNIQUE, TAKEN = "amqtask-unique", "amqtask-unique-taken"
+# On the message of a run that was refused: its tickets, by limit.
+TICKETS = "amqtask-tickets"
+_LONGEST_KEY = 500
+_PLAIN = (str, bool, int, float, type(None))
+
+
+class FlowPlan:
+    """What one task asks for, and the keys of its calls. Raises: WrongValue for arguments that the function does not have."""
+
+    def __init__(self, name: str, function: Callable[..., Any], unique: Unique | None, limits: Sequence[Limit]) -> None:
+        self.name = name
+        self.unique = unique
+        self.limits = tuple(limits)
+        # A cluster keeps the keys of a task together by what is in braces.
+        self.scope = f"{PREFIX}{{{name}}}"
+        try:
+            self._signature: inspect.Signature | None = inspect.signature(function)
+        except (TypeError, ValueError):
+            self._signature = None
+        for option in (unique, *limits):
+            if option is not None:
+                self._check(type(option).__name__, option.by)
+
+    def _check(self, kind: str, by: By) -> None:
+        if by is None or callable(by) or self._signature is None:
+            return
+        parameters = self._signature.parameters
+        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return
+        for name in by:
+            if name not in parameters:
+                near = near_names(name, parameters)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise WrongValue(f"task {self.name}: {kind} is by {name!r}, which is no argument of it.{hint}")
+
+    def unique_key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """Raises: TypeError for arguments that the function does not take; what a function `by` raises."""
+        assert self.unique is not None
+        by = self.unique.by
+        if by is None:
+            bound = self._bound(args, kwargs)
+            return self._key("unique", "", bound)
+        return self._key("unique", label_of(by), self._values(by, args, kwargs))
+
+    def bounds(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Bound, ...]:
+        """The limits of a call. Raises: as `unique_key`."""
+        made = []
+        for limit in self.limits:
+            kind, label = type(limit).__name__.lower(), label_of(limit.by)
+            values = None if limit.by is None else self._values(limit.by, args, kwargs)
+            key, text = self._key(kind, label, values), f"{kind} by {label}" if label else kind
+            if isinstance(limit, Concurrency):
+                made.append(Bound(key, text, places=limit.limit))
+            else:
+                made.append(Bound(key, text, interval=limit.interval, burst=limit.burst or 1))
+        return tuple(made)
+
+    def lock(self, key: str, *, is_taken: bool) -> Lock:
+        """The lock of a call with that key."""
+        assert self.unique is not None
+        return Lock(key, self.unique.ttl, self.unique.until, is_taken)
+
+    def is_key(self, key: object) -> bool:
+        """Whether a message's header may name this key."""
+        return isinstance(key, str) and len(key) < _LONGEST_KEY and key.startswith(f"{self.scope}:unique:")
+
+    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._signature is None:
+            return {"args": list(args), "kwargs": dict(kwargs)}
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    def _values(self, by: By, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
+        if callable(by):
+            return by(*args, **kwargs)
+        bound = self._bound(args, kwargs)
+        others: Mapping[str, Any] = next((value for name, value in bound.items() if self._is_others(name)), {})
+        return [bound[name] if name in bound else others.get(name) for name in by or ()]
+
+    def _is_others(self, name: str) -> bool:
+        assert self._signature is not None
+        return self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+
+    def _key(self, kind: str, label: str, values: object) -> str:
+        digest = hashlib.sha256(json.dumps(_canonical(values), sort_keys=True).encode()).hexdigest()[:32]
+        return f"{self.scope}:{kind}:{label[:60]}:{digest}"
+
+
+def plan_of(
+    name: str, function: Callable[..., Any], unique: Unique | None, limits: Sequence[Limit] | None
+) -> FlowPlan | None:
+    """The plan of a task; None for one that asks for nothing. Raises: WrongValue."""
+    if unique is None and not limits:
+        return None
+    return FlowPlan(name, function, unique, limits or ())
+
+
+def _canonical(value: object) -> object:
+    """The value as JSON writes it, so that a key is the same before and after the message's journey. Raises: EncodeError."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _canonical(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(json.dumps(_canonical(item), sort_keys=True) for item in value)
+    return dumps(value, "json").body.decode()

@@ -1,0 +1,309 @@
+"""Locks and places in Redis or Valkey: each question is one script.
+
+Of a task with the scope S: `S:unique:…` is a lock, "w" or "r" (it waits, it runs) and the id of the call that has it; a limit's
+key is the set of those who have a place, or of a rate the time at which its next run may begin, and `…:line` its pace and
+tickets; `S:leases` has the end of each run's lease, `S:locked` the lock of each run. Times are the server's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis.exceptions import NoScriptError
+
+from amqtask.flow.contract import (
+    LEAST_STEP,
+    LONGEST,
+    MOST_STEP,
+    NOTED_RUNS,
+    PACE,
+    PATIENCE,
+    REMEMBERED,
+    RUN,
+    SHARE,
+    SHORTEST,
+    UNKNOWN,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from amqtask.flow.contract import Entry
+
+T = TypeVar("T")
+
+_TAKE = """
+local there = redis.call('GET', KEYS[1])
+if there then
+  local owner = string.sub(there, 2)
+  if owner ~= ARGV[1] and not (ARGV[3] == '1' and string.sub(there, 1, 1) == 'w') then return owner end
+end
+redis.call('SET', KEYS[1], 'w'..ARGV[1], 'PX', ARGV[2])
+return false
+"""
+_CONFIRM = """
+local there = redis.call('GET', KEYS[1])
+if there and string.sub(there, 2) == ARGV[1] and redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+"""
+_FREE = """
+local there = redis.call('GET', KEYS[1])
+if there and string.sub(there, 2) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+_COMMON = f"""
+local S = KEYS[1]
+local LEASES, LOCKED = S..':leases', S..':locked'
+local e = cjson.decode(ARGV[1])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local function owner(key)
+  local there = redis.call('GET', key)
+  return there and string.sub(there, 2)
+end
+local function keep(lock, state)
+  local present = owner(lock.key)
+  if not present or (present == e.id and lock['until'] ~= 'ttl') then
+    redis.call('SET', lock.key, state..e.id, 'PX', math.ceil(lock.ttl * 1000))
+  end
+end
+local function free(key)
+  if owner(key) == e.id then redis.call('DEL', key) end
+end
+local function note(key, field, value)
+  redis.call('HSET', key, field, string.format('%.6f', value))
+  redis.call('EXPIRE', key, {REMEMBERED})
+end
+"""
+_ENTER = (
+    _COMMON
+    + f"""
+local lock = e.lock
+if lock and lock['until'] ~= 'started' then
+  local present = owner(lock.key)
+  if present and present ~= e.id and not (lock['until'] == 'ttl' and lock.taken) then return {{'', '', present}} end
+end
+local function first(bound)
+  return math.max(tonumber(redis.call('GET', bound.key) or 0), now) - (bound.burst - 1) * bound.interval
+end
+local lines = {{}}
+local function line_of(bound)
+  local line = lines[bound.key]
+  if line then return line end
+  local names = {{'mean', 'began', 'issued', 'served', 'front'}}
+  local values = redis.call('HMGET', bound.key..':line', unpack(names))
+  line = {{}}
+  for i, name in ipairs(names) do line[name] = tonumber(values[i] or nil) end
+  line.began, line.issued = line.began or 0, line.issued or 0
+  line.served, line.front = line.served or 0, line.front or 0
+  line.count = bound.places > 0 and redis.call('SCARD', bound.key) or 0
+  lines[bound.key] = line
+  return line
+end
+local function pace_of(bound, line)
+  if bound.places == 0 then return bound.interval end
+  local run = line.mean or {UNKNOWN}
+  if line.count >= bound.places then run = math.max(run, now - line.began) end
+  return run / bound.places
+end
+local function has_room(bound)
+  local line, ticket = line_of(bound), e.tickets[bound.label]
+  if not ticket then
+    if (line.issued - line.served) * pace_of(bound, line) > {PATIENCE} then return false end
+  elseif line.front > now and ticket - line.served > bound.places + 1 then
+    return false
+  end
+  if bound.places == 0 then return first(bound) <= now + 0.000001 end
+  if line.count < bound.places or redis.call('SISMEMBER', bound.key, e.holder) == 1 then return true end
+  for _, holder in ipairs(redis.call('SMEMBERS', bound.key)) do
+    if tonumber(redis.call('ZSCORE', LEASES, holder) or 0) <= now then
+      redis.call('SREM', bound.key, holder)
+      redis.call('ZREM', LEASES, holder)
+      redis.call('HDEL', LOCKED, holder)
+      line.count = line.count - 1
+    end
+  end
+  return line.count < bound.places
+end
+local function draw(bound)
+  local line, ticket = line_of(bound), e.tickets[bound.label]
+  if not ticket then
+    ticket = line.issued + 1
+    line.issued = ticket
+    note(bound.key..':line', 'issued', ticket)
+  end
+  local pace, ahead = pace_of(bound, line), math.min(ticket, line.issued) - line.served
+  local from, at = now, nil
+  if bound.places == 0 then from = first(bound) end
+  if ahead > bound.places + 1 then
+    at = from + ahead * pace * {PACE}
+  else
+    local step = pace
+    if bound.places > 0 then
+      step = math.max({LEAST_STEP}, math.min(pace, pace * bound.places * {SHARE}, {MOST_STEP}))
+    end
+    at = math.max(math.min(line.front, now + {LONGEST}) + step, from)
+    note(bound.key..':line', 'front', at)
+  end
+  return ticket, math.min(math.max({SHORTEST}, at - now), {LONGEST})
+end
+local longest, reason, tickets = 0, '', {{}}
+for _, bound in ipairs(e.bounds) do
+  if not has_room(bound) then
+    local ticket, seconds = draw(bound)
+    tickets[#tickets + 1] = bound.label
+    tickets[#tickets + 1] = string.format('%d', ticket)
+    if seconds > longest then longest, reason = seconds, bound.label end
+  end
+end
+if longest > 0 then
+  if lock then keep(lock, 'w') end
+  return {{string.format('%.3f', longest), reason, '', unpack(tickets)}}
+end
+for _, bound in ipairs(e.bounds) do
+  local line = line_of(bound)
+  if bound.places > 0 then
+    redis.call('SADD', bound.key, e.holder)
+    redis.call('EXPIRE', bound.key, {REMEMBERED})
+  else
+    local next = math.max(tonumber(redis.call('GET', bound.key) or 0), now) + bound.interval
+    redis.call('SET', bound.key, string.format('%.6f', next), 'PX', math.ceil((next - now) * 1000) + 1000)
+  end
+  note(bound.key..':line', 'began', now)
+  local served = math.min(line.issued, math.max(line.served, e.tickets[bound.label] or 0))
+  if served > line.served then note(bound.key..':line', 'served', served) end
+end
+redis.call('ZADD', LEASES, string.format('%.6f', now + e.lease), e.holder)
+redis.call('EXPIRE', LEASES, {REMEMBERED})
+if lock then
+  if lock['until'] == 'started' then
+    free(lock.key)
+  else
+    keep(lock, 'r')
+    if lock['until'] ~= 'ttl' then
+      redis.call('HSET', LOCKED, e.holder, math.ceil(lock.ttl * 1000)..' '..lock.key)
+      redis.call('EXPIRE', LOCKED, {REMEMBERED})
+    end
+  end
+end
+return {{'', '', ''}}
+"""
+)
+_LEAVE = (
+    _COMMON
+    + f"""
+for _, bound in ipairs(e.bounds) do
+  if bound.places > 0 and redis.call('SREM', bound.key, e.holder) == 1 then
+    local mean = tonumber(redis.call('HGET', bound.key..':line', 'mean') or e.seconds)
+    note(bound.key..':line', 'mean', mean + (e.seconds - mean) / {NOTED_RUNS})
+  end
+end
+redis.call('ZREM', LEASES, e.holder)
+redis.call('HDEL', LOCKED, e.holder)
+local lock = e.lock
+if lock and lock['until'] ~= 'started' and lock['until'] ~= 'ttl' then
+  if e.ending == 'free' then free(lock.key) else keep(lock, 'w') end
+end
+"""
+)
+_RENEW = (
+    _COMMON
+    + f"""
+for _, holder in ipairs(e.holders) do
+  if redis.call('ZSCORE', LEASES, holder) then
+    redis.call('ZADD', LEASES, string.format('%.6f', now + e.lease), holder)
+  end
+  local locked = redis.call('HGET', LOCKED, holder)
+  if locked then
+    local ttl, key = string.match(locked, '^(%d+) (.*)$')
+    if redis.call('PTTL', key) < tonumber(ttl) then redis.call('PEXPIRE', key, ttl) end
+  end
+end
+redis.call('EXPIRE', LEASES, {REMEMBERED})
+redis.call('EXPIRE', LOCKED, {REMEMBERED})
+"""
+)
+
+
+class RedisStore:
+    """See amqtask.flow.contract.FlowStore. `run` calls a function with a client of this process: it tries again while the server
+    is away, and raises FlowStoreUnreachable."""
+
+    def __init__(self, name: str, run: Callable[[Callable[[Any], Any]], Any], on_close: Callable[[], None]) -> None:
+        self.name = name
+        self._run = run
+        self._on_close = on_close
+
+    def take(self, key: str, task_id: str, seconds: float, *, replaces: bool = False) -> str | None:
+        """See FlowStore."""
+        owner = self._do(_TAKE, key, task_id, _milliseconds(seconds), int(replaces))
+        return None if owner is None else _text(owner)
+
+    def confirm(self, key: str, task_id: str, seconds: float) -> None:
+        """See FlowStore."""
+        self._do(_CONFIRM, key, task_id, _milliseconds(seconds))
+
+    def free(self, key: str, task_id: str) -> None:
+        """See FlowStore."""
+        self._do(_FREE, key, task_id)
+
+    def enter(self, entry: Entry, lease: float) -> Verdict:
+        """See FlowStore."""
+        seconds, reason, other, *tickets = self._do(_ENTER, entry.scope, _as_json(entry, lease=lease))
+        if not seconds and not other:
+            return RUN
+        drawn = {_text(label): int(ticket) for label, ticket in zip(tickets[::2], tickets[1::2], strict=True)}
+        return Verdict(float(seconds or 0), _text(reason), _text(other), {**entry.tickets, **drawn})
+
+    def leave(self, entry: Entry, seconds: float, lock: str) -> None:
+        """See FlowStore."""
+        self._do(_LEAVE, entry.scope, _as_json(entry, seconds=seconds, ending=lock))
+
+    def renew(self, scope: str, holders: Sequence[str], lease: float) -> None:
+        """See FlowStore."""
+        self._do(_RENEW, scope, json.dumps({"holders": list(holders), "lease": lease}))
+
+    def close(self) -> None:
+        """See FlowStore."""
+        self._on_close()
+
+    def _do(self, script: str, key: str, *arguments: object) -> Any:
+        digest = _digests[script]
+
+        def call(client: Any) -> Any:
+            try:
+                return client.evalsha(digest, 1, key, *arguments)
+            except NoScriptError:
+                return client.eval(script, 1, key, *arguments)
+
+        return self._run(call)
+
+
+_digests = {
+    script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+    for script in (_TAKE, _CONFIRM, _FREE, _ENTER, _LEAVE, _RENEW)
+}
+
+
+def _as_json(entry: Entry, **more: object) -> str:
+    lock = entry.lock
+    fields: dict[str, object] = {
+        "id": entry.task_id,
+        "holder": entry.holder,
+        "tickets": dict(entry.tickets),
+        "bounds": [bound._asdict() for bound in entry.bounds],
+        **more,
+    }
+    if lock is not None:
+        fields["lock"] = {"key": lock.key, "ttl": lock.ttl, "until": lock.until, "taken": lock.is_taken}
+    return json.dumps(fields)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,144 @@
+"""What a task may ask for: Unique, Concurrency and Rate; checked when they are written down."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+from amqtask.exceptions import FlowGapWarning, WrongValue
+from amqtask.ground.plugins import near_names
+
+# Names of arguments, or a function that gets the call's arguments and returns what makes its key.
+By: TypeAlias = "str | Sequence[str] | Callable[..., Any] | None"
+UNTIL = ("started", "success", "end", "ttl")
+ON_CONFLICT = ("return", "drop", "replace", "raise")
+# Places are counted one by one where all are taken.
+MOST_PLACES = 10_000
+_RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*", re.IGNORECASE)
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def _by(subject: str, by: By) -> By:
+    if by is None or callable(by):
+        return by
+    names = (by,) if isinstance(by, str) else tuple(by) if isinstance(by, Iterable) else (by,)
+    if not all(isinstance(name, str) and name for name in names):
+        raise WrongValue(f"{subject}: by wants the name of an argument, several, or a function, not {by!r}")
+    return names
+
+
+def _choice(subject: str, value: object, names: Sequence[str]) -> None:
+    if value not in names:
+        near = near_names(value, names) if isinstance(value, str) else []
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise WrongValue(f"{subject} wants {', '.join(map(repr, names[:-1]))} or {names[-1]!r}, not {value!r}.{hint}")
+
+
+def label_of(by: By) -> str:
+    """What a key is made from, in words: in logs and in the key itself."""
+    if by is None:
+        return ""
+    return getattr(by, "__name__", "function") if callable(by) else ",".join(by)
+
+
+@dataclass(frozen=True)
+class Unique:
+    """At most one call at a time with the same key.
+
+    `by`: the arguments that make the key, by name, or a function of them; None: all of them, (): none, the task as a whole.
+    `until`: when the next call may come: when this one has "started", has had "success" (a failure keeps the key until its
+    `ttl`), has come to its "end", or when its `ttl` is over, whatever becomes of it. `ttl`: seconds for which a key is kept at
+    most while its call waits; a running call keeps it. `on_conflict`, for a second call: "return" the first one's result, "drop"
+    it, "replace" the first one while that waits, or "raise" AlreadyQueued.
+
+    Raises: WrongValue. Warns (FlowGapWarning) of a policy that loses calls.
+    """
+
+    by: By = None
+    until: str = "end"
+    ttl: float = 3600.0
+    on_conflict: str = "return"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by", _by("Unique", self.by))
+        _choice("Unique: until", self.until, UNTIL)
+        _choice("Unique: on_conflict", self.on_conflict, ON_CONFLICT)
+        seconds = self.ttl.total_seconds() if isinstance(self.ttl, timedelta) else self.ttl
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 1 <= seconds <= 4e8:
+            raise WrongValue(f"Unique: ttl wants a number of seconds from 1 on, or a timedelta, not {self.ttl!r}")
+        object.__setattr__(self, "ttl", float(seconds))
+        if self.on_conflict == "replace" and self.until in ("success", "end"):
+            warnings.warn(
+                f"Unique(until={self.until!r}, on_conflict='replace') replaces a call that waits, not one that runs: a call that "
+                "comes meanwhile gets the running one's result, and its arguments are lost. until='started' keeps it",
+                FlowGapWarning,
+                stacklevel=3,
+            )
+
+
+@dataclass(frozen=True)
+class Concurrency:
+    """At most `limit` runs at once on all workers: of the task, or of each key. Raises: WrongValue."""
+
+    limit: int
+    by: By = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by", _by("Concurrency", self.by))
+        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 1 <= self.limit <= MOST_PLACES:
+            raise WrongValue(f"Concurrency wants a whole number from 1 to {MOST_PLACES}, not {self.limit!r}")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """At most so many runs begin in a time on all workers: `"500/m"` (s, m, h or d), of the task, or of each key. They are spread
+    out; after a pause `burst` of them may begin at once (default: as many as come in a second). Raises: WrongValue."""
+
+    rate: str
+    by: By = None
+    burst: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by", _by("Rate", self.by))
+        match = _RATE.fullmatch(self.rate) if isinstance(self.rate, str) else None
+        if match is None or not float(match[1]):
+            raise WrongValue(f"Rate wants text like '10/s', '500/m', '5/h' or '1/d', not {self.rate!r}")
+        burst = self.burst
+        if burst is not None and (isinstance(burst, bool) or not isinstance(burst, int) or burst < 1):
+            raise WrongValue(f"Rate: burst wants a whole number from 1 on, not {burst!r}")
+        interval = _SECONDS[match[2].lower()] / float(match[1])
+        object.__setattr__(self, "interval", interval)
+        object.__setattr__(self, "burst", burst or max(1, int(1 / interval)))
+
+    # Seconds between two runs.
+    interval: float = 0.0
+
+
+Limit: TypeAlias = "Concurrency | Rate"
+
+
+def as_unique(value: object) -> Unique:
+    """The option `unique`: a Unique, or True for one with its defaults. Raises: TypeError."""
+    if value is True:
+        return Unique()
+    if not isinstance(value, Unique):
+        raise TypeError
+    return value
+
+
+def as_limits(value: object) -> tuple[Limit, ...]:
+    """The option `limits`: one limit, or several of different kinds or keys. Raises: TypeError, WrongValue."""
+    limits = (value,) if isinstance(value, (Concurrency, Rate)) else tuple(value)  # type: ignore[arg-type]
+    seen = set()
+    for limit in limits:
+        if not isinstance(limit, (Concurrency, Rate)):
+            raise TypeError
+        kind = type(limit).__name__, limit.by
+        if kind in seen:
+            raise WrongValue(f"limits has {kind[0]} twice with the same key ({label_of(limit.by) or 'the task'})")
+        seen.add(kind)
+    return limits

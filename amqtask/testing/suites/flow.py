@@ -1,0 +1,170 @@
+"""What every store of locks and places does; subclass it and give it a `store` fixture, empty, with names of its own."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from amqtask.flow.contract import RUN, Bound, Entry, FlowStore, Lock
+
+LEASE = 30.0
+
+
+class FlowStoreSuite:
+    """For the store of the fixture `store`."""
+
+    @pytest.fixture
+    def scope(self) -> str:
+        """What the keys of one test have in common."""
+        return f"amqtask-flow:{{{uuid.uuid4()}}}"
+
+    @pytest.fixture
+    def places(self, scope: str) -> Bound:
+        """Two places."""
+        return Bound(f"{scope}:concurrency::x", "concurrency", places=2)
+
+    def entry(self, scope: str, task_id: str, *bounds: Bound, lock: Lock | None = None, **more: Any) -> Entry:
+        """The run of a call."""
+        return Entry(scope, task_id, f"{task_id} w {more.pop('run', 1)}", lock, bounds, **more)
+
+    # -- locks
+
+    def test_one_call_has_a_key_until_it_is_given_back(self, store: FlowStore, scope: str) -> None:
+        key = f"{scope}:unique::x"
+
+        assert store.take(key, "first", 60) is None
+        assert store.take(key, "first", 60) is None
+        assert store.take(key, "second", 60) == "first"
+        store.free(key, "second")
+        assert store.take(key, "second", 60) == "first"
+        store.free(key, "first")
+        assert store.take(key, "second", 60) is None
+
+    def test_a_call_that_waits_is_replaced_one_that_runs_is_not(self, store: FlowStore, scope: str) -> None:
+        lock = Lock(f"{scope}:unique::x", 60, "end")
+
+        assert store.take(lock.key, "first", 60) is None
+        assert store.take(lock.key, "second", 60, replaces=True) is None
+        assert store.enter(self.entry(scope, "first", lock=lock), LEASE).other == "second"
+        assert store.enter(self.entry(scope, "second", lock=lock), LEASE) == RUN
+        assert store.take(lock.key, "third", 60, replaces=True) == "second"
+
+    def test_a_key_that_was_not_confirmed_is_free_soon(self, store: FlowStore, scope: str) -> None:
+        kept, lost = f"{scope}:unique::kept", f"{scope}:unique::lost"
+
+        assert store.take(kept, "first", 0.05) is None
+        store.confirm(kept, "first", 60)
+        assert store.take(lost, "first", 0.05) is None
+        while store.take(lost, "second", 60) is not None:
+            pass
+        assert store.take(kept, "second", 60) == "first"
+
+    @pytest.mark.parametrize("until", ["success", "end"])
+    def test_a_run_keeps_the_key_of_its_call(self, store: FlowStore, scope: str, until: str) -> None:
+        lock = Lock(f"{scope}:unique::x", 60, until)
+        entry = self.entry(scope, "first", lock=lock)
+
+        assert store.enter(entry, LEASE) == RUN  # its sender knew nothing of the key
+        assert store.enter(self.entry(scope, "second", lock=lock), LEASE).other == "first"
+        store.renew(scope, [entry.holder], LEASE)
+        store.leave(entry, 0.1, "wait")
+        assert store.enter(self.entry(scope, "second", lock=lock), LEASE).other == "first"
+        assert store.enter(self.entry(scope, "first", lock=lock, run=2), LEASE) == RUN
+        store.leave(self.entry(scope, "first", lock=lock, run=2), 0.1, "free")
+        assert store.enter(self.entry(scope, "second", lock=lock), LEASE) == RUN
+
+    def test_a_key_that_ends_with_the_start_is_free_then(self, store: FlowStore, scope: str) -> None:
+        lock = Lock(f"{scope}:unique::x", 60, "started")
+
+        assert store.take(lock.key, "first", 60) is None
+        assert store.enter(self.entry(scope, "first", lock=lock), LEASE) == RUN
+        assert store.take(lock.key, "second", 60) is None
+        assert store.enter(self.entry(scope, "first", lock=lock, run=2), LEASE) == RUN
+        assert store.take(lock.key, "third", 60) == "second"
+
+    def test_a_key_for_a_time_stays_whatever_becomes_of_its_call(self, store: FlowStore, scope: str) -> None:
+        lock = Lock(f"{scope}:unique::x", 60, "ttl")
+        entry = self.entry(scope, "first", lock=lock)
+
+        assert store.enter(entry, LEASE) == RUN
+        store.leave(entry, 0.1, "free")
+        assert store.enter(self.entry(scope, "second", lock=lock), LEASE).other == "first"
+        taken = lock._replace(is_taken=True)
+        assert store.enter(self.entry(scope, "second", lock=taken), LEASE) == RUN
+
+    # -- places
+
+    def test_there_are_so_many_places_and_no_more(self, store: FlowStore, scope: str, places: Bound) -> None:
+        runs = [self.entry(scope, str(number), places) for number in range(3)]
+
+        assert [store.enter(run, LEASE) for run in runs[:2]] == [RUN, RUN]
+        refused = store.enter(runs[2], LEASE)
+        assert refused.seconds > 0
+        assert refused.reason == "concurrency"
+        store.leave(runs[0], 0.01, "free")
+        assert store.enter(runs[2]._replace(tickets=refused.tickets), LEASE) == RUN
+
+    def test_a_question_that_is_asked_twice_takes_one_place(self, store: FlowStore, scope: str, places: Bound) -> None:
+        one = places._replace(places=1)
+
+        assert store.enter(self.entry(scope, "a", one), LEASE) == RUN
+        assert store.enter(self.entry(scope, "a", one), LEASE) == RUN
+
+    def test_the_place_of_a_run_that_is_gone_ends_with_its_lease(
+        self, store: FlowStore, scope: str, places: Bound
+    ) -> None:
+        one = places._replace(places=1)
+        gone, alive = self.entry(scope, "gone", one), self.entry(scope, "alive", one, tickets={"concurrency": 0})
+
+        assert store.enter(gone, 0.1) == RUN
+        while store.enter(alive, 60) != RUN:
+            pass
+        store.leave(gone, 1, "free")  # it comes back too late
+        assert store.enter(self.entry(scope, "other", one), LEASE).seconds > 0
+
+    def test_a_renewed_lease_keeps_its_place(self, store: FlowStore, scope: str, places: Bound) -> None:
+        one = places._replace(places=1)
+        kept, probe = self.entry(scope, "kept", one), self.entry(scope, "probe", one._replace(key=f"{one.key}2"))
+
+        assert store.enter(kept, 0.2) == RUN
+        assert store.enter(probe, 0.2) == RUN
+        store.renew(scope, [kept.holder, "unknown"], 60)
+        while store.enter(self.entry(scope, "next", probe.bounds[0], tickets={"concurrency": 0}), LEASE) != RUN:
+            pass
+        assert store.enter(self.entry(scope, "other", one, tickets={"concurrency": 0}), LEASE).seconds > 0
+
+    def test_all_limits_let_it_in_or_none_does(self, store: FlowStore, scope: str, places: Bound) -> None:
+        tenant = Bound(f"{scope}:concurrency:tenant:x", "concurrency by tenant", places=1)
+
+        assert store.enter(self.entry(scope, "a", tenant), LEASE) == RUN
+        assert store.enter(self.entry(scope, "b", places, tenant), LEASE).reason == "concurrency by tenant"
+        assert store.enter(self.entry(scope, "c", places), LEASE) == RUN
+        assert store.enter(self.entry(scope, "d", places), LEASE) == RUN
+
+    # -- rates
+
+    def test_a_rate_lets_a_burst_in_and_then_one_after_the_other(self, store: FlowStore, scope: str) -> None:
+        rate = Bound(f"{scope}:rate::x", "rate", interval=1000.0, burst=3)
+
+        entered = [store.enter(self.entry(scope, str(number), rate), LEASE) for number in range(4)]
+
+        assert entered[:3] == [RUN] * 3
+        assert 0 < entered[3].seconds <= 600
+
+    def test_a_rate_lets_the_next_in_when_its_time_has_come(self, store: FlowStore, scope: str) -> None:
+        rate = Bound(f"{scope}:rate::x", "rate", interval=0.05, burst=1)
+
+        assert store.enter(self.entry(scope, "a", rate), LEASE) == RUN
+        while store.enter(self.entry(scope, "b", rate, tickets={"rate": 0}), LEASE) != RUN:
+            pass
+
+    def test_those_who_come_later_come_back_later(self, store: FlowStore, scope: str) -> None:
+        rate = Bound(f"{scope}:rate::x", "rate", interval=2.0, burst=1)
+
+        waits = [store.enter(self.entry(scope, str(number), rate), LEASE).seconds for number in range(6)]
+
+        assert waits[0] == 0
+        assert waits[1:] == sorted(waits[1:])
+        assert waits[5] - waits[1] > 4 * 2.0 * 0.7

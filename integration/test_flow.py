@@ -1,0 +1,104 @@
+"""Limits and unique tasks with a store in Redis, on RabbitMQ and on Redis: with several workers, one of which is killed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import redis
+
+from amqtask import group
+from amqtask.client.flow_store import open_flow_store
+from amqtask.exceptions import FlowStoreUnreachable
+from amqtask.flow.contract import FlowStore
+from amqtask.testing.suites.flow import FlowStoreSuite
+from integration.machine import free_port
+from integration.workers import WorkerProcess, eventually
+
+
+class TestRedisStore(FlowStoreSuite):
+    @pytest.fixture
+    def store(self, redis_url: str) -> Iterator[FlowStore]:
+        made = open_flow_store(redis_url, {}, 30.0)
+        yield made
+        made.close()
+
+
+def test_a_store_that_is_away_is_told_without_its_password() -> None:
+    store = open_flow_store(f"redis://:secret@127.0.0.1:{free_port()}/0", {}, 1.0)
+
+    with pytest.raises(FlowStoreUnreachable, match="is flow_store right") as raised:
+        store.take("key", "id", 1)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.fixture(params=["rabbitmq", "redis"])
+def flow(request: pytest.FixtureRequest, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module of the application, on a queue of its own."""
+    broker = redis_url if request.param == "redis" else request.getfixturevalue("rabbit").url
+    queue = f"flow-{uuid.uuid4().hex[:8]}"
+    for name, value in (("BROKER", broker), ("STORE", redis_url), ("QUEUE", queue)):
+        monkeypatch.setenv(f"FLOW_{name}", value)
+    module: Any = importlib.reload(importlib.import_module("integration.apps.flow"))
+    yield module
+    module.app.control.purge()
+    redis.Redis.from_url(redis_url).delete(module.JOURNAL)
+    module.app.close()
+
+
+def workers(stack: ExitStack, count: int, *options: str) -> list[WorkerProcess]:
+    environment = {name: os.environ[name] for name in ("FLOW_BROKER", "FLOW_STORE", "FLOW_QUEUE")}
+    made = []
+    for number in range(count):
+        name = f"w{number}-{uuid.uuid4().hex[:6]}@here"
+        worker = WorkerProcess("integration.apps.flow", "-n", name, *options, environment=environment)
+        made.append(stack.enter_context(worker))
+    return made
+
+
+def most_at_once(flow: Any) -> tuple[int, int]:
+    """The most runs at once, of all and of a tenant."""
+    running: Counter[str] = Counter()
+    most, most_of_tenant = 0, 0
+    lines = [line.decode() for line in flow.journal.lrange(flow.JOURNAL, 0, -1)]
+    for line in lines:
+        what, tenant, _ = line.split()
+        running[tenant] += 1 if what == "begin" else -1
+        most = max(most, sum(running.values()))
+        most_of_tenant = max(most_of_tenant, *running.values())
+    return most, most_of_tenant
+
+
+def test_limits_hold_on_all_workers(flow: Any) -> None:
+    with ExitStack() as stack:
+        workers(stack, 2, "-c", "4", "-P", "prefork")
+        results = group(flow.work.s(number, "abcde"[number % 5]) for number in range(60)).apply_async()
+        rates = group(flow.paced.s(number) for number in range(10)).apply_async()
+        assert results.get(timeout=90) == list(range(60))
+        times = sorted(rates.get(timeout=90))
+    assert most_at_once(flow) == (3, 1)
+    assert times[-1] - times[0] >= 9 * 0.05 * 0.9
+
+
+def test_a_killed_workers_places_are_free_and_its_unique_call_runs_again_alone(flow: Any) -> None:
+    with ExitStack() as stack:
+        (first,) = workers(stack, 1, "-c", "2", "-P", "threads")
+        once = flow.once.delay("k", 1.0)
+        work = flow.work.delay(1, "a", 1.0)
+        eventually(lambda: flow.journal.llen(flow.JOURNAL) == 2)
+        first.signal(signal.SIGKILL)
+        assert flow.once.delay("k").id == once.id
+        workers(stack, 1, "-c", "2", "-P", "threads")
+        assert flow.once.delay("k", 1.0).id == once.id
+        assert (once.get(timeout=90), work.get(timeout=90)) == ("k", 1)
+        eventually(lambda: flow.once.delay("k").id != once.id)
+    lines = [line.decode() for line in flow.journal.lrange(flow.JOURNAL, 0, -1)]
+    assert lines.count("begin a 1") == 2
+    assert lines.count("end a 1") == 1

@@ -1,0 +1,218 @@
+"""Limits over all workers: of what runs at once and of what begins in a time, of a task or of each key."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from amqtask import AmqTask, Concurrency, Rate, group
+from amqtask.exceptions import FlowStoreUnreachable, WrongValue
+from amqtask.flow.contract import Entry, Verdict
+from amqtask.flow.memory import MemoryStore
+from amqtask.testing.worker import start_worker
+
+
+@pytest.fixture
+def app() -> AmqTask:
+    return AmqTask("limits", broker="memory://", backend="cache+memory://")
+
+
+class Running:
+    """How many run at once, and the most that did, by key."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self.order: list[Any] = []
+
+    def __call__(self, key: str, number: int) -> None:
+        with self._lock:
+            self.now[key] += 1
+            self.now["all"] += 1
+            self.order.append(number)
+            for name in (key, "all"):
+                self.most[name] = max(self.most[name], self.now[name])
+        threading.Event().wait(0.01)  # the task's work
+        with self._lock:
+            self.now[key] -= 1
+            self.now["all"] -= 1
+
+
+def two_workers(app: AmqTask, pool: str = "threads") -> ExitStack:
+    stack = ExitStack()
+    for name in ("one@here", "two@here"):
+        stack.enter_context(start_worker(app, pool=pool, concurrency=4, hostname=name))
+    return stack
+
+
+def test_no_more_run_at_once_than_all_limits_allow(app: AmqTask) -> None:
+    running = Running()
+
+    @app.task(name="work", bind=True, limits=[Concurrency(3), Concurrency(1, by="tenant")])
+    def work(self: Any, number: int, tenant: str) -> tuple[int, int]:
+        running(tenant, number)
+        return number, self.request.retries
+
+    with two_workers(app):
+        results = group(work.s(number, "abcd"[number % 4]) for number in range(60)).apply_async().get(timeout=60)
+
+    assert results == [[number, 0] for number in range(60)]
+    assert running.most["all"] == 3
+    assert [running.most[key] for key in "abcd"] == [1] * 4
+
+
+@pytest.mark.parametrize("pool", ["solo", "asyncio"])
+def test_they_hold_on_each_pool(app: AmqTask, pool: str) -> None:
+    running = Running()
+
+    @app.task(name="work", limits=Concurrency(1))
+    async def work(number: int) -> int:
+        running("", number)
+        return number
+
+    @app.task(name="plain", limits=Concurrency(1))
+    def plain(number: int) -> int:
+        running("plain", number)
+        return number
+
+    with two_workers(app, pool):
+        calls = [task.delay(number) for number in range(10) for task in (work, plain)]
+        assert [result.get(timeout=60) for result in calls] == [n for number in range(10) for n in (number, number)]
+    assert running.most[""] == running.most["plain"] == 1
+
+
+def test_a_rate_spreads_what_begins(app: AmqTask) -> None:
+    begun: list[float] = []
+
+    @app.task(name="sends", limits=Rate("20/s", by="to", burst=2))
+    def sends(to: str) -> None:
+        begun.append(time.monotonic())
+
+    with two_workers(app):
+        group(sends.s("a") for _ in range(8)).apply_async().get(timeout=60)
+
+    begun.sort()
+    assert all(later - earlier >= 0.05 * 0.98 * 4 for earlier, later in zip(begun, begun[5:], strict=False))
+    assert begun[-1] - begun[0] >= 0.05 * 0.98 * 6
+
+
+def test_what_waits_is_in_the_broker_and_holds_no_slot(app: AmqTask) -> None:
+    runs, may_end = threading.Event(), threading.Event()
+
+    @app.task(name="one", limits=Concurrency(1))
+    def one() -> str:
+        runs.set()
+        may_end.wait(60)
+        return "one"
+
+    free = app.task(name="free")(lambda: "free")
+
+    with start_worker(app, pool="threads", concurrency=2):
+        first = one.delay()
+        assert runs.wait(60)
+        waiting = [one.delay() for _ in range(20)]
+        assert [free.delay().get(timeout=60) for _ in range(3)] == ["free"] * 3
+        may_end.set()
+        assert [result.get(timeout=60) for result in (first, *waiting)] == ["one"] * 21
+
+
+def test_a_place_is_free_after_a_failure_and_for_a_retry(app: AmqTask) -> None:
+    @app.task(name="fails", bind=True, limits=[Concurrency(1)])
+    def fails(self: Any) -> int:
+        if self.request.retries < 2:
+            raise self.retry(countdown=0)
+        raise ValueError(self.request.retries)
+
+    with start_worker(app):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="2"):
+                fails.delay().get(timeout=60)
+
+
+class Away(MemoryStore):
+    """A store that does not answer until it is told to."""
+
+    is_away = True
+
+    def enter(self, entry: Entry, lease: float) -> Verdict:
+        if self.is_away:
+            raise FlowStoreUnreachable("the store is away")
+        return super().enter(entry, lease)
+
+
+@pytest.mark.parametrize("policy", ["wait", "run"])
+def test_what_becomes_of_tasks_while_the_store_is_away(
+    app: AmqTask, policy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("amqtask.flow.gate.AWAY_SECONDS", 0.05)
+    app.conf.flow_on_error = policy
+    store = Away()
+    limited = app.task(name="limited", limits=Concurrency(1))(lambda: "ran")
+    app.runtime._kept.flow_store = store
+
+    result = limited.delay()
+    with start_worker(app):
+        if policy == "wait":
+            eventually(lambda: "its tasks wait" in caplog.text)
+            assert not result.ready()
+            store.is_away = False
+        assert result.get(timeout=60) == "ran"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Concurrency(0), "wants a whole number from 1 to 10000, not 0"),
+        (lambda: Concurrency(True), "wants a whole number"),
+        (lambda: Rate("fast"), "wants text like '10/s'"),
+        (lambda: Rate("0/s"), "wants text like"),
+        (lambda: Rate("5/s", burst=0), "burst wants a whole number"),
+    ],
+)
+def test_what_is_wrong_is_said_when_it_is_written(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(WrongValue, match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ([Concurrency(1), Concurrency(2)], "limits has Concurrency twice with the same key"),
+        ([5], "limits wants a Concurrency or a Rate, or a list of them"),
+        (Concurrency(1, by="tenat"), "Did you mean 'tenant'"),
+    ],
+)
+def test_limits_that_cannot_be_are_told_with_the_task(app: AmqTask, limits: object, words: str) -> None:
+    def define() -> None:
+        app.task(name="wrong", limits=limits)(lambda tenant: None)
+        app.finalize()
+
+    with pytest.raises(WrongValue, match=words):
+        define()
+
+
+def test_a_missing_key_is_a_key_of_its_own(app: AmqTask) -> None:
+    task = app.task(name="optional", limits=Concurrency(1, by="tenant"))(lambda tenant=None: None)
+    app.finalize()
+
+    assert task.flow_plan is not None
+    keys = [task.flow_plan.bounds(args, {})[0].key for args in ((), (None,), ("None",), ("a",))]
+
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    waiting = threading.Event()
+    for _ in range(600):
+        if holds():
+            return
+        waiting.wait(0.05)
+    raise AssertionError
