@@ -161,7 +161,7 @@ class Wire:
         self._waiting: deque[OnReply] = deque()
         self._pieces: list[bytes] = []
         self._unsent = memoryview(b"")
-        self._is_flush_due = self._is_writing = self._is_open = self._is_over = False
+        self._is_flush_due = self._is_writing = self._is_over = False
         self._on_drained: Callable[[], None] | None = None
         self._timer = OneTimer(loop)
         self._replies = 0
@@ -244,7 +244,6 @@ class Wire:
 
     def _opened(self) -> None:
         self._timer.cancel()
-        self._is_open = True
         self._loop.remove_writer(self._sock.fileno())
         self._loop.add_reader(self._sock.fileno(), self._read)
         self._on_open()
