@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 from weakref import ref
 
@@ -151,8 +152,9 @@ def _taken(waiting: list[OnResult], callback: OnResult) -> bool:
 class Arrivals:
     """The results of some tasks in the order in which they become ready; cheap to ask however many are awaited."""
 
-    def __init__(self, mailbox: Mailbox, task_ids: Iterable[str]) -> None:
+    def __init__(self, mailbox: Mailbox, task_ids: Sequence[str]) -> None:
         self._mailbox = mailbox
+        self._task_ids = task_ids
         self._missing = set(task_ids)
         self.ready: deque[ResultMessage] = deque()
         for task_id in list(self._missing):
@@ -175,6 +177,16 @@ class Arrivals:
         result = self.ready.popleft()
         self._mailbox.take(result.task_id)
         return result
+
+    def each(self, timeout: float | None, wait: Callable[[float | None], bool]) -> Iterator[tuple[str, ResultMessage]]:
+        """All of them by task id, within `timeout` seconds. `wait(deadline)`: whether one has come. Raises: TimeoutError."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self or self._missing:
+            if not self and not wait(deadline):
+                raise too_late(self._task_ids, self.missing, timeout)
+            while self:
+                result = self.next()
+                yield result.task_id, result
 
     def close(self) -> None:
         """Stop waiting."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 
 from amqtask import states
 from amqtask.backends.contract import BackendOptions, KnownStore
-from amqtask.backends.mailbox import Arrivals, Mailbox, await_callback, too_late
+from amqtask.backends.mailbox import Arrivals, Mailbox, await_callback
 from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.protocol.serialization import content_types
@@ -122,19 +123,14 @@ class MemoryBackend(MemoryChords, KnownStore):
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
         """Each result as it is stored."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        arrivals = Arrivals(self._mailbox, task_ids)
-        try:
-            while arrivals or arrivals.missing:
-                with self._changed:
-                    remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-                    if not self._changed.wait_for(lambda: bool(arrivals), remaining):
-                        raise too_late(task_ids, arrivals.missing, timeout)
-                while arrivals:
-                    result = arrivals.next()
-                    yield result.task_id, result
-        finally:
-            arrivals.close()
+
+        def wait(deadline: float | None) -> bool:
+            with self._changed:
+                remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+                return self._changed.wait_for(arrivals.__bool__, remaining)
+
+        with contextlib.closing(Arrivals(self._mailbox, task_ids)) as arrivals:
+            yield from arrivals.each(timeout, wait)
 
     def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
         """Call once when the result is stored."""

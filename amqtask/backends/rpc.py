@@ -7,6 +7,7 @@ for it. Only the process that published a task can read its result.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 import uuid
@@ -257,19 +258,10 @@ class RpcBackend(KnownStore):
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
         """Each result as it comes."""
         inbox = self._inbox()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        arrivals = Arrivals(inbox.mailbox, task_ids)
-        try:
+        with contextlib.closing(Arrivals(inbox.mailbox, task_ids)) as arrivals:
             if not timeout and arrivals.missing:
                 inbox.replies.poll()
-            while arrivals or arrivals.missing:
-                if not arrivals and not self._drive(inbox, arrivals.__bool__, deadline):
-                    raise too_late(task_ids, arrivals.missing, timeout)
-                while arrivals:
-                    result = arrivals.next()
-                    yield result.task_id, result
-        finally:
-            arrivals.close()
+            yield from arrivals.each(timeout, lambda deadline: self._drive(inbox, arrivals.__bool__, deadline))
 
     def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
         """Call once when the result comes, from a thread that reads the queue from now on."""
