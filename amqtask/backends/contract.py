@@ -232,7 +232,46 @@ class ResultBackend(StoreDefaults, Protocol):
 
 
 class KnownStore(WithOthersNames, StoreDefaults):
-    """A store that answers to Celery's names as well (`mark_as_done`, `get_task_meta`, `client` …)."""
+    """A store that answers to Celery's names as well (`mark_as_done`, `get_task_meta`, `client` …); with nothing to do where it
+    does not say what."""
+
+    def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
+        """None: nothing travels over AMQP."""
+        return None
+
+    def reply_to(self) -> str:
+        """None needed."""
+        return ""
+
+    def prepare(self, task_ids: Sequence[str], timeout: float | None = None) -> None:
+        """Nothing to prepare: who waits looks at what is stored."""
+
+    def hold(self, task_id: str, holder: object) -> None:
+        """Do nothing: the store keeps the result until it expires."""
+
+    def cleanup(self) -> None:
+        """Do nothing: what has expired goes by itself."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class PatientStore(KnownStore):
+    """A store whose `store` goes on for as long as `result_backend_always_retry` says."""
+
+    always_retry: RetryPolicy | None
+
+    def store(self, result: ResultMessage) -> None:
+        """Keep a result, unless SUCCESS is stored. Raises: EncodeError, BackendUnreachable."""
+        self.keep(result, self.always_retry)
+
+    def store_briefly(self, result: ResultMessage) -> None:
+        """`store`, but it gives up after `retry_for` seconds even with `result_backend_always_retry`."""
+        self.keep(result, None)
+
+    def keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
+        """Store it, and try again as the policy says (None: for `retry_for` seconds)."""
+        raise NotImplementedError
 
 
 class MadeForApp:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, Codec, RetryPolicy, key_prefix, retrying
+from amqtask.backends.contract import BackendOptions, Codec, PatientStore, RetryPolicy, key_prefix, retrying
 from amqtask.backends.polling import PollingBackend
 from amqtask.protocol.result import ResultMessage
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 IsFinal = Callable[[bytes], bool]
 
 
-class ValueBackend(PollingBackend):
+class ValueBackend(PatientStore, PollingBackend):
     """A store adds what it does with one key, and what its errors mean.
 
     `transport_options`: `global_keyprefix`, `retry_for`, how many seconds the store may be away before callers get
@@ -36,7 +36,7 @@ class ValueBackend(PollingBackend):
         prefix = key_prefix(transport_options)
         self._task_prefix, self._group_prefix = f"{prefix}celery-task-meta-", f"{prefix}celery-taskset-meta-"
         self._patience = RetryPolicy(seconds=float(transport_options.get("retry_for", 5.0)))
-        self._always_retry = options.always_retry
+        self.always_retry = options.always_retry
 
     # -- what a store adds
 
@@ -66,15 +66,8 @@ class ValueBackend(PollingBackend):
 
     # -- results
 
-    def store(self, result: ResultMessage) -> None:
-        """Write the result, unless SUCCESS is stored. Raises: EncodeError, BackendUnreachable."""
-        self._keep(result, self._always_retry)
-
-    def store_briefly(self, result: ResultMessage) -> None:
-        """`store`, but it gives up after `retry_for` seconds even with `result_backend_always_retry`."""
-        self._keep(result, None)
-
-    def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
+    def keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
+        """Write the result, unless SUCCESS is stored."""
         key, body = self._task_prefix + result.task_id, self._codec.result(result)
 
         def is_success(value: bytes) -> bool:

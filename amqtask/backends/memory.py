@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from amqtask import states
 from amqtask.backends.contract import BackendOptions, KnownStore
 from amqtask.backends.mailbox import Arrivals, Mailbox, await_callback
-from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.protocol.serialization import content_types
 
@@ -86,22 +85,11 @@ class MemoryBackend(MemoryChords, KnownStore):
         self._changed = threading.Condition()
         self._groups: dict[str, object] = {}
 
-    def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
-        """None: results stay in this process."""
-        return None
-
     def store(self, result: ResultMessage) -> None:
         """Keep a copy, as another process would read it. Raises: EncodeError."""
         self._mailbox.put(decode_result(*encode_result(result, self._serializer), self._accept))
         with self._changed:
             self._changed.notify_all()
-
-    def reply_to(self) -> str:
-        """None needed."""
-        return ""
-
-    def prepare(self, task_ids: Sequence[str], timeout: float | None = None) -> None:
-        """Nothing to prepare."""
 
     def hold(self, task_id: str, holder: object) -> None:
         """Keep the result while `holder` lives."""
@@ -155,9 +143,3 @@ class MemoryBackend(MemoryChords, KnownStore):
     def delete_group(self, group_id: str) -> None:
         """Delete the group."""
         self._groups.pop(group_id, None)
-
-    def cleanup(self) -> None:
-        """Nothing to do."""
-
-    def close(self) -> None:
-        """Nothing to close."""

@@ -18,7 +18,7 @@ from pymongo import errors
 from pymongo.uri_parser import parse_uri
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, Codec, RetryPolicy, retrying, unreadable
+from amqtask.backends.contract import BackendOptions, Codec, PatientStore, RetryPolicy, retrying, unreadable
 from amqtask.backends.polling import PollingBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
 from amqtask.ground.lazy import ByProcess
@@ -40,7 +40,7 @@ _INDEX_IS_THERE = (85, 86)
 _OWN = frozenset({"_id", "status", "result", "traceback", "children", "date_done", "group_id", "parent_id"})
 
 
-class MongoBackend(PollingBackend):
+class MongoBackend(PatientStore, PollingBackend):
     """See amqtask.backends.contract.ResultBackend.
 
     `mongodb_backend_settings`: `database`, `taskmeta_collection`, `groupmeta_collection`; `host`, `port`, `user`,
@@ -57,7 +57,7 @@ class MongoBackend(PollingBackend):
         self._expires = options.expires
         self._codec = Codec(options)
         self._patience = RetryPolicy(seconds=float(transport_options.get("retry_for", 5.0)))
-        self._always_retry = options.always_retry
+        self.always_retry = options.always_retry
         self._tasks = settings.pop("taskmeta_collection", TASKS)
         self._groups = settings.pop("groupmeta_collection", GROUPS)
         self._uri, self._database, self._hosts = server_of(options.url, settings)
@@ -74,15 +74,8 @@ class MongoBackend(PollingBackend):
 
     # -- the worker's end
 
-    def store(self, result: ResultMessage) -> None:
-        """Replace or insert a document. Raises: EncodeError, BackendUnreachable."""
-        self._keep(result, self._always_retry)
-
-    def store_briefly(self, result: ResultMessage) -> None:
-        """`store`, but it gives up after `retry_for` seconds even with `result_backend_always_retry`."""
-        self._keep(result, None)
-
-    def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
+    def keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
+        """Replace or insert a document."""
         document = self._document(result)
         self._run(lambda database: self._write(database, document), policy)
 

@@ -17,7 +17,6 @@ from amqtask.backends.mailbox import Arrived, await_arrival, too_late
 from amqtask.exceptions import BackendUnreachable
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import bounded_logger
-from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage
 
 logger = bounded_logger("amqtask.backends")
@@ -58,34 +57,11 @@ class PollingBackend(KnownStore):
         """Store a result; a stored SUCCESS stays. Raises: EncodeError, BackendUnreachable."""
         raise NotImplementedError
 
-    def store_briefly(self, result: ResultMessage) -> None:
-        """`store`, but it gives up after seconds even with `result_backend_always_retry`."""
-        self.store(result)
-
     def forget(self, task_id: str) -> None:
         """Delete the result. Raises: BackendUnreachable."""
         raise NotImplementedError
 
-    def cleanup(self) -> None:
-        """Delete what is older than `result_expires`; nothing where the store does so by itself."""
-
-    # -- the worker's end
-
-    def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
-        """Nothing travels over AMQP."""
-        return None
-
     # -- the caller's end
-
-    def reply_to(self) -> str:
-        """None needed."""
-        return ""
-
-    def prepare(self, task_ids: Sequence[str], timeout: float | None = None) -> None:
-        """Nothing to prepare."""
-
-    def hold(self, task_id: str, holder: object) -> None:
-        """Do nothing: the store keeps the result until it expires."""
 
     def find(self, task_id: str) -> ResultMessage | None:
         """The stored result, or None."""

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import redis
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, KnownStore, RetryPolicy, key_prefix
+from amqtask.backends.contract import BackendOptions, PatientStore, RetryPolicy, key_prefix
 from amqtask.backends.mailbox import too_late
 from amqtask.backends.redis_waiting import (
     ERRORS,
@@ -36,7 +36,6 @@ from amqtask.exceptions import EncodeError
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.plugins import others_names
 from amqtask.ground.printable import described
-from amqtask.protocol.message import Message
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.protocol.serialization import content_type, content_types, dumps, is_text, loads
 from amqtask.transport.redis.servers import Cluster, SentinelMaster, deployment_of
@@ -232,7 +231,7 @@ FAIL_OVER = 30.0
 AT_ONCE = 1_000
 
 
-class RedisBackend(RedisChords, KnownStore):
+class RedisBackend(RedisChords, PatientStore):
     """See amqtask.backends.contract.ResultBackend, and amqtask.execution.contract.ChordStore.
 
     `transport_options`: `global_keyprefix`, `result_chord_ordered` (Celery's), `retry_for`, how many seconds the server
@@ -247,6 +246,7 @@ class RedisBackend(RedisChords, KnownStore):
 
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
+        self.always_retry = options.always_retry
         self._type = content_type(options.serializer)
         self._encoding = "utf-8" if is_text(self._type) else "binary"
         self._accept = content_types(options.accept) | {self._type}
@@ -275,22 +275,8 @@ class RedisBackend(RedisChords, KnownStore):
 
     # -- the worker's end
 
-    def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
-        """Nothing travels over AMQP."""
-        return None
-
-    def store(self, result: ResultMessage) -> None:
-        """SET with expiry and PUBLISH in one round trip; a result that is SUCCESS already stays.
-
-        Raises: EncodeError, BackendUnreachable.
-        """
-        self._keep(result, self._options.always_retry)
-
-    def store_briefly(self, result: ResultMessage) -> None:
-        """`store`, but it gives up after `retry_for` seconds even with `result_backend_always_retry`."""
-        self._keep(result, None)
-
-    def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
+    def keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
+        """SET with expiry and PUBLISH in one round trip; a result that is SUCCESS already stays."""
         body = encode_result(result, self._options.serializer).body
         key = self._result_key(result.task_id)
         arguments = (body, self._result_expires or 0)
@@ -305,16 +291,6 @@ class RedisBackend(RedisChords, KnownStore):
             expected = stored
 
     # -- the caller's end
-
-    def reply_to(self) -> str:
-        """None needed."""
-        return ""
-
-    def prepare(self, task_ids: Sequence[str], timeout: float | None = None) -> None:
-        """Nothing: a waiter subscribes first and looks at the key then, so no result is missed."""
-
-    def hold(self, task_id: str, holder: object) -> None:
-        """Do nothing: the server keeps the result until it expires."""
 
     def find(self, task_id: str) -> ResultMessage | None:
         """The stored result, or None."""
@@ -405,9 +381,6 @@ class RedisBackend(RedisChords, KnownStore):
     def forget(self, task_id: str) -> None:
         """Delete the result."""
         self._retrying(lambda client: client.delete(self._result_key(task_id)))
-
-    def cleanup(self) -> None:
-        """Nothing: the server drops keys when they expire."""
 
     def close(self) -> None:
         """Close idle connections; they open again when they are needed."""

@@ -273,9 +273,6 @@ class RpcBackend(KnownStore):
         """Drop the result."""
         self._inbox().mailbox.forget(task_id)
 
-    def cleanup(self) -> None:
-        """Nothing to do."""
-
     def close(self) -> None:
         """Delete the queue."""
         inbox = self._inboxes.pop()

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, Codec, RetryPolicy, retrying, unreadable
+from amqtask.backends.contract import BackendOptions, Codec, PatientStore, RetryPolicy, retrying, unreadable
 from amqtask.backends.polling import PollingBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError, Undecodable
 from amqtask.ground.lazy import ByProcess
@@ -131,7 +131,7 @@ class _Database:
         self.columns = columns
 
 
-class SqlBackend(PollingBackend):
+class SqlBackend(PatientStore, PollingBackend):
     """See amqtask.backends.contract.ResultBackend.
 
     Settings: `database_engine_options` (of create_engine), `database_engine_callback` (called with each engine, or its
@@ -143,6 +143,7 @@ class SqlBackend(PollingBackend):
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
         self._options = options
+        self.always_retry = options.always_retry
         self._settings = options.settings
         self._codec = Codec(options)
         self._url = database_url(options.url)
@@ -155,15 +156,8 @@ class SqlBackend(PollingBackend):
 
     # -- the worker's end
 
-    def store(self, result: ResultMessage) -> None:
-        """One UPDATE, and an INSERT if there is no such row. Raises: EncodeError, BackendUnreachable."""
-        self._keep(result, self._options.always_retry)
-
-    def store_briefly(self, result: ResultMessage) -> None:
-        """`store`, but it gives up after `retry_for` seconds even with `result_backend_always_retry`."""
-        self._keep(result, None)
-
-    def _keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
+    def keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
+        """One UPDATE, and an INSERT if there is no such row."""
         row = self._row(result)
         self._run(lambda database: self._write(database, row), policy)
 
