@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from integration import celery_peer, flower_peer
+from integration import celery_peer, flower_peer, node_peer
 from integration.machine import NodeError, apt_install
 from integration.servers import mongo_program, postgres_programs
 
@@ -29,6 +29,7 @@ INSTALLATIONS: tuple[tuple[Callable[[], object], str], ...] = (
     (postgres_programs, "AMQTASK_POSTGRES_URL"),
     (celery_peer.python, ""),
     (flower_peer.python, ""),
+    (node_peer.modules, ""),
     (mongo_program, "AMQTASK_MONGODB_URL"),
 )
 

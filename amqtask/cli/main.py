@@ -45,6 +45,7 @@ COMMANDS = {
     "relay": ("relay:command", "Publish the calls that committed transactions left in the outbox."),
     "report": ("report:command", "Versions and settings for a bug report."),
     "result": ("call:result_command", "Print the result of a task."),
+    "schema": ("schema:command", "JSON Schema or AsyncAPI of the tasks, or a producer in TypeScript."),
     "shell": ("shell:command", "Python with the application and its tasks."),
     "status": ("remote:status_command", "List the workers that answer."),
     "tasks": ("tasks:command", "Find, show, run again or revoke tasks, by their history."),
