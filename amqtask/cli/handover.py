@@ -21,7 +21,6 @@ REPEATED = "_AMQTASK_RELOAD_REPEATED"
 # What a worker imports when it begins, and may as well have imported before: none of it looks at the project.
 _EARLY = (
     "amqtask.cli.find_app",
-    "amqtask.cli.worker",
     "amqtask.backends.rpc",
     "amqtask.beat.build",
     "amqtask.remote.control",
