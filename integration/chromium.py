@@ -91,13 +91,21 @@ class Browser:
         """What a script returns."""
         return self._ask("POST", "/execute/sync", {"script": script, "args": []})
 
-    def screenshot(self, name: str) -> None:
+    def run_later(self, script: str) -> Any:
+        """What a script gives to its last argument, a function."""
+        return self._ask("POST", "/execute/async", {"script": script, "args": []})
+
+    def resize(self, width: int, height: int) -> None:
+        """The window's size, in pixels."""
+        self._ask("POST", "/window/rect", {"width": width, "height": height})
+
+    def screenshot(self, name: str, *, width: int = 1280) -> None:
         """The whole page, into the folder AMQTASK_SCREENSHOTS if there is one."""
         folder = os.environ.get("AMQTASK_SCREENSHOTS")
         if folder:
-            self._ask("POST", "/window/rect", {"width": 1280, "height": 700})
+            self.resize(width, 700)
             height = self.run("return document.documentElement.scrollHeight")
-            self._ask("POST", "/window/rect", {"width": 1280, "height": min(2400, max(700, height + 150))})
+            self.resize(width, min(2400, max(700, height + 150)))
             (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
 
     def close(self) -> None:

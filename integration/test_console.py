@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from amqtask.console.web import PAGES
+from integration.axe import faults
 from integration.chromium import Browser, chromium
 from integration.conftest import Broker
 from integration.machine import free_port
@@ -119,16 +121,23 @@ def test_a_failed_task_is_found_read_corrected_and_its_queue_paused(served: Serv
         assert all(word in served.main for word in ("rerun", "retry-dead", "pause", "resume"))
 
 
-def test_it_is_read_on_a_telephone_and_with_a_keyboard(served: Served) -> None:
+def test_it_is_read_on_a_telephone_with_a_keyboard_and_by_whoever_sees_little(served: Served) -> None:
     browser: Any = served.browser
     with served.kept.worker("-P", "threads"):
-        served.kept.app.send_task("sample.fail", ("x" * 300,))
-        eventually(lambda: list(served.kept.states().values()) == ["FAILURE"], what=lambda: str(served.kept.states()))
-    browser._ask("POST", "/window/rect", {"width": 380, "height": 700})
-    for path in ("/", "/tasks", "/failures", "/queues", "/workers", "/dead", "/audit"):
-        served.open(path)
-        width = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert width <= 0, f"{path} is {width} pixels too wide"
+        bad = served.kept.app.send_task("sample.fail", ("x" * 300,))
+        served.kept.app.send_task("sample.add", (1, 1), countdown=3600)
+        eventually(lambda: served.kept.states().get(bad.id) == "FAILURE", what=lambda: str(served.kept.states()))
+        browser.resize(380, 700)
+        told = {"{task_id}": bad.id, "{some_id}": bad.id, "{action}": "rerun?state=FAILURE"}
+        for page in PAGES:
+            path = page
+            for place, value in told.items():
+                path = path.replace(place, value)
+            served.open(path)
+            browser.run("for (const one of document.querySelectorAll('details')) one.open = true")
+            width = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert width <= 0, f"{path} is {width} pixels too wide"
+            assert faults(browser) == [], path
     served.open("/tasks")
     browser.run("document.activeElement.blur(); document.dispatchEvent(new KeyboardEvent('keydown', {key: '/'}))")
     browser.run("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '/', bubbles: true}))")

@@ -16,6 +16,7 @@ from starlette.routing import Mount
 
 from amqtask import AmqTask
 from amqtask.console.access import Access, fits, hashed
+from amqtask.console.actions import ACTIONS
 from amqtask.console.web import console
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.message import Message
@@ -390,3 +391,60 @@ def test_workers_are_told_what_to_do_and_answer(shown: Shown) -> None:
         assert "does not answer" in order("worker-shutdown", worker="nobody")["error"]
         assert "is missing" in shown.client.post("/api/do/worker-drain", json={}).json()["error"]
         assert "ends after" in order("worker-shutdown")["done"]
+
+
+@pytest.mark.parametrize("action", sorted(ACTIONS))
+@pytest.mark.parametrize("place", ["/do/", "/api/do/"])
+def test_who_may_only_look_changes_nothing_and_no_other_site_does(tmp_path: Path, action: str, place: str) -> None:
+    shown = Shown(tmp_path, header="X-Forwarded-User", operators=frozenset({"ann"}))
+    shown.app.send_task("shop.send", ("x@y",))
+    every = {
+        "id": "bad", "queue": "mail", "confirm": "mail", "all": "yes", "task": "shop.send", "error": "ValueError",
+        "state": "FAILURE", "name": "nightly", "worker": "w1@host", "last": "2026-11-30T12:00:00+00:00",
+    }  # fmt: skip
+    for headers in (
+        {"X-Forwarded-User": "bob"},
+        {"X-Forwarded-User": "ann", "Origin": "https://evil.example"},
+        {"X-Forwarded-User": "ann", "Sec-Fetch-Site": "cross-site"},
+        {},
+    ):
+        assert shown.client.post(f"{place}{action}", data=every, headers=headers).status_code == 403
+        assert shown.client.get(f"{place}{action}", headers=headers).status_code in (403, 405)
+
+    assert shown.app.history.index.actions(10) == []
+    assert shown.app.control.pauses.read() == {}
+    assert {group.unseen for group in shown.app.history.failures()} == {1}
+    with shown.app.broker.admin() as admin:
+        assert admin.count("mail") == 1
+    shown.app.close()
+
+
+def test_who_may_only_look_is_offered_nothing_to_do(tmp_path: Path) -> None:
+    shown = Shown(tmp_path, header="X-Forwarded-User", operators=frozenset({"ann"}))
+    shown.app.send_task("shop.send", ("x@y",), countdown=600)
+    pages = ("/tasks/bad", "/failures", "/dead", "/queues", "/queues/delayed", "/workers", "/many/rerun?state=FAILURE")
+    for path in pages:
+        assert 'method="post"' not in shown.page(path, **{"X-Forwarded-User": "bob"}), path
+    shown.app.close()
+
+
+def test_hostile_names_of_workers_queues_and_searches_are_shown_as_text(shown: Shown) -> None:
+    told = {"type": "worker-heartbeat", "hostname": EVIL, "timestamp": time.time() - 900, "freq": 2.0, "sw_ident": EVIL}
+    shown.app.history.index.take([told])
+    shown.do("mark-seen", task=EVIL, error="ValueError", last="2100-01-01T00:00:00+00:00", back="/failures")
+    shown.do("pause", queue=EVIL)
+    query = f"text={EVIL}&task={EVIL}&state={EVIL}&stamp={EVIL}&notice={EVIL}&since={EVIL}"
+    for path in (
+        "/",
+        "/workers",
+        "/audit",
+        "/failures",
+        "/queues",
+        "/queues/delayed",
+        "/tasks",
+        "/many/rerun",
+        "/many/revoke",
+    ):
+        page = shown.page(f"{path}?{query}" if path != "/failures" else "/failures?since=7d")
+        assert EVIL not in page, path
+        assert "&lt;script&gt;" in page, path
