@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from amqtask import AmqTask
 from amqtask.assembly import build_indexer
+from amqtask.console.alerts.log import AlertLog
+from amqtask.console.alerts.rules import Problem
 from amqtask.history.client import History
 from amqtask.history.index import Overtaken
 from integration import celery_peer
@@ -267,6 +270,39 @@ def test_on_redis_history_is_kept_in_a_list_until_it_is_indexed(redis_url: str, 
     with kept.app.broker.admin() as admin:
         assert admin.count(kept.history_queue) == 0
     kept.close()
+
+
+def test_alerts_may_be_in_postgresql_and_are_told_once(postgres: str) -> None:
+    former = History(postgres)
+
+    def as_before_workflows(connection: sa.Connection) -> None:
+        for column in ("group_id", "group_index", "joins", "follows", "periodic"):
+            connection.execute(sa.text(f"ALTER TABLE amqtask_history DROP COLUMN {column}"))
+
+    former.index.transact(as_before_workflows)
+    former.close()
+    history, other = History(postgres), History(postgres)
+    told = {"uuid": "t1", "hostname": "w1@host", "timestamp": 1_764_500_000.0, "queue": "mail", "group_id": "g"}
+    history.index.take([{**told, "type": "task-sent"}])
+    assert ([task.id for task in history.workflow("g")], history.index.oldest_waiting("mail")) == (
+        ["t1"],
+        1_764_500_000.0,
+    )
+
+    problem = Problem("dead-letters", "mail.dead", "3 dead letters", 3, 0)
+    mine, others = AlertLog(history.index), AlertLog(other.index)
+    assert [log.fire(problem, 5.0, ["hook"], {"state": "firing"}) for log in (mine, others)] == [True, False]
+    notice = mine.claim(6.0)
+    assert notice is not None
+    assert others.claim(6.0) is None
+    mine.told(notice, 7.0)
+    (alert,) = others.firing().values()
+    assert [log.resolve(alert["id"], 8.0, ["hook"], {}) for log in (others, mine)] == [True, False]
+    assert others.claim(9.0) is not None
+    mine.forget(10.0)
+    assert (mine.past(10), mine.claim(99.0)) == ([], None)
+    history.close()
+    other.close()
 
 
 def test_the_index_may_be_in_postgresql(postgres: str) -> None:

@@ -24,12 +24,20 @@ _LOCAL = ("127.0.0.1", "::1", "localhost")
 )
 @click.option("-p", "--port", type=click.IntRange(0, 65535), default=5556, show_default=True, help="Port to listen on.")
 @click.option("--no-index", is_flag=True, help="Leave the reading of kept events to `amqtask history`.")
+@click.option("--no-alerts", is_flag=True, help="Leave the look-out for alerts to another console.")
 @click.option("--hash-password", is_flag=True, help="Ask for a password, print it as console_users has it, and end.")
 @loglevel_option("INFO")
 @log_format_option
 @click.pass_obj
 def command(
-    settings: Globals, host: str, port: int, no_index: bool, hash_password: bool, loglevel: str, log_format: str | None
+    settings: Globals,
+    host: str,
+    port: int,
+    no_index: bool,
+    no_alerts: bool,
+    hash_password: bool,
+    loglevel: str,
+    log_format: str | None,
 ) -> int:
     """Serve the console, and index what happens to tasks (task_history), until Ctrl-C or TERM.
 
@@ -58,7 +66,7 @@ def command(
     if not conf.task_history:
         echo("task_history is off, so no task is found here: set task_history = True.", err=True)
     set_up(conf, loglevel=loglevel.upper(), logfile=None, log_format=log_format, color=settings.color)
-    served = web.console(app, access=access, indexes=not no_index)
+    served = web.console(app, access=access, indexes=not no_index, watches=not no_alerts)
     echo(f"The console is on http://{host}:{port}" + (", for this machine only." if access.is_local_only else "."))
     try:
         uvicorn.run(served, host=host, port=port, log_config=None, access_log=False)

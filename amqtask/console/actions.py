@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from amqtask.client.rerun import run_edited
 from amqtask.console import workers
+from amqtask.console.alerts.page import send_test
 from amqtask.console.delayed import revoke_delayed, send_now
 from amqtask.console.many import mark_seen, rate_of, rerun_all, revoke_all
 from amqtask.console.pages import is_dead_letter, named_queues
@@ -121,6 +122,7 @@ ACTIONS: dict[str, Action] = {
     "resume": resume,
     "purge": purge,
     "retry-dead": retry_dead,
+    "alert-test": send_test,
     "schedule-pause": pause_schedule,
     "schedule-resume": resume_schedule,
     "schedule-run": run_schedule,

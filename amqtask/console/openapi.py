@@ -76,6 +76,14 @@ SCHEMAS: dict[str, JsonObject] = {
         worker=str, state={"enum": ["there", "gone"]}, pool=_Text, slots=object, running=_Number, done=_Number,
         prefetch=object, up=object, pid=object, queues=_list({}), paused=_list({}), tasks=_list({"type": "object"}),
     ),
+    "Line": _of(kind={"enum": ["task", "group", "expected", "hidden"]}, depth=int, is_next=bool),
+    "Schedule": _of(
+        name=str, task=str, call=str, schedule=str, enabled=bool, one_off=bool,
+        paused={"anyOf": [_ref("Pause"), {"type": "null"}]}, last_run_at=datetime | None, next_due_at=datetime | None,
+        total_run_count=int, runs=_list(_of(id=str, state=str, at=datetime, runtime=float | None)),
+    ),
+    "Rule": _of(name=str, about=str, above=float, hold=float, of=dict[str, float]),
+    "Alert": _of(id=int, rule=str, subject=str, text=str, began_at=float, ended_at=float | None),
     "Action": _of(id=int, at=float, who=str, action=str, subject=str, outcome=_Text),
     "Done": _of(done=str),
     "Error": _of(error=str),
@@ -135,6 +143,27 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
             query={"type": "object"}, tasks=_list(_ref("DelayedTask")), number=int, total=int, is_part=bool, page=int, pages=int
         ),
     ),
+    "/workflows/{some_id}": (
+        "The workflow of a root id, or of any task or group: lines from the top, what is to come too",
+        {},
+        _of(id=str, root_id=str, count=int, more=bool, states_of=dict[str, int], lines=_list(_ref("Line"))),
+    ),
+    "/schedules": (
+        "Periodic tasks, and what will be sent within 24 hours",
+        {},
+        _of(
+            source=str, zone=str, problem=_Text, entries=_list(_ref("Schedule")),
+            ahead=_list(_of(due_at=datetime, name=str, task=str)),
+        ),
+    ),
+    "/alerts": (
+        "The rules, what fires, what fired, who is told, and what could not be told",
+        {},
+        _of(
+            rules=_list(_ref("Rule")), destinations=_list(str), firing=_list(_ref("Alert")), past=_list(_ref("Alert")),
+            untold=_list({"type": "object"}),
+        ),
+    ),
     "/workers": ("What each worker is and runs", {}, _of(workers=_list(_ref("Worker")))),
     "/audit": ("What was done in the console, the newest first", {}, _of(actions=_list(_ref("Action")))),
 }  # fmt: skip
@@ -144,6 +173,7 @@ FIELDS: dict[str, str] = {
     "rerun-all": "number? rate? *", "revoke-all": "number? terminate? *", "mark-seen": "task error last",
     "pause": "queue", "resume": "queue", "purge": "queue confirm",
     "retry-dead": "queue id? task? reason? all? rate?",
+    "schedule-run": "name", "schedule-pause": "name", "schedule-resume": "name", "alert-test": "",
     "send-now": "id? task? queue? all?", "revoke-delayed": "id? task? queue? all?",
     "worker-grow": "worker n?", "worker-shrink": "worker n?", "worker-add-queue": "worker queue",
     "worker-remove-queue": "worker queue", "worker-drain": "worker", "worker-restart": "worker", "worker-shutdown": "worker",

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from jinja2 import Environment, FileSystemLoader
@@ -29,6 +29,8 @@ from amqtask.assembly import build_indexer
 from amqtask.console import delayed, many, openapi, pages
 from amqtask.console.access import Access, Denied, User, local_path
 from amqtask.console.actions import ACTIONS
+from amqtask.console.alerts.page import alerts
+from amqtask.console.alerts.watch import Watch
 from amqtask.console.schedules import schedules
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.printable import bounded_logger, duration, local_time
@@ -79,9 +81,18 @@ PAGES: dict[str, tuple[str, str, Look]] = {
         lambda app, request: delayed.delayed(app, request.query_params),
     ),
     "/workers": ("Workers", "workers.html", lambda app, request: pages.workers(app)),
+    "/alerts": ("Alerts", "alerts.html", lambda app, request: alerts(app)),
     "/audit": ("Audit", "audit.html", lambda app, request: {"actions": app.history.index.actions(200)}),
 }
 MENU = [(path, title) for path, (title, _, _) in PAGES.items() if title]
+
+
+class Service(Protocol):
+    """Something that runs in a thread of its own."""
+
+    def run(self) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class Console:
@@ -243,21 +254,24 @@ async def _form(request: Request) -> dict[str, str]:
         raise Denied(400, f"the form cannot be read: {error}") from error
 
 
-def console(app: AmqTask, *, access: Access | None = None, indexes: bool = True) -> Starlette:
-    """The console of an application, to be served or mounted. With `indexes` it also reads kept events into the index, in a
-    thread of its own, so that no `amqtask history` is needed beside it."""
+def console(app: AmqTask, *, access: Access | None = None, indexes: bool = True, watches: bool = True) -> Starlette:
+    """The console of an application, to be served or mounted. With `indexes` it also reads kept events into the index, and with
+    `watches` it looks whether an alert is due, each in a thread of its own. Raises: ConfigurationError."""
+    watch = Watch(app) if watches else None
 
     @contextlib.asynccontextmanager
     async def lifespan(starlette: Starlette) -> AsyncIterator[None]:
-        indexer = build_indexer(app) if indexes and app.broker.is_shared else None
-        thread = threading.Thread(target=indexer.run, name="amqtask history") if indexer is not None else None
-        if thread is not None:
+        services: list[Service] = [build_indexer(app)] if indexes and app.broker.is_shared else []
+        services += [watch] if watch is not None and app.broker.is_shared else []
+        threads = [threading.Thread(target=one.run, name=f"amqtask {type(one).__name__}") for one in services]
+        for thread in threads:
             thread.start()
         try:
             yield
         finally:
-            if indexer is not None and thread is not None:
-                indexer.stop()
+            for one in services:
+                one.stop()
+            for thread in threads:
                 await run_in_threadpool(thread.join)
 
     access = access or Access()

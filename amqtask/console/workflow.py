@@ -53,7 +53,8 @@ class Workflow:
             self._parents[Node("task", task.id)] = self._parent_of(task)
         placed: set[str] = set()
         for group in self._members:
-            self._place(group, placed)
+            if group not in placed:
+                self._place(group, placed)
         self._children: dict[Node | None, list[Node]] = defaultdict(list)
         for node, parent in self._parents.items():
             self._children[parent].append(node)

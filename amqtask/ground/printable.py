@@ -157,7 +157,7 @@ def clause(error: object) -> str:
 
 STARS = "********"
 _SECRET = re.compile(
-    r"passw|pwd|(^|[_\W])pass($|[_\W])|secret|token|credential|private|(^|[_\W])auth|(^|[_\W])login(?!_method)|security_key|encryption_keys|api_?key|access_key",
+    r"passw|pwd|(^|[_\W])pass($|[_\W])|secret|token|credential|private|(^|[_\W])auth|(^|[_\W])login(?!_method)|security_key|encryption_keys|alert_to|api_?key|access_key",
     re.IGNORECASE,
 )
 # A URL begins here; what follows belongs to it.

@@ -342,6 +342,12 @@ class History:
             for row in self.index.minutes(int(_unix(since) // 60))
         ]
 
+    def waits(self, queue: str) -> float | None:
+        """Seconds that the oldest task in a queue waits, as far as events tell: of callers that tell nothing (Celery's, without
+        task_send_sent_event) none is known. None: no task waits."""
+        sent_at = self.index.oldest_waiting(queue)
+        return None if sent_at is None else max(0.0, time.time() - sent_at)
+
     def workers(self) -> list[PastWorker]:
         """Workers that were heard of, by name."""
         now = time.time()

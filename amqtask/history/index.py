@@ -32,6 +32,7 @@ from amqtask.history.tables import (
     WORKERS,
     connect,
 )
+from amqtask.states import PENDING
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import EventFields, JsonObject
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Ids per SELECT, and rows per DELETE.
 AT_ONCE, DELETED_AT_ONCE = 500, 5_000
+# Tasks of a queue among which the oldest one that waits is looked for.
+MOST_WAITING = 20_000
 # After a deletion for size the index has so much of the size that it may have.
 _KEEPS = 0.95
 
@@ -92,6 +95,10 @@ class HistoryIndex:
                 return change(connection)
         except sa.exc.SQLAlchemyError as error:
             raise IndexUnreachable(f"the index of history cannot be written: {_short(error)}") from error
+
+    def transact(self, change: Callable[[sa.Connection], T]) -> T:
+        """Do something with tables of one's own that are in the index, too, in one transaction."""
+        return self._write(change)
 
     # -- taking in
 
@@ -324,6 +331,21 @@ class HistoryIndex:
             .where(*_group(name or "", error or ""), TASKS.c.state_at > after, *conditions)
         )
         return int(self._read(lambda connection: connection.execute(statement).scalar_one()))
+
+    def oldest_waiting(self, queue: str) -> float | None:
+        """When the oldest task that waits in a queue was sent, as far as events tell; None where none waits.
+
+        One that was sent before another that a worker has received is in the queue no more: it was purged, or is delayed. Looks
+        at the newest MOST_WAITING tasks of the queue only."""
+        c = TASKS.c
+        columns = (c.state, c.sent_at, c.eta, c.received_at)
+        newest = sa.select(*columns).where(c.queue == queue).order_by(c.key.desc()).limit(MOST_WAITING).cte()
+        passed = sa.select(sa.func.max(newest.c.sent_at)).where(newest.c.received_at.is_not(None)).scalar_subquery()
+        wanted = sa.select(sa.func.min(newest.c.sent_at)).where(
+            newest.c.state == PENDING, newest.c.eta.is_(None), newest.c.sent_at > sa.func.coalesce(passed, 0.0)
+        )
+        moment: float | None = self._read(lambda connection: connection.execute(wanted).scalar())
+        return moment
 
     # -- what operators did
 

@@ -127,6 +127,42 @@ SEEN = sa.Table(
     sa.Column("who", _NAME, nullable=False),
 )
 
+# What the console's rules found: an alert is open until `ended_at`, and open once.
+ALERTS = sa.Table(
+    "amqtask_history_alerts",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("rule", _NAME, nullable=False),
+    sa.Column("subject", _NAME, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("began_at", _TIME, nullable=False),
+    sa.Column("ended_at", _TIME),
+)
+_OPEN = ALERTS.c.ended_at.is_(None)
+sa.Index(
+    "amqtask_history_alerts_open",
+    ALERTS.c.rule,
+    ALERTS.c.subject,
+    unique=True,
+    sqlite_where=_OPEN,
+    postgresql_where=_OPEN,
+)
+
+# Who is to be told of them; a notice is under way, or tried again, until `due_at`.
+NOTICES = sa.Table(
+    "amqtask_history_notices",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("alert", sa.Integer, nullable=False, index=True),
+    sa.Column("destination", _NAME, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("made_at", _TIME, nullable=False),
+    sa.Column("due_at", _TIME, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("done_at", _TIME),
+)
+
 # One row: the last message of the stream that is in the index (-1: none).
 POSITION = sa.Table(
     "amqtask_history_position",

@@ -216,3 +216,17 @@ def test_an_index_of_an_older_version_gets_the_columns_that_it_has_not(tmp_path:
     assert [task.group_id for task in again.find()] == ["g", None]
     assert [task.id for task in again.workflow("g")] == ["new"]
     again.close()
+
+
+@pytest.mark.parametrize("is_outer_first", [True, False])
+def test_groups_are_nested_in_whichever_order_their_members_came(kept: Kept, is_outer_first: bool) -> None:
+    outer = [told("w", group_id="outer", group_index=1)]
+    inner = [told(task_id, group_id="inner") for task_id in ("x", "y")]
+    body = [told("z", name="total", parent_id="y", root_id="x", joins="inner", group_id="outer", group_index=0)]
+    for events in (outer, inner, body) if is_outer_first else (inner, body, outer):
+        kept.app.history.index.take(events)
+
+    lines = [shortly(line) for line in Workflow(kept.app.history.workflow("outer")).lines()]
+    assert sorted(line.partition(" {")[0].partition(":")[0] for line in lines) == sorted(
+        ["group of 2", "  chord of 2", "    add RECEIVED", "    add RECEIVED", "  > total RECEIVED", "  add RECEIVED"]
+    )
