@@ -26,7 +26,7 @@ from amqtask.transport.loop_publisher import PikaLoopPublisher
 from amqtask.transport.memory.server import MemoryServer
 from amqtask.transport.publisher import PikaPublisher
 from amqtask.transport.url import parse_broker_urls
-from integration.machine import free_port
+from integration.machine import free_port, is_running
 from integration.waiting import LONG, eventually
 from integration.workers import ROOT, LoggedProcess
 
@@ -133,7 +133,9 @@ class Developed:
     """A project, and the programs that its developer runs."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.scratch = folder / "project", folder / "scratch"
+        self.folder.mkdir()
+        self.scratch.mkdir()
         self.port, self.console_port = free_port(), free_port()
 
     def write(self, answer: str) -> None:
@@ -144,7 +146,7 @@ class Developed:
         """`amqtask dev`."""
         ports = ["--port", str(self.port), "--console-port", str(self.console_port)]
         line = ["--workdir", str(self.folder), "-A", "tasks", "dev", *ports, *options]
-        return LoggedProcess([sys.executable, "-m", "amqtask", *line])
+        return LoggedProcess([sys.executable, "-m", "amqtask", *line], environment={"TMPDIR": str(self.scratch)})
 
     def run(self, program: str) -> str:
         """What a program of the project prints."""
@@ -176,7 +178,7 @@ def test_a_project_is_developed_with_nothing_installed(pool: str, tmp_path: Path
         assert project.run(CALLS) == "['first', 'first', 'first']"
         dev.await_log("the clock ticks")
 
-        (tmp_path / "tasks.py").write_text("def broken(:\n")
+        (project.folder / "tasks.py").write_text("def broken(:\n")
         dev.await_log("SyntaxError")
         project.write("secnd")
         eventually(lambda: dev.log.count(" ready.") == 2)
@@ -186,7 +188,8 @@ def test_a_project_is_developed_with_nothing_installed(pool: str, tmp_path: Path
         eventually(lambda: {("answer", "SUCCESS"), ("tick", "SUCCESS")} <= project.console())
         dev.signal(signal.SIGINT)
         assert dev.wait() == 0
-    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["tasks.py"]
+    left = {path.name for path in (*project.folder.iterdir(), *project.scratch.iterdir())}
+    assert left - {"__pycache__"} == {"tasks.py"}
 
 
 def test_messages_survive_a_worker_that_cannot_be_started(tmp_path: Path) -> None:
@@ -203,6 +206,11 @@ def test_messages_survive_a_worker_that_cannot_be_started(tmp_path: Path) -> Non
         project.write("secnd")
         dev.await_log("succeeded")
         assert "'secnd'" in dev.log
+
+        # Nor does a worker survive a command that is killed.
+        workers = dev.children
+        dev.signal(signal.SIGKILL)
+        eventually(lambda: not any(map(is_running, workers)))
 
 
 def _environment(pid: int) -> str:

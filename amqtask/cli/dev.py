@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from amqtask.cli import daemon, handover
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo
 from amqtask.exceptions import ConfigurationError
+from amqtask.ground.parents import signal_at_parents_end
 from amqtask.ground.plugins import load
 from amqtask.ground.startup import DEV_PART
 from amqtask.transport.dev import HOST, PORT
@@ -144,6 +146,7 @@ def _run_worker(settings: Globals, options: tuple[str, ...], *, has_beat: bool) 
 
 
 def _run_console(settings: Globals, port: int) -> int:
+    signal_at_parents_end(signal.SIGTERM)
     _connect(settings.load())
     console: click.Command = load("amqtask.cli.console").command
     line = ["-p", str(port), "-l", "WARNING"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import random
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 import billiard
 
 from amqtask import signals
+from amqtask.ground.parents import signal_at_parents_end
 from amqtask.ground.printable import bounded_logger
 from amqtask_pools._limits import SoftLimits
 from amqtask_pools.prefork.frames import (
@@ -49,7 +49,6 @@ NUDGE = signal.SIGURG
 SOFT_LIMIT = signal.SIGUSR1
 # Signals whose handlers a child must not inherit from the worker's main process.
 _TO_DEFAULT = ("SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD")
-_PR_SET_PDEATHSIG = 1
 
 
 def main(
@@ -109,8 +108,7 @@ def _settle(inherited: Sequence[socket.socket], options: PoolOptions, parent: in
 
 def _die_with(parent: int) -> None:
     """End with the parent: Linux kills this process; elsewhere the closed socket ends it after the running task."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_at_parents_end(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(RETIRED)
 
