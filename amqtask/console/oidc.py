@@ -35,7 +35,7 @@ LOGIN_SECONDS = 8 * 3600
 
 
 # Of those who speak to the provider: their errors share no base.
-_PARTNERS = ("authlib", "joserfc", "httpx", "httpx2", "httpcore")
+_PARTNERS = ("authlib", "joserfc", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
 @contextmanager
