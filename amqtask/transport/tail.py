@@ -20,6 +20,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.transport.admin import QueueAdmin, refusal_error
+from amqtask.transport.errors import is_away
 from amqtask.transport.link import AnswerClasses, Link, LinkLost, delivery_of
 from amqtask.transport.url import HostTurns
 
@@ -175,7 +176,9 @@ class StreamNote:
                 count = ask(look, spec.Queue.DeclareOk).message_count
                 if link.deliveries:
                     return link.deliveries[-1].body.decode(errors="replace")
-        except QueueNotFound:
+        except QueueNotFound as missing:
+            if isinstance(missing.__cause__, ChannelClosedByBroker) and is_away(missing.__cause__):
+                raise OperationalError(f"the note {name!r} is away: {missing.__cause__.reply_text}") from missing
             return None
         if count:
             # A broker that has just started, or is busy. Taken for none it would have workers consume what is paused.
