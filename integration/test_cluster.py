@@ -27,7 +27,7 @@ def suite(three_nodes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(450)
 @pytest.mark.parametrize("scenario", SHORTEST)
 def test_nothing_is_lost_or_stuck_on_three_nodes_that_fail(
     suite: Suite, scenario: str, capsys: pytest.CaptureFixture[str]
@@ -40,7 +40,7 @@ def test_nothing_is_lost_or_stuck_on_three_nodes_that_fail(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(450)
 def test_results_wait_while_the_node_of_their_queue_restarts_and_their_caller_does_something_else(
     cluster: Cluster, tmp_path: Path
 ) -> None:

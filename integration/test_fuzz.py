@@ -15,7 +15,7 @@ POOLS = ("prefork", "threads", "solo", "eventlet", "gevent", "asyncio")
 SEED, MESSAGES = 7, 120
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(450)
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # sockets of connections that were given up
@@ -30,7 +30,7 @@ def test_on_redis_too_whatever_anybody_writes_into_a_queue(redis_url: str) -> No
     assert failures == {pool: [] for pool in POOLS}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(450)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets that the broker closed
 def test_whatever_arrives_only_that_message_is_affected(hurt_node: RabbitNode) -> None:
     messages = corpus(SEED, range(MESSAGES))
