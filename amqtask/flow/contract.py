@@ -20,8 +20,9 @@ PACE, SHARE, LEAST_STEP, MOST_STEP = 0.8, 0.1, 0.01, 5.0
 # Seconds: the shortest wait; the longest; how long a backlog may be that a new call still tries to overtake; what is assumed of
 # runs of which none has ended yet.
 SHORTEST, LONGEST, PATIENCE, UNKNOWN = 0.05, 600.0, 1.0, 0.02
-# The last runs from which their length is known.
-NOTED_RUNS = 32
+# The last runs from which their length is known; how many times as long a run may be held to be that has not ended, which may
+# never end: who was told to come back late cannot be called.
+NOTED_RUNS, DOUBT = 32, 3.0
 # Seconds for which a pace and tickets are remembered.
 REMEMBERED = 86_400
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from amqtask.flow.contract import (
+    DOUBT,
     LEAST_STEP,
     LONGEST,
     MOST_STEP,
@@ -221,7 +222,8 @@ class MemoryStore:
             return bound.interval
         run = UNKNOWN if line.mean is None else line.mean
         if len(line.holders) >= bound.places:
-            run = max(run, now - line.began)
+            longest = LONGEST if line.mean is None else line.mean * DOUBT
+            run = max(run, min(now - line.began, longest))
         return run / bound.places
 
     def _first(self, bound: Bound, line: _Line, now: float) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis.exceptions import NoScriptError
 
 from amqtask.flow.contract import (
+    DOUBT,
     LEAST_STEP,
     LONGEST,
     MOST_STEP,
@@ -105,7 +106,10 @@ end
 local function pace_of(bound, line)
   if bound.places == 0 then return bound.interval end
   local run = line.mean or {UNKNOWN}
-  if line.count >= bound.places then run = math.max(run, now - line.began) end
+  if line.count >= bound.places then
+    local longest = line.mean and line.mean * {DOUBT} or {LONGEST}
+    run = math.max(run, math.min(now - line.began, longest))
+  end
   return run / bound.places
 end
 local function has_room(bound)

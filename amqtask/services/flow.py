@@ -30,7 +30,7 @@ class Later:
     """Calls functions one after the other in a thread, which begins with the first call."""
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._calls: queue.Queue[tuple[Callable[..., object], tuple[Any, ...]] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
