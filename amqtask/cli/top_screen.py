@@ -131,6 +131,8 @@ class Top(App[None]):
         table.clear()
         for row in rows:
             table.add_row(*row)
+        # Columns get their width when the table is idle next, and the titles are not drawn anew for that.
+        self.call_after_refresh(table.refresh)
 
 
 def _failure(group: JsonObject) -> list[Text]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import html
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from amqtask.cli.main import run
 from amqtask.cli.top_screen import Top
 from tests.console.test_console import EVIL, Shown
 
+# A text of an SVG.
+PLACE = re.compile(r'<text[^>]* x="([\d.]+)"[^>]*>([^<]*)</text>')
 MARKUP = "[bold]x[/nothing] [@click=app.quit]\x1b[31m"
 
 
@@ -68,6 +72,17 @@ def test_it_shows_the_first_page_and_follows(shown: Shown) -> None:
 
     driven(top, steps)
     assert top.return_code == 0
+
+
+def test_titles_stand_above_their_columns(shown: Shown) -> None:
+    top = Top(shown.app, interval=3600)
+
+    async def steps(pilot: Pilot[None]) -> None:
+        await pilot.pause()
+        places = {html.unescape(text).strip("\xa0"): x for x, text in PLACE.findall(top.export_screenshot())}
+        assert places["ERROR"] == places["ValueError"]
+
+    driven(top, steps)
 
 
 def test_hostile_names_are_text(shown: Shown) -> None:
