@@ -8,7 +8,7 @@ WITH_BROKER := $(PYTHON) -m integration.nodes run
 EXTRAS_STAMP := $(VENV)/.amqtask-all
 DEV_STAMP := $(VENV)/.amqtask-dev
 
-.PHONY: help demo test unit integration check lint format bench soak faults cluster fuzz docs clean
+.PHONY: help demo test unit integration check lint format bench soak faults cluster fuzz docs release clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -57,6 +57,9 @@ docs: $(DEV_STAMP)  ## Write docs/settings.md, build the site into build/site
 	@$(BIN)/python docs/make_settings.py
 	@$(BIN)/python docs/make_site.py
 	@$(BIN)/python -m pytest tests/test_docs.py -q
+
+release: $(DEV_STAMP)  ## All of a release but the upload, into dist: built twice, tried on each Python, listed
+	@$(BIN)/python -m integration.release
 
 clean:  ## Remove the virtual environments, caches and build results
 	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
