@@ -112,7 +112,8 @@ def bill_of_materials(folder: Path, wheel: Path) -> str:
     """The SBOM (CycloneDX, JSON) of the package with all that its extras bring."""
     environment = environment_of(sys.executable, folder, f"{wheel}[all]")
     return run(
-        [sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible", str(environment / "python")], ROOT
+        [sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible", str(environment / "python")],
+        ROOT,
     )
 
 
