@@ -20,7 +20,7 @@ FOLDER = ROOT / ".venv-flower"
 # Ours runs from this tree, so only what it needs is installed.
 # What it asks all workers takes it so long each time, however soon they answer; and its first questions hold up those of a test.
 ANSWER_SECONDS = 5
-PACKAGES = ("flower==2.2.0", "pika", "aio-pika", "click", "redis", "packaging")
+PACKAGES = ("flower==2.2.0", "pika", "aio-pika", "click", "redis", "msgspec", "packaging")
 
 
 def python() -> str:
