@@ -15,7 +15,7 @@ from amqtask.ground.plugins import plugins
 if TYPE_CHECKING:
     from amqtask.ground.shapes import SettingValues
 
-MEMORY = {"broker_url": "memory://", "result_backend": "cache+memory://"}
+MEMORY = {"broker_url": "memory://", "result_backend": "cache+memory://", "flow_store": "memory://"}
 # They would win over the settings.
 VARIABLES = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 

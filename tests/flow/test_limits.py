@@ -15,6 +15,7 @@ from amqtask import AmqTask, Concurrency, Rate, group
 from amqtask.exceptions import FlowStoreUnreachable, WrongValue
 from amqtask.flow.contract import Entry, Verdict
 from amqtask.flow.memory import MemoryStore
+from amqtask.testing.apps import in_memory
 from amqtask.testing.worker import start_worker
 
 
@@ -207,6 +208,15 @@ def test_a_missing_key_is_a_key_of_its_own(app: AmqTask) -> None:
 
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
+
+
+def test_tests_on_the_broker_in_memory_ask_no_server() -> None:
+    app = AmqTask("shop", broker="amqp://nowhere.invalid//", flow_store="redis://nowhere.invalid")
+    one = app.task(name="one", limits=Concurrency(1), unique=True)(lambda: 1)
+
+    with in_memory(app, {}), start_worker(app):
+        assert one.delay().get(timeout=60) == 1
+    assert app.conf.flow_store == "redis://nowhere.invalid"
 
 
 def eventually(holds: Callable[[], bool]) -> None:
