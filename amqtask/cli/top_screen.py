@@ -12,6 +12,7 @@ from textual.widgets import DataTable, Footer, Header, Label, Sparkline, Static
 from textual.worker import get_current_worker
 
 from amqtask.console import pages
+from amqtask.console.overview import overview
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.printable import duration, local_time, printable
 
@@ -98,7 +99,7 @@ class Top(App[None]):
         hours, worker = self._hours, get_current_worker()
         seen: JsonObject | None = None
         try:
-            seen = pages.overview(self._amqtask, hours)
+            seen = overview(self._amqtask, hours)
             seen["queues"] = pages.queues(self._amqtask)["queues"]
             problem = ""
         except AmqTaskError as error:

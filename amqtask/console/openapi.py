@@ -101,7 +101,11 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
         {"hours": "How many, 1 to 168; default 1"},
         _of(
             hours=int, sent=int, succeeded=int, failed=int, retried=int, runtime=float | None,
-            plot=_list(_of(at=datetime, succeeded=int, failed=int)), failures=_list({"type": "object"}),
+            waited=float | None,
+            plot=_list(_of(at=datetime, succeeded=int, failed=int, runtime=float | None, waited=float | None)),
+            alerts=_list(_ref("Alert")),
+            queues=_list(_of(queue=str, ready=int, growth=_Number, waits=float | None)),
+            failures=_list({"type": "object"}),
             workers=_list(_ref("KnownWorker")),
         ),
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from amqtask.console.workflow import Workflow, numbers
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from amqtask.app import AmqTask
     from amqtask.ground.shapes import JsonObject
-    from amqtask.history.client import MinuteNumbers, PastTask, PastWorker, Search, TaskHistory
+    from amqtask.history.client import PastTask, PastWorker, Search, TaskHistory
     from amqtask.protocol.entities import Queue
 
 PAGE_SIZE = 50
@@ -28,44 +28,6 @@ MOST_DEAD = 500
 # Seconds that workers have to answer.
 ANSWER_SECONDS = 1.0
 STATES = ("SUCCESS", "FAILURE", "RETRY", "STARTED", "RECEIVED", "PENDING", "REVOKED", "REJECTED")
-
-
-def overview(app: AmqTask, hours: int = 1) -> JsonObject:
-    """Numbers and plots of the last hours (1 to 168), what fails most, which workers are gone."""
-    since = timedelta(hours=min(168, max(1, hours)))
-    minutes = app.history.minutes(since)
-    succeeded = sum(minute.succeeded for minute in minutes)
-    runtimes = [minute.runtime * minute.succeeded for minute in minutes if minute.runtime is not None]
-    return {
-        "hours": hours,
-        "sent": sum(minute.sent for minute in minutes),
-        "succeeded": succeeded,
-        "failed": sum(minute.failed for minute in minutes),
-        "retried": sum(minute.retried for minute in minutes),
-        "runtime": sum(runtimes) / succeeded if succeeded else None,
-        "plot": plot(minutes, since),
-        "failures": [asdict(group) for group in app.history.failures(since=since, limit=5)],
-        "workers": [asdict(worker) for worker in app.history.workers()],
-    }
-
-
-# Bars of a plot.
-_BARS = 60
-
-
-def plot(minutes: list[MinuteNumbers], since: timedelta) -> list[JsonObject]:
-    """Bars from the oldest to the newest, each of the same time."""
-    now = datetime.now(timezone.utc)
-    length = since / _BARS
-    bars: list[JsonObject] = [
-        {"at": now - since + length * index, "succeeded": 0, "failed": 0} for index in range(_BARS)
-    ]
-    for minute in minutes:
-        index = int((minute.at - (now - since)) / length)
-        bar = bars[min(_BARS - 1, max(0, index))]
-        bar["succeeded"] += minute.succeeded
-        bar["failed"] += minute.failed
-    return bars
 
 
 def search(app: AmqTask, query: Mapping[str, str]) -> JsonObject:

@@ -31,6 +31,7 @@ from amqtask.console.access import Access, Denied, User, local_path
 from amqtask.console.actions import ACTIONS
 from amqtask.console.alerts.page import alerts
 from amqtask.console.alerts.watch import Watch
+from amqtask.console.overview import overview
 from amqtask.console.schedules import schedules
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.printable import bounded_logger, duration, local_time
@@ -54,7 +55,7 @@ HEADERS = {
 # path → (name in the menu, template, what it shows)
 Look = Callable[["AmqTask", Request], "JsonObject | None"]
 PAGES: dict[str, tuple[str, str, Look]] = {
-    "/": ("Overview", "overview.html", lambda app, request: pages.overview(app, _number(request, "hours", 1))),
+    "/": ("Overview", "overview.html", lambda app, request: overview(app, _number(request, "hours", 1))),
     "/tasks": ("Tasks", "tasks.html", lambda app, request: pages.search(app, request.query_params)),
     "/tasks/{task_id}": ("", "task.html", lambda app, request: pages.task(app, request.path_params["task_id"])),
     "/workflows/{some_id}": (

@@ -136,7 +136,8 @@ class FailureGroup:
 
 @dataclass(frozen=True, slots=True)
 class MinuteNumbers:
-    """What happened in one minute; `runtime` is the mean of the tasks that succeeded, in seconds."""
+    """What happened in one minute. In seconds, `runtime` is the mean of the tasks that succeeded, `waited` that of the tasks that
+    `started` without an eta: from when they were sent, or received."""
 
     at: datetime
     sent: int
@@ -145,6 +146,8 @@ class MinuteNumbers:
     retried: int
     revoked: int
     runtime: float | None
+    started: int = 0
+    waited: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,6 +341,8 @@ class History:
                 row["retried"],
                 row["revoked"],
                 row["runtime"] / 1000 / row["succeeded"] if row["succeeded"] else None,
+                row["started"],
+                row["waited"] / 1000 / row["started"] if row["started"] else None,
             )
             for row in self.index.minutes(int(_unix(since) // 60))
         ]

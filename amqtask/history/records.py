@@ -125,7 +125,7 @@ class WorkerRow:
 
 
 class Minute(Counter[str]):
-    """Numbers of one minute: sent, succeeded, failed, retried, revoked, runtime (milliseconds)."""
+    """Numbers of one minute: sent, succeeded, failed, retried, revoked, started; runtime, waited (milliseconds)."""
 
 
 _COUNTED = {
@@ -199,6 +199,12 @@ class Batch:
                 row.received_at, row.worker = moment, hostname
             case "task-started":
                 row.started_at, row.worker = moment, hostname
+                begun = row.received_at if row.sent_at is None else row.sent_at
+                # What waited for its time has not waited for a worker.
+                if begun is not None and row.eta is None:
+                    minute = self.minutes.setdefault(int(moment // 60), Minute())
+                    minute["started"] += 1
+                    minute["waited"] += max(0, round((moment - begun) * 1000))
             case "task-succeeded":
                 row.runtime, row.worker = _number(event.get("runtime")), hostname
                 row.result = text(event.get("result"), LONG)

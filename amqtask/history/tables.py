@@ -96,12 +96,21 @@ WORKERS = sa.Table(
     sa.Column("frequency", _TIME),
 )
 
-COUNTED = ("sent", "succeeded", "failed", "retried", "revoked", "runtime")
+COUNTED = ("sent", "succeeded", "failed", "retried", "revoked", "runtime", "started", "waited")
 MINUTES = sa.Table(
     "amqtask_history_minutes",
     METADATA,
     sa.Column("minute", sa.Integer, primary_key=True, autoincrement=False),
-    *(sa.Column(name, sa.BigInteger, nullable=False) for name in COUNTED),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in COUNTED),
+)
+
+# How many messages were ready in queues, about once a minute: what the console saw.
+DEPTHS = sa.Table(
+    "amqtask_history_depths",
+    METADATA,
+    sa.Column("minute", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("queue", _NAME, primary_key=True),
+    sa.Column("ready", sa.BigInteger, nullable=False),
 )
 
 # What operators did in the console.
@@ -226,16 +235,17 @@ def _create(engine: sa.Engine) -> None:
 def _add_columns(engine: sa.Engine) -> None:
     """Give an index of an older version the columns that it has not."""
     inspector = sa.inspect(engine)
-    if not inspector.has_table(TASKS.name):
-        return
-    known = {column["name"] for column in inspector.get_columns(TASKS.name)}
-    missing = [column for column in TASKS.columns if column.name not in known]
-    with engine.begin() as connection:
-        for column in missing:
-            kind = column.type.compile(engine.dialect)
-            connection.execute(sa.text(f"ALTER TABLE {TASKS.name} ADD COLUMN {column.name} {kind}"))
-        for index in TASKS.indexes if missing else ():
-            index.create(connection, checkfirst=True)
+    for table in (TASKS, MINUTES):
+        if not inspector.has_table(table.name):
+            continue
+        known = {column["name"] for column in inspector.get_columns(table.name)}
+        missing = [column for column in table.columns if column.name not in known]
+        with engine.begin() as connection:
+            for column in missing:
+                kind = column.type.compile(engine.dialect) + ("" if column.nullable else " NOT NULL DEFAULT 0")
+                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
+            for index in table.indexes if missing else ():
+                index.create(connection, checkfirst=True)
 
 
 def _set_up_sqlite(connection: DBAPIConnection, record: Any) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from amqtask.console import depths
 from amqtask.console.alerts.destinations import Destination, NotTold, destinations
 from amqtask.console.alerts.facts import FactFinder
 from amqtask.console.alerts.log import AlertLog
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 logger = bounded_logger("amqtask.console")
 # Seconds between looks; that a problem must be gone before its alert is resolved; between looks at what is too old.
 LOOK_SECONDS, CALM_SECONDS, FORGET_SECONDS = 15.0, 60.0, 3600.0
+# Between notes of how deep queues are.
+NOTE_SECONDS = 50.0
 Find = Callable[[Mapping[tuple[str, str], Mapping[str, Any]], float], Facts]
 
 
@@ -42,7 +45,7 @@ class Watch:
         self.log = AlertLog(app.history.index)
         self._there_since: dict[tuple[str, str], float] = {}
         self._gone_since: dict[tuple[str, str], float] = {}
-        self._forget_at = 0.0
+        self._forget_at = self._note_at = 0.0
         self._problem = ""
         self._stop = threading.Event()
 
@@ -73,6 +76,9 @@ class Watch:
         self._fire(found, firing, now)
         self._resolve(found, firing, unknown(facts), now)
         self._tell(now)
+        if facts.queues is not None and now >= self._note_at:
+            self._note_at = now + NOTE_SECONDS
+            depths.note(self._app.history.index, {queue.name: queue.ready or 0 for queue in facts.queues}, now)
         if now >= self._forget_at:
             self._forget_at = now + FORGET_SECONDS
             self.log.forget(now - self._app.conf.history_max_age)
