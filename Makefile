@@ -8,7 +8,7 @@ WITH_BROKER := $(PYTHON) -m integration.nodes run
 EXTRAS_STAMP := $(VENV)/.amqtask-all
 DEV_STAMP := $(VENV)/.amqtask-dev
 
-.PHONY: help demo test unit integration check lint format bench soak faults cluster fuzz docs release clean
+.PHONY: help demo test unit integration check lint format bench soak faults redrive cluster fuzz docs release clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ soak: $(DEV_STAMP)  ## Nothing lost: 2,000 tasks under each fault (SOAK_ARGS="--
 
 cluster: $(DEV_STAMP)  ## Nothing lost on three nodes that fail (VERSIONS="3.10 4.0 4.3", CLUSTER_ARGS="--scenario NAME")
 	@$(BIN)/python -m integration.cluster $(if $(VERSIONS),--versions $(VERSIONS)) $(CLUSTER_ARGS)
+
+redrive: $(DEV_STAMP)  ## 10,000 dead letters back to work while console, worker and broker are killed (REDRIVE_ARGS="--rate 500")
+	@$(BIN)/python -m integration.redrive $(REDRIVE_ARGS)
 
 faults: $(DEV_STAMP)  ## 2,000 numbered tasks on Redis while it, its clients and the workers are hurt
 	@$(BIN)/python -m integration.redis_faults $(FAULTS_ARGS)

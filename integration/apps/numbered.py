@@ -9,6 +9,8 @@ from amqtask import AmqTask
 
 app = AmqTask("numbered", backend=os.environ.get("SOAK_BACKEND"))
 app.conf.task_default_queue = os.environ.get("SOAK_QUEUE", "numbered")
+if "SOAK_HISTORY" in os.environ:
+    app.conf.history_url = os.environ["SOAK_HISTORY"]
 
 
 @app.task(name="numbered.record")
