@@ -87,6 +87,7 @@ def test_limits_hold_on_all_workers(flow: Any) -> None:
     assert times[-1] - times[0] >= 9 * 0.05 * 0.9
 
 
+@pytest.mark.parametrize("flow", ["rabbitmq"], indirect=True)
 def test_a_killed_workers_places_are_free_and_its_unique_call_runs_again_alone(flow: Any) -> None:
     with ExitStack() as stack:
         (first,) = workers(stack, 1, "-c", "2", "-P", "threads")
