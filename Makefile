@@ -17,13 +17,13 @@ demo: $(EXTRAS_STAMP)  ## Run the main job on a real RabbitMQ (BROKER=redis: on 
 	@$(WITH_BROKER) --broker $(or $(BROKER),rabbitmq) -- $(BIN)/python -m examples.demo
 
 test: check  ## Checks, unit tests, integration tests, coverage
-	@$(WITH_BROKER) --redis -- $(BIN)/python -m integration.run
+	@$(BIN)/python -m integration.run
 
 unit: $(DEV_STAMP)  ## Unit tests only: no broker; about four minutes on two cores
 	@$(BIN)/python -m pytest tests -q
 
 integration: $(DEV_STAMP)  ## Integration tests only
-	@$(WITH_BROKER) --redis -- $(BIN)/python -m pytest integration -q
+	@$(BIN)/python -m integration.run integration
 
 check: $(DEV_STAMP)  ## ruff, mypy --strict, import-linter, links of the documentation
 	@$(BIN)/ruff check .

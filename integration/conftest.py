@@ -73,6 +73,14 @@ def redis_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session", autouse=True)
+def servers_of_its_own(request: pytest.FixtureRequest) -> None:
+    """Of processes that test side by side each has its own broker and Redis, for what it starts, too (integration.run)."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        request.getfixturevalue("broker_url")
+        request.getfixturevalue("redis_url")
+
+
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:
     """The URL of a real Valkey."""

@@ -29,6 +29,8 @@ from integration.servers import postgres, redis_server
 from integration.waiting import LONG, Patience, eventually
 
 LOCAL_URL = "amqp://guest:guest@127.0.0.1:5672/"
+# Set: the broker is nobody else's, or is to be a new one if no URL is given.
+PRIVATE = "AMQTASK_BROKER_IS_PRIVATE"
 LIBEXEC = "usr/lib/rabbitmq/bin"
 HOWTO = """\
 amqtask needs a RabbitMQ broker, and found none:
@@ -336,18 +338,28 @@ def rabbitmq_installed() -> bool:
     return (Path("/") / LIBEXEC / "rabbitmq-server").exists()
 
 
+def install_rabbitmq() -> None:
+    """See that the machine has a rabbitmq-server. Raises: NodeError."""
+    if not rabbitmq_installed() and not apt_install("rabbitmq-server"):
+        raise NodeError(HOWTO)
+
+
+def given_broker() -> str | None:
+    """The URL of a broker that is there already; with AMQTASK_BROKER_IS_PRIVATE only the one that the environment names."""
+    configured = os.environ.get("AMQTASK_BROKER_URL")
+    if configured or PRIVATE in os.environ:
+        return configured
+    return LOCAL_URL if speaks_amqp("127.0.0.1", 5672) else None
+
+
 @contextlib.contextmanager
 def broker() -> Iterator[str]:
     """The URL of a broker that is there while the block runs."""
-    configured = os.environ.get("AMQTASK_BROKER_URL")
-    if configured:
-        yield configured
+    given = given_broker()
+    if given:
+        yield given
         return
-    if speaks_amqp("127.0.0.1", 5672):
-        yield LOCAL_URL
-        return
-    if not rabbitmq_installed() and not apt_install("rabbitmq-server"):
-        raise NodeError(HOWTO)
+    install_rabbitmq()
     node = RabbitNode()
     print("starting a private RabbitMQ node …", file=sys.stderr, flush=True)
     try:
@@ -366,7 +378,7 @@ def _with_broker(stack: contextlib.ExitStack, name: str) -> dict[str, str]:
         url = stack.enter_context(broker())
         told = {"AMQTASK_BROKER_URL": url}
         is_private = url not in (os.environ.get("AMQTASK_BROKER_URL"), LOCAL_URL)
-    return {**told, "AMQTASK_BROKER_IS_PRIVATE": "1"} if is_private else told
+    return {**told, PRIVATE: "1"} if is_private else told
 
 
 def _run(command: Sequence[str], *, broker_name: str, with_redis: bool, with_postgres: bool) -> int:
@@ -408,12 +420,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 __all__ = [
+    "PRIVATE",
     "Cluster",
     "NodeError",
     "RabbitNode",
     "apt_install",
     "broker",
     "free_port",
+    "given_broker",
+    "install_rabbitmq",
     "rabbitmq_installed",
     "speaks_amqp",
 ]
