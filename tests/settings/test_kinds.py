@@ -210,7 +210,8 @@ def test_options_as_programs_write_them(app: AmqTask) -> None:
         ("priority", "high"), ("task_id", ""), ("task_id", "x" * 300), ("task_id", 5), ("queue", 5), ("headers", [1]),
         ("headers", {1: 2}), ("link", "task"), ("retries", -1), ("time_limit", -5), ("delivery_mode", 3), ("shadow", 5),
         ("routing_key", "k" * 300), ("ignore_result", "perhaps"), ("reply_to", 5), ("timeout", "long"),
-        ("chain", 5), ("chain", {"task": "t"}), ("chord", 5), ("stamps", 5), ("stamped_headers", 5), ("group_index", "first"),
+        ("chain", 5), ("chain", {"task": "t"}), ("chord", 5), ("chord", {"": None}), ("link", {"name": "t"}),
+        ("stamps", 5), ("stamped_headers", 5), ("group_index", "first"),
         ("replaced_task_nesting", -1), ("mandatory", "perhaps"), ("expiration", "soon"), ("expiration", -1), ("timestamp", "now"),
     ],
 )  # fmt: skip
