@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -277,6 +278,10 @@ class HostTurns:
         return pause
 
 
+# `amqp//host` would be a host of that name.
+_HALF_A_SCHEME = re.compile(r"(amqps?|pyamqp|rediss?|sentinel|valkeys?)(//|:/(?!/))", re.IGNORECASE)
+
+
 def _split(url: str) -> list[str]:
     if ";" in url:
         pieces = url.split(";")
@@ -288,6 +293,9 @@ def _split(url: str) -> list[str]:
 
 
 def _parse(url: str, use_ssl: bool | Mapping[str, object] | None, login_method: str | None) -> BrokerAddress:
+    scheme = _HALF_A_SCHEME.match(url)
+    if scheme is not None:
+        raise ConfigurationError(f"a broker URL begins with {scheme[1]}://, and not with {scheme[0]}")
     text = url if "://" in url else f"amqp://{url}"
     try:
         split = urlsplit(text)

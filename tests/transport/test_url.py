@@ -294,3 +294,15 @@ def test_beside_the_broker_of_amqtask_dev_nothing_needs_to_be_installed() -> Non
 def test_a_wrong_url_of_amqtask_dev_is_told() -> None:
     with pytest.raises(ConfigurationError, match="dev://:5673"):
         _ = AmqTask("tests", broker="dev://:port", set_as_current=False).broker_addresses
+
+
+@pytest.mark.parametrize("url", ["amqp//h", "amqps:/h/vhost", "AMQP//guest:secret@h", "redis//h:6379/0", "rediss:/h"])
+def test_half_a_scheme_is_no_host(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="a broker URL begins with") as raised:
+        parse(url)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_host_may_have_a_schemes_name() -> None:
+    assert parse("amqp:5672/shop").vhost == "shop"
+    assert parse("redis/shop").host == "redis"
