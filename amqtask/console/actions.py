@@ -27,56 +27,56 @@ Form = Mapping[str, str]
 Action = Callable[["AmqTask", Form, str], str]
 
 
-def rerun(app: AmqTask, form: Form, who: str) -> str:
+def rerun(app: AmqTask, form: Form, user: str) -> str:
     """Run a task again, as it was, or with the arguments of the form."""
-    found = app.history.get(form.get("id", ""))
-    if found is None:
+    history = app.history.get(form.get("id", ""))
+    if history is None:
         raise ConfigurationError(f"nothing is known of a task {form.get('id')}")
     if "args" in form or "kwargs" in form:
         args, kwargs = _json(form, "args", list), _json(form, "kwargs", dict)
-        new = run_edited(app, found.task, args, kwargs)
-        return f"{found.task.name} runs again as {new}"
-    for _, error in run_all_again(app, [found.task]).failed:
+        new = run_edited(app, history.task, args, kwargs)
+        return f"{history.task.name} runs again as {new}"
+    for _, error in run_all_again(app, [history.task]).failed:
         raise error
-    return f"{found.task.name} runs again"
+    return f"{history.task.name} runs again"
 
 
-def rerun_group(app: AmqTask, form: Form, who: str) -> str:
+def rerun_group(app: AmqTask, form: Form, user: str) -> str:
     """Run all failures of a task with one class of exception again."""
-    return rerun_all(app, {**form, "state": "FAILURE", "task": form["task"], "error": form["error"]}, who)
+    return rerun_all(app, {**form, "state": "FAILURE", "task": form["task"], "error": form["error"]}, user)
 
 
-def revoke(app: AmqTask, form: Form, who: str) -> str:
+def revoke(app: AmqTask, form: Form, user: str) -> str:
     """Have a task not run; end it if it runs and that is asked for."""
     app.control.revoke(form["id"], terminate=form.get("terminate") == "yes")
     return f"{form['id']} is revoked"
 
 
-def pause(app: AmqTask, form: Form, who: str) -> str:
+def pause(app: AmqTask, form: Form, user: str) -> str:
     """Pause a queue."""
-    answers = app.control.pause_queue(form["queue"], who)
+    answers = app.control.pause_queue(form["queue"], user)
     return f"{form['queue']} is paused; {count(len(answers), 'worker')} answered"
 
 
-def resume(app: AmqTask, form: Form, who: str) -> str:
+def resume(app: AmqTask, form: Form, user: str) -> str:
     """Resume a queue."""
     answers = app.control.resume_queue(form["queue"])
     return f"{form['queue']} is resumed; {count(len(answers), 'worker')} answered"
 
 
-def purge(app: AmqTask, form: Form, who: str) -> str:
+def purge(app: AmqTask, form: Form, user: str) -> str:
     """Delete all ready messages of a queue; its name was typed in."""
     name = form["queue"]
     if form.get("confirm") != name:
         raise ConfigurationError(f"type the name {name} to delete its messages")
-    known = {known for queue, dead in named_queues(app) for known in (queue.name, dead)}
-    if name not in known:
+    names = {one for queue, dead in named_queues(app) for one in (queue.name, dead)}
+    if name not in names:
         raise QueueNotFound(f"{name} is none of the application's queues")
     with app.broker.admin() as admin:
         return f"{count(admin.purge(name), 'message')} deleted from {name}"
 
 
-def retry_dead(app: AmqTask, form: Form, who: str) -> str:
+def retry_dead(app: AmqTask, form: Form, user: str) -> str:
     """Send dead letters back to work, all at once or at a `rate`: one by its id, those of a task that died for one reason,
     or with `all` those of a queue."""
     suffix: str = app.conf.task_dead_letter_suffix
@@ -96,7 +96,7 @@ def retry_dead(app: AmqTask, form: Form, who: str) -> str:
     return f"{count(done.moved, 'message')} back to work"
 
 
-def _json(form: Form, name: str, wanted: type[T]) -> T | None:
+def _json(form: Form, name: str, json_type: type[T]) -> T | None:
     written = form.get(name, "").strip()
     if not written:
         return None
@@ -104,8 +104,8 @@ def _json(form: Form, name: str, wanted: type[T]) -> T | None:
         value = json.loads(written)
     except ValueError as error:
         raise ConfigurationError(f"{name} is not JSON: {error}") from error
-    if not isinstance(value, wanted):
-        raise ConfigurationError(f"{name} is a JSON {'list' if wanted is list else 'object'}")
+    if not isinstance(value, json_type):
+        raise ConfigurationError(f"{name} is a JSON {'list' if json_type is list else 'object'}")
     return value
 
 

@@ -37,12 +37,12 @@ def delayed(app: AmqTask, query: Form) -> JsonObject:
     }
 
 
-def send_now(app: AmqTask, form: Form, who: str) -> str:
+def send_now(app: AmqTask, form: Form, user: str) -> str:
     """Send delayed tasks to their queues now: one by its id, those of a task or a queue, or with `all` all of them."""
     return f"{count(release(app, _meant(form)), 'delayed task')} sent now"
 
 
-def revoke_delayed(app: AmqTask, form: Form, who: str) -> str:
+def revoke_delayed(app: AmqTask, form: Form, user: str) -> str:
     """Revoke delayed tasks: they go to their queues as expired, where a worker drops them and says so."""
     return f"{count(release(app, _meant(form), revoked=True), 'delayed task')} revoked"
 

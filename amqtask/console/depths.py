@@ -41,11 +41,11 @@ def queues(app: AmqTask, now: float | None = None) -> list[JsonObject]:
     minute = int((time.time() if now is None else now) // 60)
     since = minute - GROWTH_MINUTES - STALE_MINUTES
     statement = sa.select(DEPTHS).where(DEPTHS.c.minute >= since).order_by(DEPTHS.c.minute)
-    seen: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    depths_by_queue: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for row in app.history.index.transact(lambda connection: list(connection.execute(statement).mappings())):
-        seen[row["queue"]].append((row["minute"], row["ready"]))
+        depths_by_queue[row["queue"]].append((row["minute"], row["ready"]))
     shown: list[JsonObject] = []
-    for queue, depths in seen.items():
+    for queue, depths in depths_by_queue.items():
         last, ready = depths[-1]
         if last < minute - STALE_MINUTES or not ready:
             continue

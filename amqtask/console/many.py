@@ -44,7 +44,7 @@ def confirmation(app: AmqTask, action: str, query: Form) -> JsonObject | None:
     }
 
 
-def rerun_all(app: AmqTask, form: Form, who: str) -> str:
+def rerun_all(app: AmqTask, form: Form, user: str) -> str:
     """Run all ended tasks that fit again, all at once or `rate` a second; `number` of them at most."""
     tasks = _meant(app, form, has_ended=True)
     done = run_all_again(app, tasks, rate=rate_of(form))
@@ -52,7 +52,7 @@ def rerun_all(app: AmqTask, form: Form, who: str) -> str:
     return f"{count(len(done.done), 'task')} run again{refused}"
 
 
-def revoke_all(app: AmqTask, form: Form, who: str) -> str:
+def revoke_all(app: AmqTask, form: Form, user: str) -> str:
     """Have workers not run the tasks that fit and have not ended; `number` of them at most."""
     ids = [task.id for task in _meant(app, form, has_ended=False)]
     for start in range(0, len(ids), AT_ONCE):
@@ -65,12 +65,12 @@ def _meant(app: AmqTask, form: Form, *, has_ended: bool) -> Iterator[PastTask]:
     if not any(search[name] for name in search if name != "after"):  # type: ignore[literal-required]
         raise ConfigurationError("say which tasks: a search that all tasks fit is none")
     written = form.get("number", "")
-    left = int(written) if written.isascii() and written.isdigit() else None
-    while left is None or left > 0:
+    remaining = int(written) if written.isascii() and written.isdigit() else None
+    while remaining is None or remaining > 0:
         page = app.history.find(**search, limit=PAGE)
         for task in page:
-            if (task.state in ENDED) == has_ended and (left is None or left > 0):
-                left = None if left is None else left - 1
+            if (task.state in ENDED) == has_ended and (remaining is None or remaining > 0):
+                remaining = None if remaining is None else remaining - 1
                 yield task
         if len(page) < PAGE:
             return
@@ -91,12 +91,12 @@ def rate_of(form: Form) -> float | None:
     return rate
 
 
-def mark_seen(app: AmqTask, form: Form, who: str) -> str:
+def mark_seen(app: AmqTask, form: Form, user: str) -> str:
     """Mark a group of failures as seen, up to the `last` that was shown."""
     try:
         last = datetime.fromisoformat(form["last"])
         last.timestamp()
     except (ValueError, OverflowError, OSError):
         raise ConfigurationError(f"last is a time in ISO 8601, not {form['last']!r}") from None
-    app.history.mark_seen(form.get("task", ""), form.get("error", ""), who, last=last)
+    app.history.mark_seen(form.get("task", ""), form.get("error", ""), user, last=last)
     return f"{form.get('task')} with {form.get('error')} is marked as seen"

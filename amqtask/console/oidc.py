@@ -69,9 +69,9 @@ class OidcOptions:
     @classmethod
     def of(cls, written: Mapping[str, Any], operators: frozenset[str] | None) -> OidcOptions:
         """From the settings. Raises: ConfigurationError."""
-        known = {one.name for one in fields(cls)} - {"operators"}
-        if strange := sorted(set(written) - known):
-            raise ConfigurationError(f"console_oidc has no {', '.join(strange)}; it has {', '.join(sorted(known))}")
+        options = {one.name for one in fields(cls)} - {"operators"}
+        if strange := sorted(set(written) - options):
+            raise ConfigurationError(f"console_oidc has no {', '.join(strange)}; it has {', '.join(sorted(options))}")
         if missing := [name for name in ("issuer", "client_id", "client_secret") if not written.get(name)]:
             raise ConfigurationError(f"console_oidc needs {', '.join(missing)}")
         viewers = written.get("viewers")

@@ -25,27 +25,27 @@ _TYPES: dict[object, str] = {
 }  # fmt: skip
 
 
-def schema_of(kind: Any) -> JsonObject:
+def schema_of(annotation: Any) -> JsonObject:
     """The JSON Schema of a type, as the console writes it. Of what it does not know: anything."""
-    if is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+    if is_dataclass(annotation):
+        hints = typing.get_type_hints(annotation)
         # A task's message is nobody's to see.
-        told = [one for one in fields(kind) if one.name != "message"]
+        visible = [one for one in fields(annotation) if one.name != "message"]
         return {
             "type": "object",
-            "properties": {one.name: schema_of(hints[one.name]) for one in told},
-            "required": [one.name for one in told if one.default is MISSING],
+            "properties": {one.name: schema_of(hints[one.name]) for one in visible},
+            "required": [one.name for one in visible if one.default is MISSING],
         }
-    if kind is datetime:
+    if annotation is datetime:
         return {"type": "string", "format": "date-time"}
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, UnionType):
         return {"anyOf": [schema_of(one) for one in inner]}
     if origin in (list, tuple, Sequence):
         return {"type": "array", "items": schema_of(inner[0])}
     if origin in (dict, Mapping):
         return {"type": "object", "additionalProperties": schema_of(inner[1])}
-    return {"type": _TYPES[kind]} if _TYPES.get(kind) else {}
+    return {"type": _TYPES[annotation]} if _TYPES.get(annotation) else {}
 
 
 def _of(**properties: Any) -> JsonObject:
@@ -213,15 +213,15 @@ def api_path(path: str) -> str:
 def _look(path: str) -> JsonObject:
     summary, query, answer = PAGES.get(path, (path.strip("/").capitalize(), {}, {"type": "object"}))
     parameters = [_parameter("path", name, "", required=True) for name in re.findall(r"{(\w+)}", path)]
-    parameters += [_parameter("query", name, told) for name, told in query.items()]
+    parameters += [_parameter("query", name, description) for name, description in query.items()]
     return {"summary": summary, "parameters": parameters, "responses": _responses(answer)}
 
 
-def _parameter(place: str, name: str, told: str, *, required: bool = False) -> JsonObject:
-    return {"in": place, "name": name, "description": told, "required": required, "schema": {"type": "string"}}
+def _parameter(place: str, name: str, description: str, *, required: bool = False) -> JsonObject:
+    return {"in": place, "name": name, "description": description, "required": required, "schema": {"type": "string"}}
 
 
-def _action(name: str, told: str) -> JsonObject:
+def _action(name: str, description: str) -> JsonObject:
     written = FIELDS.get(name)
     names = written.replace("*", " ".join(f"{field}?" for field in [*_SEARCH, "after"])).split() if written else []
     fields_schema = {
@@ -229,9 +229,12 @@ def _action(name: str, told: str) -> JsonObject:
         "properties": {field.rstrip("?"): {"type": "string"} for field in names},
         "required": [field for field in names if not field.endswith("?")],
     }
-    content = {kind: {"schema": fields_schema} for kind in ("application/json", "application/x-www-form-urlencoded")}
+    content = {
+        content_type: {"schema": fields_schema}
+        for content_type in ("application/json", "application/x-www-form-urlencoded")
+    }
     return {
-        "summary": " ".join(told.split()),
+        "summary": " ".join(description.split()),
         "requestBody": {"required": True, "content": content},
         "responses": _responses(_ref("Done")),
     }

@@ -64,5 +64,7 @@ def plot(minutes: list[MinuteNumbers], since: timedelta) -> list[JsonObject]:
 
 def _mean(values: Iterable[tuple[float | None, int]]) -> float | None:
     """The mean of means, each of so many."""
-    known = [(value, weight) for value, weight in values if value is not None and weight]
-    return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else None
+    weighted = [(value, weight) for value, weight in values if value is not None and weight]
+    return (
+        sum(value * weight for value, weight in weighted) / sum(weight for _, weight in weighted) if weighted else None
+    )

@@ -32,12 +32,12 @@ STATES = ("SUCCESS", "FAILURE", "RETRY", "STARTED", "RECEIVED", "PENDING", "REVO
 
 def search(app: AmqTask, query: Mapping[str, str]) -> JsonObject:
     """Tasks that fit the fields of a form, and the cursor of the next page. Raises: ConfigurationError."""
-    found = app.history.find(**asked(query), limit=PAGE_SIZE + 1)
-    tasks = found[:PAGE_SIZE]
+    matches = app.history.find(**asked(query), limit=PAGE_SIZE + 1)
+    tasks = matches[:PAGE_SIZE]
     return {
         "query": {name: value for name, value in query.items() if value and name != "after"},
         "tasks": [as_row(one) for one in tasks],
-        "next": tasks[-1].cursor if len(found) > PAGE_SIZE else None,
+        "next": tasks[-1].cursor if len(matches) > PAGE_SIZE else None,
     }
 
 
@@ -84,21 +84,21 @@ def as_row(task: PastTask) -> JsonObject:
 
 def task(app: AmqTask, task_id: str) -> JsonObject | None:
     """One task with its family; None where nothing is known of it."""
-    found = app.history.get(task_id)
-    if found is None:
+    history = app.history.get(task_id)
+    if history is None:
         return None
     return {
-        "task": as_row(found.task),
-        "is_in_workflow": _is_in_workflow(found),
-        "parents": [as_row(one) for one in found.parents],
-        "children": [as_row(one) for one in found.children],
+        "task": as_row(history.task),
+        "is_in_workflow": _is_in_workflow(history),
+        "parents": [as_row(one) for one in history.parents],
+        "children": [as_row(one) for one in history.children],
         "reruns": [as_row(one) for one in app.history.reruns(task_id)],
     }
 
 
-def _is_in_workflow(found: TaskHistory) -> bool:
-    one = found.task
-    belongs = one.group_id or one.joins or one.parent_id or found.children or (one.root_id and one.root_id != one.id)
+def _is_in_workflow(history: TaskHistory) -> bool:
+    one = history.task
+    belongs = one.group_id or one.joins or one.parent_id or history.children or (one.root_id and one.root_id != one.id)
     return bool(belongs or one.follows)
 
 
@@ -144,8 +144,8 @@ def queues(app: AmqTask) -> JsonObject:
             pause = paused.get(queue.name)
             row["paused"] = None if pause is None else {"by": pause.by, "since": pause.began}
             rows.append(row)
-    others = [asdict(pause) for name, pause in paused.items() if name not in {row["queue"] for row in rows}]
-    return {"queues": rows, "paused_elsewhere": others}
+    paused_elsewhere = [asdict(pause) for name, pause in paused.items() if name not in {row["queue"] for row in rows}]
+    return {"queues": rows, "paused_elsewhere": paused_elsewhere}
 
 
 def named_queues(app: AmqTask) -> Iterator[tuple[Queue, str | None]]:

@@ -93,19 +93,19 @@ def pass_over(scheduler: Scheduler, now: datetime) -> None:
 # -- actions; see console.actions
 
 
-def pause_schedule(app: AmqTask, form: Mapping[str, str], who: str) -> str:
+def pause_schedule(app: AmqTask, form: Mapping[str, str], user: str) -> str:
     """Have no beat send an entry."""
     name = form["name"]
-    return f"{name} is paused" if Schedules(app).pause(name, who) else f"{name} was paused already"
+    return f"{name} is paused" if Schedules(app).pause(name, user) else f"{name} was paused already"
 
 
-def resume_schedule(app: AmqTask, form: Mapping[str, str], who: str) -> str:
+def resume_schedule(app: AmqTask, form: Mapping[str, str], user: str) -> str:
     """Have beat send it again."""
     name = form["name"]
     return f"{name} is resumed" if Schedules(app).resume(name) else f"{name} was not paused"
 
 
-def run_schedule(app: AmqTask, form: Mapping[str, str], who: str) -> str:
+def run_schedule(app: AmqTask, form: Mapping[str, str], user: str) -> str:
     """Send the task of an entry now."""
     name = form["name"]
     try:

@@ -150,8 +150,8 @@ class Console:
         is_look = request.method in ("GET", "HEAD") and not _is_api(request)
         if error.status == 401 and self._access.login is not None and is_look:
             root = request.scope.get("root_path", "")
-            asked = _path(request) + (f"?{request.url.query}" if request.url.query else "")
-            return RedirectResponse(f"{root}/login?{urlencode({'next': asked})}", 303)
+            target = _path(request) + (f"?{request.url.query}" if request.url.query else "")
+            return RedirectResponse(f"{root}/login?{urlencode({'next': target})}", 303)
         response = self._error(request, str(error), error.status)
         if error.status == 401 and self._access.login is None:
             response.headers["WWW-Authenticate"] = 'Basic realm="amqtask console", charset="UTF-8"'

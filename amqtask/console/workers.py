@@ -19,7 +19,7 @@ Form = Mapping[str, str]
 MOST_SLOTS = 1000
 
 
-def resize(app: AmqTask, form: Form, who: str, *, command: str) -> str:
+def resize(app: AmqTask, form: Form, user: str, *, command: str) -> str:
     """More slots, or fewer: `n` (default: 1)."""
     written = form.get("n", "").strip() or "1"
     if not (written.isascii() and written.isdigit() and 1 <= int(written) <= MOST_SLOTS):
@@ -27,17 +27,17 @@ def resize(app: AmqTask, form: Form, who: str, *, command: str) -> str:
     return _order(app, form["worker"], command, n=int(written))
 
 
-def add_queue(app: AmqTask, form: Form, who: str) -> str:
+def add_queue(app: AmqTask, form: Form, user: str) -> str:
     """Have a worker consume one more queue, until it restarts."""
     return _order(app, form["worker"], "add_consumer", queue=_named(form, "queue"))
 
 
-def remove_queue(app: AmqTask, form: Form, who: str) -> str:
+def remove_queue(app: AmqTask, form: Form, user: str) -> str:
     """Have a worker consume a queue no more, until it restarts."""
     return _order(app, form["worker"], "cancel_consumer", queue=_named(form, "queue"))
 
 
-def drain(app: AmqTask, form: Form, who: str) -> str:
+def drain(app: AmqTask, form: Form, user: str) -> str:
     """Have a worker take no more tasks: it finishes what it has, and stays. Its queues are in the answer, to be added again."""
     worker = form["worker"]
     queues = _answer(app, worker, "active_queues")
@@ -47,12 +47,12 @@ def drain(app: AmqTask, form: Form, who: str) -> str:
     return f"{worker} takes no more tasks; it consumed {', '.join(names) or 'nothing'}"
 
 
-def restart(app: AmqTask, form: Form, who: str) -> str:
+def restart(app: AmqTask, form: Form, user: str) -> str:
     """Have a worker replace its pool's processes, each after its task."""
     return _order(app, form["worker"], "pool_restart", modules=[])
 
 
-def shut_down(app: AmqTask, form: Form, who: str) -> str:
+def shut_down(app: AmqTask, form: Form, user: str) -> str:
     """Have a worker end after the tasks that it runs; whoever keeps it running starts it anew."""
     worker = form["worker"]
     _answer(app, worker, "ping")
@@ -60,7 +60,7 @@ def shut_down(app: AmqTask, form: Form, who: str) -> str:
     return f"{worker} ends after what it runs"
 
 
-def limit_rate(app: AmqTask, form: Form, who: str) -> str:
+def limit_rate(app: AmqTask, form: Form, user: str) -> str:
     """Another rate limit of a task, for one worker, or for all that answer: 10/m; nothing, or 0: none."""
     order = {"task_name": _named(form, "task"), "rate_limit": form.get("limit", "").strip() or 0}
     if form.get("worker"):

@@ -107,23 +107,23 @@ class Workflow:
 
     def lines(self) -> Iterator[JsonObject]:
         """Each line: `kind` (task, group, expected or hidden), `depth`, and what there is to say."""
-        seen: set[Node] = set()
+        visited: set[Node] = set()
         tops = [*self._children[None], *self._parents]  # the rest is in circles
         for top in tops:
-            yield from self._branch(top, seen)
+            yield from self._branch(top, visited)
 
-    def _branch(self, top: Node, seen: set[Node]) -> Iterator[JsonObject]:
+    def _branch(self, top: Node, visited: set[Node]) -> Iterator[JsonObject]:
         stack: list[tuple[Node | JsonObject, int, bool]] = [(top, 0, False)]
         while stack:
             node, depth, is_next = stack.pop()
             if isinstance(node, Node):
-                if node in seen:
+                if node in visited:
                     continue
-                seen.add(node)
+                visited.add(node)
             line = node if isinstance(node, dict) else self._line(node)
             yield {**line, "depth": depth, "is_next": is_next}
             if isinstance(node, Node):
-                below = self._below_group(node, seen) if node.kind == "group" else self._below_task(node)
+                below = self._below_group(node, visited) if node.kind == "group" else self._below_task(node)
                 stack += [(one, depth + further, not further) for one, further in reversed(below)]
 
     def _line(self, node: Node) -> JsonObject:
@@ -134,22 +134,22 @@ class Workflow:
         below: list[tuple[Node | JsonObject, int]] = [(child, 1 if len(children) > 1 else 0) for child in children]
         return [*below, *((line, 0) for line in self._expected_after(self._tasks[node.id]))]
 
-    def _hide(self, nodes: Iterable[Node], seen: set[Node]) -> None:
+    def _hide(self, nodes: Iterable[Node], visited: set[Node]) -> None:
         """Show neither these nor what is below them."""
         waiting = list(nodes)
         while waiting:
             node = waiting.pop()
-            if node not in seen:
-                seen.add(node)
+            if node not in visited:
+                visited.add(node)
                 waiting += self._children[node]
 
-    def _below_group(self, node: Node, seen: set[Node]) -> list[tuple[Node | JsonObject, int]]:
+    def _below_group(self, node: Node, visited: set[Node]) -> list[tuple[Node | JsonObject, int]]:
         bodies = [child for child in self._children[node] if self._bodies.get(child.id) == node.id]
         branches = [child for child in self._children[node] if child not in bodies]
         branches.sort(key=self._is_over)
         below: list[tuple[Node | JsonObject, int]] = [(branch, 1) for branch in branches[:MOST_MEMBERS]]
         if len(branches) > MOST_MEMBERS:
-            self._hide(branches[MOST_MEMBERS:], seen)
+            self._hide(branches[MOST_MEMBERS:], visited)
             below.append(({"kind": "hidden", "count": len(branches) - MOST_MEMBERS}, 1))
         if bodies:
             return [*below, *((body, 0) for body in bodies)]
@@ -226,8 +226,8 @@ class Workflow:
         else:
             counts = Counter(task.state for task in members if task.state != states.SUCCESS)
             done = sum(task.state == states.SUCCESS for task in members)
-            rest = ", ".join(f"{number} {state}" for state, number in counts.most_common())
-            waits = f"waits for {size - done} of {size} members" + (f": {rest}" if rest else "")
+            unfinished = ", ".join(f"{number} {state}" for state, number in counts.most_common())
+            waits = f"waits for {size - done} of {size} members" + (f": {unfinished}" if unfinished else "")
         return [_expected(body, waits)]
 
 

@@ -229,19 +229,19 @@ class History:
         `after` is the `cursor` of the last task of the page before.
         Raises: ConfigurationError.
         """
-        asked = _asked(
+        query = _asked(
             state=state, task=task, queue=queue, worker=worker, since=since, until=until, text=text, stamp=stamp,
             root_id=root_id, error=error, periodic=periodic, after=after,
         )  # fmt: skip
         rows = self.index.select(
-            asked.conditions, words=asked.words, marks=asked.marks, stamp=asked.stamp, limit=max(1, limit)
+            query.conditions, words=query.words, marks=query.marks, stamp=query.stamp, limit=max(1, limit)
         )
         return [past_task(row) for row in rows]
 
     def count(self, **search: Unpack[Search]) -> dict[str, int]:
         """How many tasks a search of `find` has, by state. Raises: ConfigurationError."""
-        asked = _asked(**search)
-        return self.index.count_states(asked.conditions, words=asked.words, marks=asked.marks, stamp=asked.stamp)
+        query = _asked(**search)
+        return self.index.count_states(query.conditions, words=query.words, marks=query.marks, stamp=query.stamp)
 
     def now(self) -> str:
         """A cursor before all that is known now: with `after=` a search finds the same tasks later, and none that came since."""
@@ -253,9 +253,9 @@ class History:
         if not rows:
             return None
         task, parents = rows[0], list[TaskRow]()
-        seen, parent_id = {task_id}, task.parent_id
-        while parent_id and parent_id not in seen and len(parents) < MOST_RELATIVES:
-            seen.add(parent_id)
+        visited, parent_id = {task_id}, task.parent_id
+        while parent_id and parent_id not in visited and len(parents) < MOST_RELATIVES:
+            visited.add(parent_id)
             above = self.index.by_ids([parent_id])
             parents += above
             parent_id = above[0].parent_id if above else None
@@ -282,20 +282,20 @@ class History:
         `some_id` is a root id, or the id of any task or group of it. A group that was called from outside a task has as many
         roots as members: what has a root or a group in common belongs together."""
         rows: dict[int, TaskRow] = {}
-        asked: set[str] = set()
-        wanted = {some_id}
-        while wanted and len(rows) < MOST_OF_WORKFLOW:
-            ids = sorted(wanted)[:MOST_RELATIVES]
-            asked.update(ids)
+        searched: set[str] = set()
+        unsearched = {some_id}
+        while unsearched and len(rows) < MOST_OF_WORKFLOW:
+            ids = sorted(unsearched)[:MOST_RELATIVES]
+            searched.update(ids)
             c = TASKS.c
-            found = [
+            matches = [
                 row
                 for column in (c.id, c.root_id, c.group_id, c.joins)
                 for row in self.index.select([column.in_(ids)], words=None, stamp=None, limit=MOST_OF_WORKFLOW)
             ]
-            rows.update((row.key, row) for row in found)
-            told = {one for row in found for one in (row.root_id, row.group_id, row.joins) if one}
-            wanted = (wanted | told) - asked
+            rows.update((row.key, row) for row in matches)
+            related = {one for row in matches for one in (row.root_id, row.group_id, row.joins) if one}
+            unsearched = (unsearched | related) - searched
         return [past_task(rows[key]) for key in sorted(rows)[:MOST_OF_WORKFLOW]]
 
     def failures(self, *, since: Moment | None = None, task: str | None = None, limit: int = 100) -> list[FailureGroup]:
@@ -306,12 +306,12 @@ class History:
         groups = self.index.group_failures(conditions, limit)
         examples = {row.key: row for row in self.index.by_keys([last for *_, last in groups])}
         marks = self.index.seen()
-        found = []
+        failure_groups = []
         for name, error, count, first, last in groups:
             if last not in examples:
                 continue  # forgotten meanwhile
-            seen = marks.get((name or "", error or ""))
-            found.append(
+            seen_mark = marks.get((name or "", error or ""))
+            failure_groups.append(
                 FailureGroup(
                     name=name or "",
                     error=error or "",
@@ -319,12 +319,14 @@ class History:
                     first=_of_key(first),
                     last=_of_key(last),
                     example=past_task(examples[last]),
-                    unseen=count if seen is None else self.index.count_failures(name, error, seen.until, conditions),
-                    seen_by=None if seen is None else seen.who,
-                    seen_at=None if seen is None else _at(seen.at),
+                    unseen=count
+                    if seen_mark is None
+                    else self.index.count_failures(name, error, seen_mark.until, conditions),
+                    seen_by=None if seen_mark is None else seen_mark.who,
+                    seen_at=None if seen_mark is None else _at(seen_mark.at),
                 )
             )
-        return found
+        return failure_groups
 
     def mark_seen(self, task: str, error: str, who: str, *, last: datetime) -> None:
         """Mark a group of failures as seen, up to those of tasks that began until `last` (the group's, when it was looked at)."""
@@ -389,7 +391,7 @@ def _asked(
         )
         if value is not None
     ]  # fmt: skip
-    marks = [mark(kind, value) for kind, value in (("n", task), ("q", queue)) if value is not None]
+    marks = [mark(prefix, value) for prefix, value in (("n", task), ("q", queue)) if value is not None]
     if state is not None:
         names = [state.upper()] if isinstance(state, str) else [name.upper() for name in state]
         conditions.append(FAILED if names == [FAILURE] else c.state.in_(names))
@@ -456,7 +458,7 @@ def _message(written: str | None) -> KeptMessage | None:
 
 def _following(written: str | None) -> tuple[Following, ...]:
     """What is told of what follows; any user of the broker may have told it."""
-    told = []
+    following = []
     for entry in json.loads(written) if written else ():
         try:
             one = Following(**entry)
@@ -464,8 +466,8 @@ def _following(written: str | None) -> tuple[Following, ...]:
             continue
         numbers, texts = (one.more, one.members or 0, one.size or 0), (one.how, one.task or "", one.id or "")
         if all(isinstance(number, int) for number in numbers) and all(isinstance(text, str) for text in texts):
-            told.append(one)
-    return tuple(told)
+            following.append(one)
+    return tuple(following)
 
 
 def _past_worker(row: WorkerRow, now: float) -> PastWorker:

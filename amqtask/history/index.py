@@ -118,10 +118,10 @@ class HistoryIndex:
         if not connection.execute(sa.update(POSITION).where(is_there).values(position=now)).rowcount:
             raise Overtaken("another process reads this history into the same index")
         names = {event["uuid"] for event in events if isinstance(event.get("uuid"), str)}
-        known = {row.id: row for row in self._rows(connection, list(names))}
-        batch = Batch(dict(known), {row.hostname: row for row in _workers(connection)})
+        stored = {row.id: row for row in self._rows(connection, list(names))}
+        batch = Batch(dict(stored), {row.hostname: row for row in _workers(connection)})
         batch.add_all(events)
-        self._write_tasks(connection, batch, known.keys())
+        self._write_tasks(connection, batch, stored.keys())
         self._write_minutes(connection, batch)
         heard = [row for row in batch.workers.values() if row.last_at]
         _replace(
@@ -131,14 +131,16 @@ class HistoryIndex:
 
     def _rows(self, connection: sa.Connection, ids: Sequence[str]) -> Iterator[TaskRow]:
         for start in range(0, len(ids), AT_ONCE):
-            wanted = sa.select(*(TASKS.c[name] for name in COLUMNS)).where(TASKS.c.id.in_(ids[start : start + AT_ONCE]))
-            for values in connection.execute(wanted):
+            statement = sa.select(*(TASKS.c[name] for name in COLUMNS)).where(
+                TASKS.c.id.in_(ids[start : start + AT_ONCE])
+            )
+            for values in connection.execute(statement):
                 yield TaskRow(*values)
 
-    def _write_tasks(self, connection: sa.Connection, batch: Batch, known: Set[str]) -> None:
+    def _write_tasks(self, connection: sa.Connection, batch: Batch, stored_ids: Set[str]) -> None:
         rows = [batch.tasks[task_id] for task_id in batch.touched]
-        old = [row for row in rows if row.id in known]
-        new = [row for row in rows if row.id not in known]
+        old = [row for row in rows if row.id in stored_ids]
+        new = [row for row in rows if row.id not in stored_ids]
         if new:
             _make_keys_unique(connection, new)
             connection.execute(sa.insert(TASKS), [as_columns(row) for row in sorted(new, key=lambda row: row.key)])
@@ -159,8 +161,8 @@ class HistoryIndex:
     def _write_minutes(self, connection: sa.Connection, batch: Batch) -> None:
         if not batch.minutes:
             return
-        known = sa.select(MINUTES).where(MINUTES.c.minute.in_(list(batch.minutes)))
-        for row in connection.execute(known).mappings():
+        statement = sa.select(MINUTES).where(MINUTES.c.minute.in_(list(batch.minutes)))
+        for row in connection.execute(statement).mappings():
             batch.minutes[row["minute"]].update({name: row[name] for name in COUNTED})
         rows = [
             {"minute": minute, **{name: numbers[name] for name in COUNTED}} for minute, numbers in batch.minutes.items()
@@ -220,8 +222,8 @@ class HistoryIndex:
         source, conditions = self._source(conditions, words, marks, stamp)
         # With words the rows come by their key from the words' index.
         order = TASKS.c.key if words is None else TEXTS.c.rowid
-        wanted = sa.select(*(TASKS.c[name] for name in COLUMNS)).select_from(source).where(*conditions)
-        statement = wanted.order_by(order.desc()).limit(limit)
+        rows = sa.select(*(TASKS.c[name] for name in COLUMNS)).select_from(source).where(*conditions)
+        statement = rows.order_by(order.desc()).limit(limit)
         return self._read(lambda connection: [TaskRow(*values) for values in connection.execute(statement)])
 
     def count_states(
@@ -266,7 +268,7 @@ class HistoryIndex:
             return sa.literal_column("amqtask_history_texts").bool_op("MATCH")(
                 " ".join([*marks, *map(_quoted, words.split())])
             )
-        query = " & ".join([*marks, *(_lexemes(word) for word in words.split())])
+        query = " & ".join([*marks, *(_lexemes(term) for term in words.split())])
         return sa.func.to_tsvector("simple", TEXTS.c.body).bool_op("@@")(sa.func.to_tsquery("simple", query))
 
     def group_failures(
@@ -303,12 +305,12 @@ class HistoryIndex:
         columns = (SEEN.c.name, SEEN.c.error, SEEN.c.who, SEEN.c.at, SEEN.c.until)
         return self._read(
             lambda connection: {
-                (name, error): Seen(who, at, until)
-                for name, error, who, at, until in connection.execute(sa.select(*columns))
+                (name, error): Seen(user, at, until)
+                for name, error, user, at, until in connection.execute(sa.select(*columns))
             }
         )
 
-    def mark_seen(self, name: str, error: str, who: str, last: int) -> None:
+    def mark_seen(self, name: str, error: str, user: str, last: int) -> None:
         """Mark the group's failures of tasks up to this key as seen."""
         last_failed = sa.select(sa.func.max(TASKS.c.state_at)).where(*_group(name, error), TASKS.c.key <= last)
 
@@ -316,7 +318,7 @@ class HistoryIndex:
             until = connection.execute(last_failed).scalar()
             connection.execute(sa.delete(SEEN).where(SEEN.c.name == name, SEEN.c.error == error))
             if until is not None:
-                values = {"name": name, "error": error, "until": until, "at": time.time(), "who": who}
+                values = {"name": name, "error": error, "until": until, "at": time.time(), "who": user}
                 connection.execute(sa.insert(SEEN).values(values))
 
         self._write(mark)
@@ -341,17 +343,17 @@ class HistoryIndex:
         columns = (c.state, c.sent_at, c.eta, c.received_at)
         newest = sa.select(*columns).where(c.queue == queue).order_by(c.key.desc()).limit(MOST_WAITING).cte()
         passed = sa.select(sa.func.max(newest.c.sent_at)).where(newest.c.received_at.is_not(None)).scalar_subquery()
-        wanted = sa.select(sa.func.min(newest.c.sent_at)).where(
+        statement = sa.select(sa.func.min(newest.c.sent_at)).where(
             newest.c.state == PENDING, newest.c.eta.is_(None), newest.c.sent_at > sa.func.coalesce(passed, 0.0)
         )
-        moment: float | None = self._read(lambda connection: connection.execute(wanted).scalar())
+        moment: float | None = self._read(lambda connection: connection.execute(statement).scalar())
         return moment
 
     # -- what operators did
 
-    def begin_action(self, who: str, action: str, subject: str) -> int:
+    def begin_action(self, user: str, action: str, subject: str) -> int:
         """Note what somebody is about to do; its number."""
-        values = {"at": time.time(), "who": who, "action": action, "subject": subject}
+        values = {"at": time.time(), "who": user, "action": action, "subject": subject}
         inserted = self._write(
             lambda connection: connection.execute(sa.insert(ACTIONS).values(values)).inserted_primary_key
         )
@@ -394,20 +396,20 @@ def _group(name: str, error: str) -> tuple[sa.ColumnElement[bool], ...]:
 
 def _make_keys_unique(connection: sa.Connection, rows: Sequence[TaskRow]) -> None:
     """Give new rows keys that no other row has: a burst of calls is sent at one moment. A row moves by some microseconds."""
-    seen: set[int] = set()
+    taken: set[int] = set()
     waiting = list(rows)
     while waiting:
         keys = [row.key for row in waiting]
         for start in range(0, len(keys), AT_ONCE):
-            known = sa.select(TASKS.c.key).where(TASKS.c.key.in_(keys[start : start + AT_ONCE]))
-            seen.update(connection.execute(known).scalars())
+            statement = sa.select(TASKS.c.key).where(TASKS.c.key.in_(keys[start : start + AT_ONCE]))
+            taken.update(connection.execute(statement).scalars())
         colliding = []
         for row in waiting:
-            if row.key in seen:
+            if row.key in taken:
                 row.key += random.randint(1, 1 << (KEY_BITS + 2))
                 colliding.append(row)
             else:
-                seen.add(row.key)
+                taken.add(row.key)
         waiting = colliding
 
 
@@ -466,15 +468,15 @@ def _key_at_share(connection: sa.Connection, share: float) -> int | None:
     return key
 
 
-def _quoted(word: str) -> str:
-    """A word as FTS5 takes it, without its own signs; a star at its end is any end."""
-    text, star = (word[:-1], "*") if word.endswith("*") and len(word) > 1 else (word, "")
+def _quoted(term: str) -> str:
+    """A term as FTS5 takes it, without its own signs; a star at its end is any end."""
+    text, star = (term[:-1], "*") if term.endswith("*") and len(term) > 1 else (term, "")
     return '"' + text.replace('"', '""') + f'"{star}'
 
 
-def _lexemes(word: str) -> str:
+def _lexemes(term: str) -> str:
     """The same for PostgreSQL's to_tsquery."""
-    text, star = (word[:-1], ":*") if word.endswith("*") and len(word) > 1 else (word, "")
+    text, star = (term[:-1], ":*") if term.endswith("*") and len(term) > 1 else (term, "")
     return "'" + text.replace("\\", " ").replace("'", "''") + f"'{star}"
 
 

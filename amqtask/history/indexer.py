@@ -102,9 +102,9 @@ class Indexer:
         events = self._events(deliveries)
         gather_until = self._clock() + GATHER_SECONDS
         while len(events) < MOST_EVENTS and (seconds_left := gather_until - self._clock()) > 0:
-            more = self._tail.read(MOST_MESSAGES, seconds_left)
-            deliveries += more
-            events += self._events(more)
+            next_deliveries = self._tail.read(MOST_MESSAGES, seconds_left)
+            deliveries += next_deliveries
+            events += self._events(next_deliveries)
         now = _offset(deliveries[-1])
         if now is not None and self._position is not None and now <= self._position:
             logger.warning("history: the stream was made anew; it is read from its beginning")

@@ -318,7 +318,7 @@ def searchable(row: TaskRow) -> str:
     if not parts:
         return ""
     marks = [FAILED_MARK] if row.exception else []
-    marks += [mark(kind, value) for kind, value in (("n", row.name), ("q", row.queue)) if value]
+    marks += [mark(prefix, value) for prefix, value in (("n", row.name), ("q", row.queue)) if value]
     return "\n".join([*parts, *marks])
 
 
@@ -326,9 +326,9 @@ def searchable(row: TaskRow) -> str:
 FAILED_MARK = "zqxfailed"
 
 
-def mark(kind: str, value: str) -> str:
+def mark(prefix: str, value: str) -> str:
     """The mark of a task's name (n) or queue (q)."""
-    return f"zqx{kind}{crc32(value.encode()):08x}"
+    return f"zqx{prefix}{crc32(value.encode()):08x}"
 
 
 def short(value: object) -> str | None:

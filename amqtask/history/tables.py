@@ -238,12 +238,12 @@ def _add_columns(engine: sa.Engine) -> None:
     for table in (TASKS, MINUTES):
         if not inspector.has_table(table.name):
             continue
-        known = {column["name"] for column in inspector.get_columns(table.name)}
-        missing = [column for column in table.columns if column.name not in known]
+        column_names = {column["name"] for column in inspector.get_columns(table.name)}
+        missing = [column for column in table.columns if column.name not in column_names]
         with engine.begin() as connection:
             for column in missing:
-                kind = column.type.compile(engine.dialect) + ("" if column.nullable else " NOT NULL DEFAULT 0")
-                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
+                column_type = column.type.compile(engine.dialect) + ("" if column.nullable else " NOT NULL DEFAULT 0")
+                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {column_type}"))
             for index in table.indexes if missing else ():
                 index.create(connection, checkfirst=True)
 

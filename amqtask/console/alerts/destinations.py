@@ -56,8 +56,8 @@ class Destination:
 
 def destinations(app: AmqTask) -> dict[str, Destination]:
     """Those of `console_alert_to`, by mark. Raises: ConfigurationError."""
-    made = [_destination(str(written), app.conf.console_mail) for written in app.conf.console_alert_to or ()]
-    return {one.mark: one for one in made}
+    configured = [_destination(str(written), app.conf.console_mail) for written in app.conf.console_alert_to or ()]
+    return {one.mark: one for one in configured}
 
 
 def _destination(written: str, mail: Mapping[str, object]) -> Destination:
@@ -86,8 +86,8 @@ def _check_mail(mail: Mapping[str, object]) -> None:
 
 def title(body: Mapping[str, object]) -> str:
     """In one line."""
-    word = {"firing": "FIRING", "resolved": "RESOLVED"}.get(str(body.get("state")), "TEST")
-    return printable(f"[{body.get('app')}] {word} {body.get('rule')}: {body.get('text')}")
+    label = {"firing": "FIRING", "resolved": "RESOLVED"}.get(str(body.get("state")), "TEST")
+    return printable(f"[{body.get('app')}] {label} {body.get('rule')}: {body.get('text')}")
 
 
 def as_slack(body: Mapping[str, object]) -> dict[str, object]:

@@ -40,19 +40,19 @@ class FactFinder:
         minutes = self._app.history.minutes(timedelta(minutes=MINUTES))
         failures = sum(minute.failed for minute in minutes) / MINUTES
         try:
-            found: tuple[QueueFacts, ...] | None = self._queues()
+            queues: tuple[QueueFacts, ...] | None = self._queues()
             late: dict[str, float] | None = self._late(firing, datetime.fromtimestamp(now, timezone.utc))
             self._answered_at = time.monotonic()
         except OperationalError as error:
             logger.debug("alerts: the broker does not answer: %s", error)
-            found = late = None
-        return Facts(found, failures, late, self._silence(firing, now, is_there=found is not None))
+            queues = late = None
+        return Facts(queues, failures, late, self._silence(firing, now, is_there=queues is not None))
 
     def _silence(self, firing: Firing, now: float, *, is_there: bool) -> float:
         """Seconds since the broker answered; a console that is started meanwhile knows it from the alert."""
         alert = firing.get(("broker-away", ""))
-        known = now - alert["began_at"] if alert is not None and not is_there else 0.0
-        return max(known + STILL_LATE if known else 0.0, time.monotonic() - self._answered_at)
+        alert_age = now - alert["began_at"] if alert is not None and not is_there else 0.0
+        return max(alert_age + STILL_LATE if alert_age else 0.0, time.monotonic() - self._answered_at)
 
     def _queues(self) -> tuple[QueueFacts, ...]:
         app = self._app
@@ -78,27 +78,27 @@ class FactFinder:
             return None
         paused = operated.pauses.read() if entries else {}
         late = {}
-        seen: dict[str, tuple[object, datetime]] = {}
+        schedules: dict[str, tuple[object, datetime]] = {}
         for entry in entries:
             if not entry.enabled or entry.name in paused:
                 continue
             schedule, since = self._seen.get(entry.name, (entry.schedule, now))
-            seen[entry.name] = entry.schedule, now if schedule != entry.schedule else since
-            late[entry.name] = self._overdue(operated, entry, seen[entry.name][1], firing, now)
-        self._seen = seen
+            schedules[entry.name] = entry.schedule, now if schedule != entry.schedule else since
+            late[entry.name] = self._overdue(operated, entry, schedules[entry.name][1], firing, now)
+        self._seen = schedules
         return late
 
     def _overdue(self, operated: Schedules, entry: Entry, since: datetime, firing: Firing, now: datetime) -> float:
         """Seconds by which an entry is overdue; 0.0 where nothing is known of any run."""
         runs = self._app.history.find(periodic=entry.name, limit=1) if self._app.conf.task_history else []
-        told = [moment for moment in (runs[0].first if runs else None, entry.last_due_at) if moment is not None]
+        run_times = [moment for moment in (runs[0].first if runs else None, entry.last_due_at) if moment is not None]
         alert = firing.get(("beat-late", entry.name))
         if alert is not None:
             began = datetime.fromtimestamp(alert["began_at"], timezone.utc)
-            if not told or max(told) <= began:
+            if not run_times or max(run_times) <= began:
                 return STILL_LATE
-        if not told and not self._app.conf.task_history:
+        if not run_times and not self._app.conf.task_history:
             return 0.0
-        last = max([*told, since])
+        last = max([*run_times, since])
         due = operated.scheduler([replace(entry, last_due_at=last, one_off=False)], last).next_of(entry.name)
         return max(0.0, (now - due).total_seconds()) if due is not None else 0.0

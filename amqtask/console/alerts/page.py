@@ -32,7 +32,7 @@ def alerts(app: AmqTask) -> JsonObject:
     }
 
 
-def send_test(app: AmqTask, form: Mapping[str, str], who: str) -> str:
+def send_test(app: AmqTask, form: Mapping[str, str], user: str) -> str:
     """Send a test to all destinations. Raises: ConfigurationError saying which does not take it, and why."""
     answers = Watch(app).test()
     if not answers:

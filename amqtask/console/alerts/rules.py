@@ -41,12 +41,12 @@ _FIELDS = frozenset({"above", "for", "of"})
 
 def rules(setting: Mapping[str, object]) -> dict[str, Rule]:
     """The rules that `console_alerts` leaves or changes. Raises: ConfigurationError."""
-    known = {rule.name: rule for rule in DEFAULTS}
+    defaults = {rule.name: rule for rule in DEFAULTS}
     for name in setting:
-        if name not in known:
-            raise ConfigurationError(f"console_alerts: there is no rule {name!r}; there are {', '.join(known)}")
+        if name not in defaults:
+            raise ConfigurationError(f"console_alerts: there is no rule {name!r}; there are {', '.join(defaults)}")
     return {
-        name: _changed(rule, setting.get(name, {})) for name, rule in known.items() if setting.get(name) is not False
+        name: _changed(rule, setting.get(name, {})) for name, rule in defaults.items() if setting.get(name) is not False
     }
 
 
@@ -56,15 +56,15 @@ def _changed(rule: Rule, change: object) -> Rule:
     where = f"console_alerts[{rule.name!r}]"
     if not isinstance(change, Mapping) or not set(change) <= _FIELDS:
         raise ConfigurationError(f"{where} is False, or a mapping with {', '.join(sorted(_FIELDS))}, not {change!r}")
-    others = change.get("of", {})
-    if not isinstance(others, Mapping):
-        raise ConfigurationError(f"{where}['of'] is a mapping of subjects to limits, not {others!r}")
+    limits = change.get("of", {})
+    if not isinstance(limits, Mapping):
+        raise ConfigurationError(f"{where}['of'] is a mapping of subjects to limits, not {limits!r}")
     return Rule(
         rule.name,
         rule.about,
         _number(f"{where}['above']", change.get("above", rule.above)),
         _number(f"{where}['for']", change.get("for", rule.hold)),
-        {str(subject): _number(f"{where}['of'][{subject!r}]", limit) for subject, limit in others.items()},
+        {str(subject): _number(f"{where}['of'][{subject!r}]", limit) for subject, limit in limits.items()},
     )
 
 
@@ -114,10 +114,10 @@ class Problem(NamedTuple):
         return self.rule, self.subject
 
 
-def problems(known: Mapping[str, Rule], facts: Facts) -> Iterator[Problem]:
+def problems(active_rules: Mapping[str, Rule], facts: Facts) -> Iterator[Problem]:
     """All problems there are now."""
     for rule, subject, value, text in _measured(facts):
-        if rule in known and value > (limit := known[rule].limit(subject)):
+        if rule in active_rules and value > (limit := active_rules[rule].limit(subject)):
             yield Problem(rule, subject, text, value, limit)
 
 

@@ -72,9 +72,9 @@ class Watch:
         now = self._clock()
         firing = self.log.firing()
         facts = self._find(firing, now)
-        found = {problem.key: problem for problem in problems(self.rules, facts)}
-        self._fire(found, firing, now)
-        self._resolve(found, firing, unknown(facts), now)
+        open_problems = {problem.key: problem for problem in problems(self.rules, facts)}
+        self._fire(open_problems, firing, now)
+        self._resolve(open_problems, firing, unknown(facts), now)
         self._tell(now)
         if facts.queues is not None and now >= self._note_at:
             self._note_at = now + NOTE_SECONDS
@@ -84,10 +84,10 @@ class Watch:
             self.log.forget(now - self._app.conf.history_max_age)
 
     def _fire(
-        self, found: Mapping[tuple[str, str], Problem], firing: Mapping[tuple[str, str], JsonObject], now: float
+        self, open_problems: Mapping[tuple[str, str], Problem], firing: Mapping[tuple[str, str], JsonObject], now: float
     ) -> None:
-        self._there_since = {key: self._there_since.get(key, now) for key in found}
-        for key, problem in found.items():
+        self._there_since = {key: self._there_since.get(key, now) for key in open_problems}
+        for key, problem in open_problems.items():
             is_old_enough = now - self._there_since[key] >= self.rules[problem.rule].hold
             if key not in firing and is_old_enough:
                 body = self._body("firing", problem.rule, problem.subject, problem.text, now)
@@ -96,12 +96,12 @@ class Watch:
 
     def _resolve(
         self,
-        found: Mapping[tuple[str, str], Problem],
+        open_problems: Mapping[tuple[str, str], Problem],
         firing: Mapping[tuple[str, str], JsonObject],
         unsaid: frozenset[str],
         now: float,
     ) -> None:
-        gone = {key for key in firing if key not in found and key[0] not in unsaid}
+        gone = {key for key in firing if key not in open_problems and key[0] not in unsaid}
         self._gone_since = {key: self._gone_since.get(key, now) for key in gone}
         for key in gone:
             if now - self._gone_since[key] >= CALM_SECONDS or key[0] not in self.rules:
