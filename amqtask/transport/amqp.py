@@ -79,12 +79,12 @@ class AmqpBroker:
 
     def info(self) -> JsonObject:
         """The first host, and the URLs of the others."""
-        first, *others = self.addresses
+        first, *alternates = self.addresses
         return {
             "transport": self.transport,
             "url": self.safe_url,
             "transport_options": {},
-            "alternates": [address.safe_url for address in others],
+            "alternates": [address.safe_url for address in alternates],
             "hostname": first.host,
             "port": first.port,
             "userid": first.user,

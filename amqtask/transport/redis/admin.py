@@ -309,8 +309,8 @@ class RedisAdmin(RedisJobs):
         finally:
             held.reverse()  # the newest first, so that the oldest is the first again
             for at in range(0, len(held), MOST_ANSWERS):
-                some = held[at : at + MOST_ANSWERS]
-                self._run(GIVE_BACK, mover, *(word for tag in some for word in (tag, NEVER_CAME)))
+                batch = held[at : at + MOST_ANSWERS]
+                self._run(GIVE_BACK, mover, *(argument for tag in batch for argument in (tag, NEVER_CAME)))
         return done
 
     def _reserve(self, mover: str, first: int, queue: str, size: int) -> list[Delivery]:
@@ -328,14 +328,14 @@ class RedisAdmin(RedisJobs):
         """How many of the messages that are ready now are meant; with `delete` they are deleted."""
         if queue != DELAYED:
             self.state(queue)
-            found = 0
+            total = 0
             for key in self._keys(queue):
                 (texts,) = self._ask(("LRANGE", key, 0, -1))
                 meant = [text for text in texts if is_meant(incoming(text).delivery(queue, 0))]
                 if delete:
                     self._ask(*(("LREM", key, 1, text) for text in meant))
-                found += len(meant)
-            return found
+                total += len(meant)
+            return total
         names = [name for name, delivery in self._all_waiting() if is_meant(delivery)]
         if delete:
             self._drop(names)
@@ -383,9 +383,10 @@ class RedisAdmin(RedisJobs):
 
     def _drop(self, names: list[bytes]) -> None:
         for at in range(0, len(names), MOST_ANSWERS):
-            some = names[at : at + MOST_ANSWERS]
+            batch = names[at : at + MOST_ANSWERS]
             self._ask(
-                ("ZREM", self._layout.key("amqtask.delay"), *some), ("HDEL", self._layout.key("amqtask.delayed"), *some)
+                ("ZREM", self._layout.key("amqtask.delay"), *batch),
+                ("HDEL", self._layout.key("amqtask.delayed"), *batch),
             )
 
     def _move_delayed(
@@ -402,12 +403,12 @@ class RedisAdmin(RedisJobs):
         waiting = list(self._all_waiting())
         while waiting and not is_stopped() and not done.is_over and (limit is None or done.moved < limit):
             size = BATCH if limit is None else min(BATCH, limit - done.moved)
-            some, waiting = waiting[:size], waiting[size:]
-            pairs = [(delivery, message) for _, delivery in some if (message := convert(delivery)) is not None]
-            done.kept += len(some) - len(pairs)
+            batch, waiting = waiting[:size], waiting[size:]
+            pairs = [(delivery, message) for _, delivery in batch if (message := convert(delivery)) is not None]
+            done.kept += len(batch) - len(pairs)
             stored = publish_pairs(publisher, pairs, done)
             if acknowledge:
-                self._drop([name for name, delivery in some if any(delivery is other for other in stored)])
+                self._drop([name for name, delivery in batch if any(delivery is other for other in stored)])
             on_progress(done)
         return done
 

@@ -215,34 +215,41 @@ class Answers:
             return
         acks, self._acks = self._acks, []
         for start in range(0, len(acks), MOST_ANSWERS):
-            some = acks[start : start + MOST_ANSWERS]
-            self._link.run(partial(self._acked, some), ACK, self._consumer, *some)
+            batch = acks[start : start + MOST_ANSWERS]
+            self._link.run(partial(self._acked, batch), ACK, self._consumer, *batch)
         replacements, self._replacements = self._replacements, []
         for replacement in replacements:
             self._replace(replacement)
         returns, self._returns = self._returns, []
         for start in range(0, len(returns), MOST_ANSWERS):
             pairs = returns[start : start + MOST_ANSWERS]
-            words = [word for pair in pairs for word in pair]
-            self._link.run(partial(self._returned, pairs), GIVE_BACK, self._consumer, *words)
+            arguments = [argument for pair in pairs for argument in pair]
+            self._link.run(partial(self._returned, pairs), GIVE_BACK, self._consumer, *arguments)
         self._on_sent()
 
     def _replace(self, replacement: Replacement) -> None:
         messages = replacement.messages
         try:
-            missing = [pair for each in messages for pair in self._declared.missing(each.message.declare)]
+            missing = [pair for outgoing in messages for pair in self._declared.missing(outgoing.message.declare)]
         except PublishError:
             replacement.on_done(False)
             return
         for command, on_reply in missing:
             self._link.send(partial(_declared, on_reply), *command)
-        words: list[Any] = []
-        for each in messages:
-            due = "" if each.due is None else each.due
-            must_have_queue = "1" if each.message.mandatory else ""
-            words += (due, each.exchange, each.routing_key, each.step, must_have_queue, each.envelope)
+        arguments: list[Any] = []
+        for outgoing in messages:
+            due = "" if outgoing.due is None else outgoing.due
+            must_have_queue = "1" if outgoing.message.mandatory else ""
+            arguments += (
+                due,
+                outgoing.exchange,
+                outgoing.routing_key,
+                outgoing.step,
+                must_have_queue,
+                outgoing.envelope,
+            )
         tag = f"{self._consumer}:{replacement.tag}"
-        self._link.run(partial(self._replaced, replacement), REPLACE, tag, self._layout.channels, *words)
+        self._link.run(partial(self._replaced, replacement), REPLACE, tag, self._layout.channels, *arguments)
 
     def _replaced(self, replacement: Replacement, reply: Any) -> None:
         if isinstance(reply, Exception) and passes(reply):
@@ -251,8 +258,8 @@ class Answers:
             return
         is_done = not isinstance(reply, Exception) and reply >= 0
         if not is_done:
-            for each in replacement.messages:
-                self._declared.forget(each.message.declare)
+            for outgoing in replacement.messages:
+                self._declared.forget(outgoing.message.declare)
         replacement.on_done(is_done)
 
     def _acked(self, tags: list[int], reply: Any) -> None:

@@ -247,7 +247,7 @@ def _lease(options: Options) -> float:
 def _in_clients_words(urls: str | Sequence[str] | None, *, has_tls: bool) -> str:
     """The one URL, as redis-py writes it. Raises: ConfigurationError."""
     joined = urls if isinstance(urls, str) else ";".join(urls or ())
-    scheme, _, rest = joined.partition("://")
+    scheme, _, location = joined.partition("://")
     name = _SCHEMES.get(scheme.strip().lower())
     if name is None:
         raise ConfigurationError(
@@ -259,16 +259,16 @@ def _in_clients_words(urls: str | Sequence[str] | None, *, has_tls: bool) -> str
     if name.endswith("+cluster"):
         hosts = [part.rpartition("://")[2] for part in joined.split(";") if part.strip()]
         return ";".join(f"{name}://{host}" for host in hosts)
-    if name != "sentinel" and ";" in rest:
+    if name != "sentinel" and ";" in location:
         raise ConfigurationError(
             "a Redis broker has one URL: a second server would have other messages. For several that follow each other use "
             "sentinel://host:26379/0;sentinel://other:26379 and broker_transport_options = {'master_name': …}, or a cluster"
         )
     if name == "unix":
-        path, _, query = rest.partition("?")
+        path, _, query = location.partition("?")
         query = query.replace("virtual_host=", "db=")
         return f"unix://{path}" + (f"?{query}" if query else "")
-    return f"{'rediss' if has_tls and name == 'redis' else name}://{rest}"
+    return f"{'rediss' if has_tls and name == 'redis' else name}://{location}"
 
 
 def _tagged(prefix: str) -> str:

@@ -169,7 +169,7 @@ class RedisConsumer:
         """In one script. What came off a channel is not stored, and needs no answer."""
         held = self._held.get(delivery.tag) if delivery.epoch == self._epoch else None
         leaving = [prepare(message) for message in messages]
-        ready = [each for each in leaving if isinstance(each, Outgoing)]
+        ready = [outgoing for outgoing in leaving if isinstance(outgoing, Outgoing)]
         if held is None or not held.is_stored or len(ready) < len(leaving) or len(ready) > MOST_ANSWERS:
             return False
 
@@ -211,20 +211,22 @@ class RedisConsumer:
             held = [(held.tag, NO_FAILURE) for held in self._held.values() if held.is_stored]
             self._held.clear()
             self._answers.give_back_all([*held, *((tag, _blame(failed)) for tag, failed in on_the_way)])
-            own = [name for name, consumed in self._queues.items() if consumed.is_alone or consumed.is_exclusive]
-            if own:
-                self._link.run(ignore_reply, LEAVE, self._id, *own)
+            sole_queues = [
+                name for name, consumed in self._queues.items() if consumed.is_alone or consumed.is_exclusive
+            ]
+            if sole_queues:
+                self._link.run(ignore_reply, LEAVE, self._id, *sole_queues)
             owned = self._owned_by(self._queues.values())
             if owned:
                 self._link.run(ignore_reply, DISOWN, *owned)
         self._link.stop(on_stopped)
 
-    def _owned_by(self, consumed: Iterable[Consumed]) -> list[str]:
+    def _owned_by(self, queues: Iterable[Consumed]) -> list[str]:
         """What goes with its last consumer."""
         return [
-            owner(each.queue.name, self._id, each.declare)
-            for each in consumed
-            if (each.queue.exclusive or each.queue.auto_delete) and each.pattern is None
+            owner(consumed.queue.name, self._id, consumed.declare)
+            for consumed in queues
+            if (consumed.queue.exclusive or consumed.queue.auto_delete) and consumed.pattern is None
         ]
 
     # -- the link's events
@@ -259,11 +261,11 @@ class RedisConsumer:
 
     def on_push(self, push: Push) -> None:
         """A list has changed, or a message was published."""
-        kind, *fields = push.fields
-        if kind == b"invalidate":
+        push_type, *fields = push.fields
+        if push_type == b"invalidate":
             self._housekeeping.changed(fields[0])
             self._taking.changed()
-        elif kind == b"pmessage":
+        elif push_type == b"pmessage":
             self._published(fields[0].decode(), fields[2])
 
     def _fail(self, error: Exception) -> None:
@@ -281,7 +283,7 @@ class RedisConsumer:
         """Declare and subscribe what is not set up over this connection."""
         if self._is_stopped or not self._link.is_open:
             return
-        missing = [] if self._is_paused else [each for each in self._queues.values() if not each.is_set_up]
+        missing = [] if self._is_paused else [consumed for consumed in self._queues.values() if not consumed.is_set_up]
         for consumed in missing:
             consumed.is_set_up = True
             try:
@@ -373,7 +375,7 @@ class RedisConsumer:
 
     def _published(self, pattern: str, text: bytes) -> None:
         """A message off a channel: it is nowhere else."""
-        consumed = next((each for each in self._queues.values() if each.pattern == pattern), None)
+        consumed = next((candidate for candidate in self._queues.values() if candidate.pattern == pattern), None)
         if consumed is not None and not self._is_paused and not self._is_stopped:
             self._deliver(Held(consumed, incoming(text), 0, 0), is_again=False)
 
@@ -410,8 +412,8 @@ class RedisConsumer:
         if held.is_stored:
             self._answers.give_back(held.tag, failures)
         else:  # it is nowhere else: it comes again at once
-            again = held._replace(failures=held.failures + failures)
-            self._loop.call_soon(lambda: self._deliver(again, is_again=True))
+            redelivery = held._replace(failures=held.failures + failures)
+            self._loop.call_soon(lambda: self._deliver(redelivery, is_again=True))
 
     # -- the lease
 
@@ -419,16 +421,16 @@ class RedisConsumer:
         self._timers.later("renew", self._lease / 3, self._renew)
         if not self._link.is_open:
             return
-        own = [
+        sole_queues = [
             consumed.queue.name
             for consumed in self.lists
             if consumed.is_exclusive or (consumed.is_alone and consumed.held)
         ]
         self._own(*self.lists)
         tags = [held.tag for held in self._held.values() if held.is_stored]
-        for start in range(0, max(len(tags), len(own)), MOST_ANSWERS):
-            some = tags[start : start + MOST_ANSWERS]
-            self._link.run(self._renewed, RENEW, self._id, self._lease, len(own), *own, *some)
+        for start in range(0, max(len(tags), len(sole_queues)), MOST_ANSWERS):
+            batch = tags[start : start + MOST_ANSWERS]
+            self._link.run(self._renewed, RENEW, self._id, self._lease, len(sole_queues), *sole_queues, *batch)
 
     @property
     def _lease(self) -> float:
@@ -436,12 +438,12 @@ class RedisConsumer:
 
     @property
     def _has_own(self) -> bool:
-        return any(each.is_alone or each.is_exclusive for each in self._queues.values())
+        return any(consumed.is_alone or consumed.is_exclusive for consumed in self._queues.values())
 
     @property
     def sole_right(self) -> tuple[str, str] | None:
         """The queue that it has alone and what it is called, for as long as it believes so."""
-        queue = next((name for name, each in self._queues.items() if each.is_alone and each.held), None)
+        queue = next((name for name, consumed in self._queues.items() if consumed.is_alone and consumed.held), None)
         return None if queue is None else (queue, self._id)
 
     def _renewed(self, reply: Any) -> None:

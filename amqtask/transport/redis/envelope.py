@@ -154,14 +154,15 @@ def _read(text: bytes) -> _Envelope:
 def incoming(text: bytes) -> Incoming:
     """Read an envelope; what is none becomes the body of a message whose headers say so, and is dead-lettered like any other."""
     try:
-        found = _read(text)
-        fields, headers, address = found.properties, found.headers or {}, found.properties.delivery_info or _Address()
-        size = len(text) - len(found.body)
-        body = b64decode(found.body, validate=True) if fields.body_encoding == "base64" else found.body.encode()
+        envelope = _read(text)
+        fields, headers = envelope.properties, envelope.headers or {}
+        address = fields.delivery_info or _Address()
+        size = len(text) - len(envelope.body)
+        body = b64decode(envelope.body, validate=True) if fields.body_encoding == "base64" else envelope.body.encode()
         expiration = fields.expiration
         properties = Properties(
-            content_type=found.content_type,
-            content_encoding=found.content_encoding,
+            content_type=envelope.content_type,
+            content_encoding=envelope.content_encoding,
             headers=headers if size <= LARGEST_HEADERS else _too_large(size),
             delivery_mode=_within(fields.delivery_mode, 256),
             priority=None if fields.priority is None else max(0, min(255, fields.priority)),
@@ -174,7 +175,7 @@ def incoming(text: bytes) -> Incoming:
             user_id=fields.user_id,
             app_id=fields.app_id,
         )
-        is_again = bool(headers.get("redelivered") or address.redelivered or found.redelivered)
+        is_again = bool(headers.get("redelivered") or address.redelivered or envelope.redelivered)
         return Incoming(body, properties, address.exchange or "", address.routing_key or "", is_again)
     except Exception as error:  # noqa: BLE001 - anybody can write to a list
         problem = OddHeaders(f"not a message in kombu's envelope: {type(error).__name__}: {str(error)[:200]}")

@@ -150,11 +150,11 @@ class Layout:
 
     def _binding(self, binding: Binding) -> Iterator[tuple[Command, Callable[[Any], None]]]:
         source, name = binding.source, binding.source.name
-        what = f"the binding of {binding.destination!r} to {name!r} cannot be made"
+        refusal = f"the binding of {binding.destination!r} to {name!r} cannot be made"
         if binding.to_exchange:
-            raise PublishError(f"{what}. {NO_CHAINS}")
+            raise PublishError(f"{refusal}. {NO_CHAINS}")
         if source.type == "headers":
-            raise PublishError(f"{what}. {NO_HEADERS}")
+            raise PublishError(f"{refusal}. {NO_HEADERS}")
         if self.type_of(source) == "fanout":
             return
         pattern = _regular_expression(binding.routing_key) if source.type == "topic" else ""
@@ -163,12 +163,13 @@ class Layout:
             yield ("SADD", self.key(table + name), member), ignore_reply
 
 
-def _difference(existing: dict[str, Any], asked: dict[str, Any]) -> str:
+def _difference(existing: dict[str, Any], declared: dict[str, Any]) -> str:
     """In RabbitMQ's words, the first argument that differs."""
-    for name in sorted({*existing, *asked}):
-        if name != "x-queue-type" and existing.get(name) != asked.get(name):
+    for name in sorted({*existing, *declared}):
+        if name != "x-queue-type" and existing.get(name) != declared.get(name):
             shown = [
-                "none" if value is None else f"the value '{value}'" for value in (asked.get(name), existing.get(name))
+                "none" if value is None else f"the value '{value}'"
+                for value in (declared.get(name), existing.get(name))
             ]
             return f"inequivalent arg '{name}': received {shown[0]} but current is {shown[1]}"
     return ""
@@ -176,8 +177,8 @@ def _difference(existing: dict[str, Any], asked: dict[str, Any]) -> str:
 
 def _regular_expression(key: str) -> str:
     """kombu's, by which Celery's producers look for queues (kombu/transport/virtual/exchange.py, key_to_pattern)."""
-    words = {"*": r"[^\.]+", "#": r".*?"}
+    patterns = {"*": r"[^\.]+", "#": r".*?"}
     escaped = "".join(
         letter if letter.isalnum() or letter in ".#*" else f"\\{letter}" for letter in key.replace("\0", "")
     )
-    return "^" + r"\.".join(words.get(word, word) for word in escaped.split(".")) + "$"
+    return "^" + r"\.".join(patterns.get(part, part) for part in escaped.split(".")) + "$"

@@ -143,8 +143,8 @@ class Link:
             if isinstance(reply, ConnectionError):
                 return  # `_failed` is called
             wire.close()
-            server, others = self._way.directions(reply, guide)
-            self._guides += (place for place in dict.fromkeys(others) if place not in self._guides)
+            server, guides = self._way.directions(reply, guide)
+            self._guides += (place for place in dict.fromkeys(guides) if place not in self._guides)
             if server is None:
                 self._failed(ConnectionError(f"{guide.name} does not know {self._way.name}: {reply}"))
             else:

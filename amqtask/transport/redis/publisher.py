@@ -314,9 +314,9 @@ class RedisQueueReader:
             self._channels.get_message(timeout=max(0.0, deadline - time.monotonic()))
         else:
             missing = Declared(self._layout, logger.warning).missing(self._plan)
-            own = ("EVAL", OWN.source, 1, self._layout.prefix, OWN_SECONDS, self._owner)
+            claim = ("EVAL", OWN.source, 1, self._layout.prefix, OWN_SECONDS, self._owner)
             with borrowed(self._client) as connection:
-                for reply in converse(connection, [*(command for command, _ in missing), own], deadline):
+                for reply in converse(connection, [*(command for command, _ in missing), claim], deadline):
                     if isinstance(reply, Exception):
                         raise reply
         self._ready_at = time.monotonic()

@@ -166,12 +166,12 @@ class Declared:
 
     def missing(self, entities: Sequence[Declaration]) -> list[tuple[Command, OnReply]]:
         """The commands that declare what is not declared yet. Raises: PublishError."""
-        found: list[tuple[Command, OnReply]] = []
+        commands: list[tuple[Command, OnReply]] = []
         for entity in entities:
             if entity not in self._entities:
-                found += self.layout.declaring(entity, self._warn_once)
+                commands += self.layout.declaring(entity, self._warn_once)
                 self._entities.add(entity)
-        return found
+        return commands
 
     def forget(self, entities: Sequence[Declaration]) -> bool:
         """Declare these again: somebody has deleted a queue. Whether there were any."""
@@ -239,9 +239,9 @@ class Batch:
 
     def commands(self) -> list[Command]:
         """What to send next; its replies go to `take`, or what kept them away to `failed`."""
-        found: list[tuple[Command, OnReply]] = []
+        pending: list[tuple[Command, OnReply]] = []
         if self._obstacle is not None:  # perhaps another server, which does not know the scripts
-            found += [(("SCRIPT", "LOAD", script.source), ignore_reply) for script in (PUBLISH, POSTPONE)]
+            pending += [(("SCRIPT", "LOAD", script.source), ignore_reply) for script in (PUBLISH, POSTPONE)]
             self._obstacle = None
         window, self._open = self._open[:WINDOW], self._open[WINDOW:]
         self._sent = []
@@ -253,13 +253,13 @@ class Batch:
             except PublishError as error:
                 self.errors[index] = error
                 continue
-            found += [(command, partial(self._declared_one, index, on_reply)) for command, on_reply in missing]
+            pending += [(command, partial(self._declared_one, index, on_reply)) for command, on_reply in missing]
             script, arguments = publishing(self._declared.layout, leaving)
             command = evalsha(self._declared.layout, script, arguments)
-            found.append((command, partial(self._answered, index)))
+            pending.append((command, partial(self._answered, index)))
             self._sent.append(index)
-        self._under_way = [on_reply for _, on_reply in found]
-        return [command for command, _ in found]
+        self._under_way = [on_reply for _, on_reply in pending]
+        return [command for command, _ in pending]
 
     def take(self, replies: Sequence[Any]) -> float:
         """The replies, in order; an error as an exception. Seconds to wait before the next commands, if any."""
@@ -326,7 +326,7 @@ class Batch:
         self.errors[index] = error
 
 
-def until(timeout: float | None, own: float | None) -> float:
+def until(timeout: float | None, default: float | None) -> float:
     """The deadline (monotonic seconds) of a call."""
-    seconds = own if timeout is None else timeout
+    seconds = default if timeout is None else timeout
     return float("inf") if seconds is None else time.monotonic() + seconds

@@ -230,7 +230,7 @@ class ClusterMaster:
         nodes = [redis.Redis.from_url(url, retry=_once(), **self._arguments) for url in self._urls]
         pool = nodes[0].connection_pool
         has_tls = issubclass(pool.connection_class, SSLConnection)
-        made: Any = SentinelConnectionPool(
+        master_pool: Any = SentinelConnectionPool(
             "its slot",
             _Nodes(nodes, self._slot),
             **{
@@ -238,7 +238,7 @@ class ClusterMaster:
                 "connection_class": _OwnersSSLConnection if has_tls else _OwnersConnection,
             },
         )  # type: ignore[no-untyped-call]
-        return redis.Redis.from_pool(made)
+        return redis.Redis.from_pool(master_pool)
 
     async def async_client(self) -> Any:
         """Connects to the master of the moment when it is used."""
@@ -246,7 +246,7 @@ class ClusterMaster:
         pool = nodes[0].connection_pool
         has_tls = issubclass(pool.connection_class, redis.asyncio.SSLConnection)
         finds = _AsyncNodes(nodes, self._slot)
-        made: Any = redis.asyncio.sentinel.SentinelConnectionPool(
+        master_pool: Any = redis.asyncio.sentinel.SentinelConnectionPool(
             "its slot",
             finds,
             **{
@@ -254,7 +254,7 @@ class ClusterMaster:
                 "connection_class": _AsyncOwnersSSLConnection if has_tls else _AsyncOwnersConnection,
             },
         )  # type: ignore[no-untyped-call]
-        master = redis.asyncio.Redis.from_pool(made)
+        master = redis.asyncio.Redis.from_pool(master_pool)
         return _Together(master, master, nodes)
 
     def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
@@ -276,13 +276,13 @@ class _Nodes:
         problem: Exception = redis.ConnectionError(f"no node of the cluster says who has slot {self.slot}")
         for node in self._in_turn():
             try:
-                found, others = owner_in(node.execute_command("CLUSTER", "SLOTS"), self.slot, host_of(node))
+                owner, nodes = owner_in(node.execute_command("CLUSTER", "SLOTS"), self.slot, host_of(node))
             except (redis.RedisError, OSError) as error:
                 problem = error
                 continue
-            self._note(others)
-            if found is not None:
-                return found
+            self._note(nodes)
+            if owner is not None:
+                return owner
         raise problem
 
     def _in_turn(self) -> list[Any]:
@@ -290,13 +290,13 @@ class _Nodes:
         self.sentinels.append(self.sentinels.pop(0))
         return list(self.sentinels)
 
-    def _note(self, others: Sequence[Address]) -> None:
+    def _note(self, nodes: Sequence[Address]) -> None:
         """They are asked when those that the URL names are away."""
         options: Options = self.sentinels[0].connection_pool.connection_kwargs
-        known = {address_of(node) for node in self.sentinels}
+        addresses = {address_of(node) for node in self.sentinels}
         pool_class = type(self.sentinels[0].connection_pool)
-        for host, port in others:
-            if (host, port) not in known:
+        for host, port in nodes:
+            if (host, port) not in addresses:
                 first = self.sentinels[0].connection_pool
                 pool = pool_class(connection_class=first.connection_class, **{**options, "host": host, "port": port})
                 self.sentinels.append(type(self.sentinels[0]).from_pool(pool))
@@ -308,13 +308,13 @@ class _AsyncNodes(_Nodes):
         problem: Exception = redis.ConnectionError(f"no node of the cluster says who has slot {self.slot}")
         for node in self._in_turn():
             try:
-                found, others = owner_in(await node.execute_command("CLUSTER", "SLOTS"), self.slot, host_of(node))
+                owner, nodes = owner_in(await node.execute_command("CLUSTER", "SLOTS"), self.slot, host_of(node))
             except (redis.RedisError, OSError) as error:
                 problem = error
                 continue
-            self._note(others)
-            if found is not None:
-                return found
+            self._note(nodes)
+            if owner is not None:
+                return owner
         raise problem
 
 
@@ -329,18 +329,19 @@ def address_of(client: Any) -> Address:
     return options.get("host") or "localhost", int(options.get("port") or 6379)
 
 
-def owner_in(slots: Sequence[Any], slot: int, asked: str) -> tuple[Address | None, list[Address]]:
-    """The master of a slot, and all nodes, in an answer to CLUSTER SLOTS. `asked`: the host that gave it; a node that does not
-    know its own address leaves it out."""
+def owner_in(slots: Sequence[Any], slot: int, answered_by: str) -> tuple[Address | None, list[Address]]:
+    """The master of a slot, and all nodes, in an answer to CLUSTER SLOTS. `answered_by`: the host that gave it; a node that does
+    not know its own address leaves it out."""
     owner: Address | None = None
     nodes: list[Address] = []
     for first, last, *members in slots:
-        found = [
-            ((host.decode() if isinstance(host, bytes) else host) or asked, int(port)) for host, port, *_ in members
+        addresses = [
+            ((host.decode() if isinstance(host, bytes) else host) or answered_by, int(port))
+            for host, port, *_ in members
         ]
-        nodes += found
+        nodes += addresses
         if first <= slot <= last:
-            owner = found[0]
+            owner = addresses[0]
     return owner, nodes
 
 
@@ -464,8 +465,8 @@ class Way:
         if not isinstance(reply, list):
             return None, []
         if self.slot is None:
-            found = [replace(self.server, host=reply[0].decode(), port=int(reply[1]))] if len(reply) == 2 else []
-            return next(iter(found), None), []
+            masters = [replace(self.server, host=reply[0].decode(), port=int(reply[1]))] if len(reply) == 2 else []
+            return next(iter(masters), None), []
         owner, nodes = owner_in(reply, self.slot, guide.host)
         places = [replace(self.server, host=host, port=port) for host, port in nodes]
         return None if owner is None else replace(self.server, host=owner[0], port=owner[1]), places
@@ -477,10 +478,13 @@ def way_to(client: Any) -> Way:
     server = _place(pool.connection_kwargs, issubclass(pool.connection_class, SSLConnection))
     if not isinstance(pool, SentinelConnectionPool):
         return Way(server)
-    asked = pool.sentinel_manager
-    pools = [guide.connection_pool for guide in asked.sentinels]
-    guides = [_place(each.connection_kwargs, issubclass(each.connection_class, SSLConnection)) for each in pools]
-    return Way(server, tuple(guides), pool.service_name, asked.slot if isinstance(asked, _Nodes) else None)
+    manager = pool.sentinel_manager
+    pools = [guide.connection_pool for guide in manager.sentinels]
+    guides = [
+        _place(guide_pool.connection_kwargs, issubclass(guide_pool.connection_class, SSLConnection))
+        for guide_pool in pools
+    ]
+    return Way(server, tuple(guides), pool.service_name, manager.slot if isinstance(manager, _Nodes) else None)
 
 
 def _place(options: Options, has_tls: bool) -> Place:
@@ -500,8 +504,8 @@ def _context(options: Options) -> ssl.SSLContext:
     context = ssl.create_default_context(
         cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"), cadata=options.get("ssl_ca_data")
     )
-    wanted = options.get("ssl_cert_reqs", ssl.CERT_REQUIRED)
-    verify = _VERIFY.get(wanted, ssl.CERT_REQUIRED) if isinstance(wanted, str) else wanted or ssl.CERT_NONE
+    cert_reqs = options.get("ssl_cert_reqs", ssl.CERT_REQUIRED)
+    verify = _VERIFY.get(cert_reqs, ssl.CERT_REQUIRED) if isinstance(cert_reqs, str) else cert_reqs or ssl.CERT_NONE
     context.check_hostname = bool(options.get("ssl_check_hostname", True)) and verify == ssl.CERT_REQUIRED
     context.verify_mode = verify
     if options.get("ssl_certfile"):

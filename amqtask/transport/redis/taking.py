@@ -126,20 +126,22 @@ class Taking:
         """Ask for as many messages as there is room for."""
         if self._is_taking or not self._link.is_open or not self._taker.takes:
             return
-        wanted: list[Any] = []
+        arguments: list[Any] = []
         for consumed in self._taker.lists:
             if consumed.room and consumed.queue.name not in self._watched and consumed.queue.name not in self._odd:
-                wanted += (consumed.queue.name, consumed.room, "1" if consumed.is_alone else "")
-        if wanted:
+                arguments += (consumed.queue.name, consumed.room, "1" if consumed.is_alone else "")
+        if arguments:
             self._is_taking = True
-            self._link.run(self._taken, RESERVE, self._consumer, self._next, self._taker.lease, MOST_AT_ONCE, *wanted)
+            self._link.run(
+                self._taken, RESERVE, self._consumer, self._next, self._taker.lease, MOST_AT_ONCE, *arguments
+            )
 
     def _taken(self, reply: Any) -> None:
         self._is_taking = False
         if self._on_taken is not None:
             fields = [] if isinstance(reply, Exception) else reply[1:]
-            failed = [each for each in fields[2::3] if each != NO_LIST]
-            self._finish([(self._next + at, each) for at, each in enumerate(failed)])
+            failed = [text for text in fields[2::3] if text != NO_LIST]
+            self._finish([(self._next + at, text) for at, text in enumerate(failed)])
             return
         if isinstance(reply, ReplyError):
             self._taker.complain(str(publish_error(reply, self._link.server)))
@@ -172,9 +174,9 @@ class Taking:
         """Have Redis say when something comes; what came meanwhile is in its answer. Queues that another consumer may have
         alone are looked at now and then: they hold something all the time."""
         names = [
-            each.queue.name
-            for each in self._taker.lists
-            if each.room and not each.is_alone and each.queue.name not in self._odd
+            consumed.queue.name
+            for consumed in self._taker.lists
+            if consumed.room and not consumed.is_alone and consumed.queue.name not in self._odd
         ]
         if not names or not self._link.is_open:
             return
@@ -275,14 +277,14 @@ class Housekeeping:
         if isinstance(reply, Exception):
             self._look_later(1.0)
             return
-        left, wait, homeless = reply
+        released, wait, homeless = reply
         if homeless and not self._has_warned:
             self._has_warned = True
             self._warn(f"{homeless} delayed messages are due, and their exchanges have no queues for them. They wait")
         seconds = LONGEST_WAIT if wait < 0 else min(LONGEST_WAIT, wait / 1000)
-        if left == MOST_AT_ONCE or self._has_changed:
+        if released == MOST_AT_ONCE or self._has_changed:
             seconds = min(seconds, SHORTEST_WAIT)
-        self._look_later(max(seconds, SHORTEST_WAIT if left < MOST_AT_ONCE else 0.0))
+        self._look_later(max(seconds, SHORTEST_WAIT if released < MOST_AT_ONCE else 0.0))
 
     def _look_for_the_dead(self) -> None:
         if self._link.is_open:

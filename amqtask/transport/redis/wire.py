@@ -89,29 +89,29 @@ class Parser:
 
     def _read(self) -> Any:
         line = self._line()
-        kind, rest = line[:1], line[1:]
-        if kind in b"$=":
-            return self._string(int(rest))
-        if kind in b"*~":
-            return self._array(int(rest))
-        if kind == b":":
-            return int(rest)
-        if kind == b"+":
-            return rest
-        if kind == b"-":
-            return ReplyError(rest.decode(errors="replace"))
-        if kind == b"_":
+        type_byte, payload = line[:1], line[1:]
+        if type_byte in b"$=":
+            return self._string(int(payload))
+        if type_byte in b"*~":
+            return self._array(int(payload))
+        if type_byte == b":":
+            return int(payload)
+        if type_byte == b"+":
+            return payload
+        if type_byte == b"-":
+            return ReplyError(payload.decode(errors="replace"))
+        if type_byte == b"_":
             return None
-        if kind == b"%":
-            return self._array(2 * int(rest))
-        if kind == b">":
-            return Push(self._array(int(rest)) or [])
-        if kind == b",":
-            return float(rest)
-        if kind == b"#":
-            return rest == b"t"
-        if kind == b"(":
-            return int(rest)
+        if type_byte == b"%":
+            return self._array(2 * int(payload))
+        if type_byte == b">":
+            return Push(self._array(int(payload)) or [])
+        if type_byte == b",":
+            return float(payload)
+        if type_byte == b"#":
+            return payload == b"t"
+        if type_byte == b"(":
+            return int(payload)
         raise ValueError(f"not a reply of Redis: {line[:40]!r}")
 
     def _string(self, size: int) -> bytes | None:
