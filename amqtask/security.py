@@ -75,11 +75,11 @@ _PADDINGS = {name: _padding(digest) for name, digest in _DIGESTS.items()}
 
 def check_digest(name: str) -> str:
     """The name of a digest as it is known here. Raises: ConfigurationError."""
-    known = name.lower() if isinstance(name, str) else ""
-    if known not in _DIGESTS:
-        weak = " (it is broken: who signs with it can be imitated)" if known in ("md5", "sha1") else ""
+    digest_name = name.lower() if isinstance(name, str) else ""
+    if digest_name not in _DIGESTS:
+        weak = " (it is broken: who signs with it can be imitated)" if digest_name in ("md5", "sha1") else ""
         raise ConfigurationError(f"security_digest {name!r}{weak} is none of {', '.join(_DIGESTS)}")
-    return known
+    return digest_name
 
 
 class Signer:
@@ -181,8 +181,8 @@ class Store:
     @staticmethod
     def _add(signers: dict[str, Signer], path: str) -> None:
         for signer in read_certificates(path):
-            known = signers.setdefault(signer.id, signer)
-            if known.public != signer.public:
+            registered = signers.setdefault(signer.id, signer)
+            if registered.public != signer.public:
                 raise ConfigurationError(
                     f"{path} has the issuer and serial number of another certificate: {signer.id!r}"
                 )
@@ -325,8 +325,8 @@ def _inner(serializer: str) -> str:
     return serializer
 
 
-def _paths(conf: Mapping[str, Any], **given: str | os.PathLike[str] | None) -> list[str | os.PathLike[str]]:
-    paths = {name: path or conf[name] for name, path in given.items()}
+def _paths(conf: Mapping[str, Any], **arguments: str | os.PathLike[str] | None) -> list[str | os.PathLike[str]]:
+    paths = {name: path or conf[name] for name, path in arguments.items()}
     missing = [name for name, path in paths.items() if not path]
     if missing:
         raise ConfigurationError(f"signed messages need {', '.join(missing)} (docs/signed-messages.md)")

@@ -141,8 +141,10 @@ def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
 def _check_protection(app: AmqTask) -> None:
     """Raises: ConfigurationError for signing or encryption without keys; warns of results that say what messages hide."""
     conf = app.conf
-    own = {task.serializer for task in app.tasks.values() if task.serializer}
-    check_usable({conf.task_serializer, conf.result_serializer, conf.event_serializer, *conf.accept_content, *own})
+    serializers = {task.serializer for task in app.tasks.values() if task.serializer}
+    check_usable(
+        {conf.task_serializer, conf.result_serializer, conf.event_serializer, *conf.accept_content, *serializers}
+    )
     hidden = sorted(name for name in app.tasks.own if is_private(app.tasks[name].serializer))
     if hidden and app.backend is not None and not is_private(conf.result_serializer):
         logger.warning(
@@ -150,7 +152,7 @@ def _check_protection(app: AmqTask) -> None:
             "set result_serializer = 'encrypted'",
             first_of(hidden),
         )
-    unread = sorted({name for name in own if not content_types([name]) <= content_types(conf.accept_content)})
+    unread = sorted({name for name in serializers if not content_types([name]) <= content_types(conf.accept_content)})
     if any(map(is_protected, unread)):
         logger.warning("this worker has tasks whose serializer its accept_content refuses: %s", ", ".join(unread))
 

@@ -219,9 +219,9 @@ class RpcBackend(KnownStore):
     def find(self, task_id: str) -> ResultMessage | None:
         """The result, if it has come."""
         inbox = self._inbox()
-        known = inbox.mailbox.find(task_id)
+        result = inbox.mailbox.find(task_id)
         # After a failure the success of another run of the task may be on its way.
-        if known is None or known.status != states.SUCCESS:
+        if result is None or result.status != states.SUCCESS:
             inbox.replies.poll()
         return inbox.mailbox.take(task_id)
 

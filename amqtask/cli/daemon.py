@@ -182,8 +182,8 @@ def end_in_time(exit_code: int) -> None:
         os._exit(exit_code)
 
     # Not `main_thread()`, which under eventlet is none of those that `enumerate` knows.
-    own = threading.current_thread()
-    if names := [thread.name for thread in threading.enumerate() if thread is not own and not thread.daemon]:
+    this_thread = threading.current_thread()
+    if names := [thread.name for thread in threading.enumerate() if thread is not this_thread and not thread.daemon]:
         logger.warning("waits for threads that the program started, at most %d s: %s", LEFT_THREADS, ", ".join(names))
     for signum in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, end_now)

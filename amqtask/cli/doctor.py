@@ -95,9 +95,9 @@ def of_project(facts: Facts) -> Iterator[Finding]:
             "It has no effect here.",
             hint,
         )
-    given = conf.table()
+    configured = conf.table()
     for setting in SETTINGS:
-        if setting.name in given and not setting.doc:
+        if setting.name in configured and not setting.doc:
             yield Finding(
                 "info", f"setting {setting.name}", "is accepted and has no effect", "It has another fate here than in Celery.",
                 "See docs/coming-from-celery.md, and take it away.",
@@ -130,8 +130,8 @@ def of_project(facts: Facts) -> Iterator[Finding]:
 
 def _of_tasks(facts: Facts) -> Iterator[Finding]:
     app = facts.app
-    own = [name for name in app.tasks.own if not name.startswith(BUILT_IN)]
-    if not own:
+    task_names = [name for name in app.tasks.own if not name.startswith(BUILT_IN)]
+    if not task_names:
         yield Finding(
             "warning", "application", "has no tasks", "A worker moves every message to the dead-letter queue.",
             "Name their modules in `include` or `imports`, or call autodiscover_tasks().",
@@ -139,7 +139,7 @@ def _of_tasks(facts: Facts) -> Iterator[Finding]:
     timed = facts.product == "RabbitMQ" and not any(
         "x-consumer-timeout" in queue.argument_map for queue in facts.queues
     )
-    for name in own:
+    for name in task_names:
         task = app.tasks[name]
         hard, soft = as_limit(task.time_limit), as_limit(task.soft_time_limit)
         if hard is not None and soft is not None and soft >= hard:
@@ -339,10 +339,10 @@ def _of_node(node: JsonObject) -> Iterator[Finding]:
             "error", name, "does not run", "Its queues have a member less.", "Start it, or take it out of the cluster."
         )
         return
-    for key, what in (("mem_alarm", "memory"), ("disk_free_alarm", "free disk")):
+    for key, resource_name in (("mem_alarm", "memory"), ("disk_free_alarm", "free disk")):
         if node.get(key):
             yield Finding(
-                "error", name, f"has an alarm: {what}", "It blocks everybody who publishes.",
+                "error", name, f"has an alarm: {resource_name}", "It blocks everybody who publishes.",
                 "Let workers take what waits, or give it more; look at the watermarks in rabbitmq.conf.",
             )  # fmt: skip
     if node.get("partitions"):
@@ -353,11 +353,14 @@ def _of_node(node: JsonObject) -> Iterator[Finding]:
             "Parts of the cluster went on without each other.",
             "Restart the smaller part.",
         )
-    for used, total, what in (("fd_used", "fd_total", "open files"), ("proc_used", "proc_total", "Erlang processes")):
-        most = node.get(total) or 0
-        if most and (node.get(used) or 0) / most > NEARLY_FULL:
+    for used, total, resource_name in (
+        ("fd_used", "fd_total", "open files"),
+        ("proc_used", "proc_total", "Erlang processes"),
+    ):
+        limit = node.get(total) or 0
+        if limit and (node.get(used) or 0) / limit > NEARLY_FULL:
             yield Finding(
-                "warning", name, f"uses {node[used]} of {most} {what}", "At the limit it takes no more connections.",
+                "warning", name, f"uses {node[used]} of {limit} {resource_name}", "At the limit it takes no more connections.",
                 "Raise the limit (ulimit -n, +P), or use fewer queues and connections.",
             )  # fmt: skip
 
@@ -420,10 +423,10 @@ def of_redis(facts: Facts) -> Iterator[Finding]:
             "It takes no writes until it can (stop-writes-on-bgsave-error).",
             "Look at its log: a full disk, or vm.overcommit_memory.",
         )  # fmt: skip
-    most, used = (int(said.get(name) or 0) for name in ("maxmemory", "used_memory"))
-    if most and used / most > NEARLY_FULL:
+    limit, used = (int(said.get(name) or 0) for name in ("maxmemory", "used_memory"))
+    if limit and used / limit > NEARLY_FULL:
         yield Finding(
-            "warning", facts.product, f"uses {used / most:.0%} of maxmemory", "When it is full it refuses what is published.",
+            "warning", facts.product, f"uses {used / limit:.0%} of maxmemory", "When it is full it refuses what is published.",
             "Let workers take what waits, or raise maxmemory.",
         )  # fmt: skip
     if facts.version and facts.version < (6, 2):
@@ -437,8 +440,8 @@ CHECKS = (of_project, of_machine, of_broker, of_management, of_redis)
 
 def diagnose(facts: Facts) -> list[Finding]:
     """All that is found, errors first."""
-    found = dict.fromkeys(finding for check in CHECKS for finding in check(facts))
-    return sorted(found, key=lambda finding: _ORDER.index(finding.severity))
+    findings = dict.fromkeys(finding for check in CHECKS for finding in check(facts))
+    return sorted(findings, key=lambda finding: _ORDER.index(finding.severity))
 
 
 # -- reading
@@ -494,9 +497,9 @@ def _read_broker(facts: Facts) -> None:
         facts.states = dict(_states(admin, facts.queues))
         plan = [entity for entity in (*facts.queues, *facts.delays) if not isinstance(entity, Binding)]
         facts.differences = [
-            f"{type(found.entity).__name__.lower()} {found.entity.name}: {found.detail}"
-            for found in check_by_amqp(admin, plan)
-            if found.status == "differs" and not isinstance(found.entity, Binding)
+            f"{type(difference.entity).__name__.lower()} {difference.entity.name}: {difference.detail}"
+            for difference in check_by_amqp(admin, plan)
+            if difference.status == "differs" and not isinstance(difference.entity, Binding)
         ]
 
 
@@ -543,5 +546,5 @@ def _print(facts: Facts, findings: Sequence[Finding], api: str | None) -> None:
         echo(f"         do:  {finding.do}")
     if facts.product == "RabbitMQ" and not api:
         echo("With --api http://…:15672 policies, rights, nodes and clocks are looked at, too.")
-    numbers = [count(sum(found.severity == severity for found in findings), severity) for severity in _ORDER[:2]]
+    numbers = [count(sum(finding.severity == severity for finding in findings), severity) for severity in _ORDER[:2]]
     echo(", ".join(numbers))

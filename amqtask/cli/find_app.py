@@ -101,8 +101,8 @@ def _attribute(module: ModuleType, path: str, source: str) -> AmqTask:
     if not isinstance(value, AmqTask):
         value = app_of_flask(value) or value
     if not isinstance(value, AmqTask):
-        what = f"the task {value.name}" if isinstance(value, Task) else described(value)
-        raise AppNotFound(f"{source}: {module.__name__}:{path} is {what}, not an AmqTask application.")
+        description = f"the task {value.name}" if isinstance(value, Task) else described(value)
+        raise AppNotFound(f"{source}: {module.__name__}:{path} is {description}, not an AmqTask application.")
     return value
 
 

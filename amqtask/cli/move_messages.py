@@ -117,36 +117,36 @@ class Delayed:
         waiting = delay_queues(self._app, self._admin)
         if sum(self._admin.count(name) for _, name in waiting) > MOST_COUNTED:
             return None
-        found = dict.fromkeys(self._names, 0)
-        self._ask_workers(found, delete=False)
-        self._look(waiting, found, delete=False)
-        return found
+        counts = dict.fromkeys(self._names, 0)
+        self._ask_workers(counts, delete=False)
+        self._look(waiting, counts, delete=False)
+        return counts
 
     def delete(self) -> dict[str, int]:
         """Delete them; how many there were, by queue. Workers are asked twice: some came to them while the queues were
         looked at."""
-        found = dict.fromkeys(self._names, 0)
-        self._ask_workers(found, delete=True)
-        self._look(delay_queues(self._app, self._admin), found, delete=True)
-        self._ask_workers(found, delete=True)
-        return found
+        counts = dict.fromkeys(self._names, 0)
+        self._ask_workers(counts, delete=True)
+        self._look(delay_queues(self._app, self._admin), counts, delete=True)
+        self._ask_workers(counts, delete=True)
+        return counts
 
-    def _look(self, waiting: Sequence[tuple[int, str]], found: dict[str, int], *, delete: bool) -> None:
+    def _look(self, waiting: Sequence[tuple[int, str]], counts: dict[str, int], *, delete: bool) -> None:
         def is_meant(delivery: Delivery) -> bool:
             queue = self._queue_of.get(address_of(delivery))
             if queue is not None:
-                found[queue] += 1
+                counts[queue] += 1
             return queue is not None
 
         for _, name in waiting:
             self._admin.sift(name, is_meant, delete=delete)
 
-    def _ask_workers(self, found: dict[str, int], *, delete: bool) -> None:
+    def _ask_workers(self, counts: dict[str, int], *, delete: bool) -> None:
         pairs = list(self._queue_of)
         answers = self._app.control.ask("purge_delayed", {"addresses": pairs, "delete": delete}, timeout=ANSWER_SECONDS)
         for answer in answers.values():
             for address, number in zip(pairs, _counts(answer), strict=False):
-                found[self._queue_of[address]] += number
+                counts[self._queue_of[address]] += number
 
 
 def _counts(answer: object) -> Sequence[int]:

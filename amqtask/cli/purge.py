@@ -68,27 +68,27 @@ def command(
         if deleted is not None:
             _tell(as_json, {"purged": purged, "purged_delayed": deleted}, _told(purged, deleted))
             return
-        left, why = _count(waiting)
-    _tell(as_json, {"purged": purged, "delayed": left}, _told(purged, None))
+        remaining, why = _count(waiting)
+    _tell(as_json, {"purged": purged, "delayed": remaining}, _told(purged, None))
     if why:
         echo(why, err=True)
-    elif left is not None and any(left.values()) and not as_json:
-        told = ", ".join(f"{number} for {name}" for name, number in left.items() if number)
-        echo(f"Delayed tasks remain ({told}): --delayed deletes them, too.")
+    elif remaining is not None and any(remaining.values()) and not as_json:
+        numbers = ", ".join(f"{number} for {name}" for name, number in remaining.items() if number)
+        echo(f"Delayed tasks remain ({numbers}): --delayed deletes them, too.")
 
 
 def _count(waiting: Delayed) -> tuple[dict[str, int] | None, str]:
     """The delayed tasks that remain; or None, and why they are not known: what was purged is purged."""
     try:
-        left = waiting.count()
+        remaining = waiting.count()
     except AmqTaskError as error:
         return None, f"Whether delayed tasks for them remain is not known: {error}"
-    if left is None:
+    if remaining is None:
         return (
             None,
             f"More than {MOST_COUNTED} delayed tasks wait, so those for these queues were not counted; --delayed deletes them.",
         )
-    return left, ""
+    return remaining, ""
 
 
 def _tell(as_json: bool, data: JsonFields, text: str) -> None:

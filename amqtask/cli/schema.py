@@ -52,7 +52,7 @@ def command(settings: Globals, names: tuple[str, ...], form: str | None, api_ver
 
 def _contracts(app: AmqTask, names: tuple[str, ...], refs: str) -> Contracts:
     """Raises: UsageError for a task that there is not, ConfigurationError without pydantic."""
-    routes = {found.task: found.route for found in task_routes(app)}
+    routes = {destination.task: destination.route for destination in task_routes(app)}
     for name in names:
         if name not in routes:
             raise click.UsageError(f"there is no task {name!r}.{did_you_mean(name, routes)}")

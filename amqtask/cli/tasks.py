@@ -247,7 +247,7 @@ def retry(
     args, kwargs = _json(args_text, list, "--args"), _json(kwargs_text, dict, "--kwargs")
     app = settings.load()
     refuse_memory(app)
-    again: list[JsonObject] = []
+    reruns: list[JsonObject] = []
     failed: list[JsonObject] = []
     try:
         tasks = _meant(app, task_ids, search, failed)
@@ -256,16 +256,16 @@ def retry(
         _confirm(f"Run {count(len(tasks), 'task')} again?", task_ids, force, as_json)
         if args is None and kwargs is None:
             done = run_all_again(app, tasks, queue=to, rate=rate)
-            again += [{"id": task_id} for task_id in done.done]
+            reruns += [{"id": task_id} for task_id in done.done]
             failed += [{"id": task_id, "error": str(error)} for task_id, error in done.failed]
         for task in tasks if args is not None or kwargs is not None else ():
             try:
-                again.append({"id": run_edited(app, task, args, kwargs, queue=to), "rerun_of": task.id})
+                reruns.append({"id": run_edited(app, task, args, kwargs, queue=to), "rerun_of": task.id})
             except AmqTaskError as error:
                 failed.append({"id": task.id, "error": str(error)})
     finally:
         app.close()
-    return _tell("run again", again, failed, as_json)
+    return _tell("run again", reruns, failed, as_json)
 
 
 @command.command("revoke", short_help="Have tasks not run.")
@@ -303,9 +303,9 @@ def revoke(
 
 def _meant(app: AmqTask, ids: Sequence[str], search: Search, unknown: list[JsonObject]) -> list[PastTask]:
     if ids:
-        known = {task_id: found.task for task_id in ids if (found := app.history.get(task_id)) is not None}
-        unknown += [{"id": task_id, "error": "nothing is known of it"} for task_id in ids if task_id not in known]
-        return list(known.values())
+        tasks = {task_id: history.task for task_id in ids if (history := app.history.get(task_id)) is not None}
+        unknown += [{"id": task_id, "error": "nothing is known of it"} for task_id in ids if task_id not in tasks]
+        return list(tasks.values())
     if search.is_empty:
         raise click.UsageError("say which: TASK_IDS, or options as for `amqtask tasks find`")
     return search.find(app, limit=MOST_AT_ONCE)
@@ -316,15 +316,15 @@ def _confirm(question: str, ids: Sequence[str], force: bool, as_json: bool) -> N
         click.confirm(question, abort=True, err=as_json)
 
 
-def _json(written: str | None, wanted: type[T], option: str) -> T | None:
+def _json(written: str | None, json_type: type[T], option: str) -> T | None:
     if written is None:
         return None
     try:
         value = json.loads(written)
     except ValueError as error:
         raise click.UsageError(f"{option} wants JSON: {error}") from error
-    if not isinstance(value, wanted):
-        raise click.UsageError(f"{option} wants a JSON {'list' if wanted is list else 'object'}")
+    if not isinstance(value, json_type):
+        raise click.UsageError(f"{option} wants a JSON {'list' if json_type is list else 'object'}")
     return value
 
 

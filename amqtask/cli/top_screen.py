@@ -97,35 +97,35 @@ class Top(App[None]):
 
     def _look(self) -> None:
         hours, worker = self._hours, get_current_worker()
-        seen: JsonObject | None = None
+        snapshot: JsonObject | None = None
         try:
-            seen = overview(self._amqtask, hours)
-            seen["queues"] = pages.queues(self._amqtask)["queues"]
+            snapshot = overview(self._amqtask, hours)
+            snapshot["queues"] = pages.queues(self._amqtask)["queues"]
             problem = ""
         except AmqTaskError as error:
             problem = str(error)
         if not worker.is_cancelled:
-            self.call_from_thread(self._show, seen, problem, hours)
+            self.call_from_thread(self._show, snapshot, problem, hours)
 
-    def _show(self, seen: JsonObject | None, problem: str, hours: int) -> None:
+    def _show(self, snapshot: JsonObject | None, problem: str, hours: int) -> None:
         line = self.query_one("#problem", Static)
         line.display = bool(problem)
         line.update(as_text(problem))
         if hours != self._hours:
             self.action_look()  # somebody has asked for other hours meanwhile
-        if seen is None:
+        if snapshot is None:
             return
         self.sub_title = _SPANS.get(hours, f"last {hours} hours")
         for name in NUMBERS:
-            value = duration(seen["runtime"]) or "–" if name == "mean run time" else f"{seen[name]:,}"
-            style = "bold red" if name == "failed" and seen["failed"] else "bold"
+            value = duration(snapshot["runtime"]) or "–" if name == "mean run time" else f"{snapshot[name]:,}"
+            style = "bold red" if name == "failed" and snapshot["failed"] else "bold"
             self.query_one(f"#{name.replace(' ', '-')}", Static).update(Text.assemble((value, style), f"\n{name}"))
-        self.query_one("#good", Sparkline).data = [float(bar["succeeded"]) for bar in seen["plot"]]
-        self.query_one("#bad", Sparkline).data = [float(bar["failed"]) for bar in seen.get("plot", ())]
-        if "queues" in seen:
-            self._fill("queues", map(_queue, seen["queues"]))
-        self._fill("failures", map(_failure, seen["failures"]))
-        self._fill("workers", map(_worker, seen["workers"]))
+        self.query_one("#good", Sparkline).data = [float(bar["succeeded"]) for bar in snapshot["plot"]]
+        self.query_one("#bad", Sparkline).data = [float(bar["failed"]) for bar in snapshot.get("plot", ())]
+        if "queues" in snapshot:
+            self._fill("queues", map(_queue, snapshot["queues"]))
+        self._fill("failures", map(_failure, snapshot["failures"]))
+        self._fill("workers", map(_worker, snapshot["workers"]))
 
     def _fill(self, name: str, rows: Iterable[list[Text]]) -> None:
         table: DataTable[Text] = self.query_one(f"#{name}", DataTable)
@@ -137,8 +137,8 @@ class Top(App[None]):
 
 
 def _failure(group: JsonObject) -> list[Text]:
-    seen = "" if group["unseen"] else "seen"
-    return [*map(as_text, (group["count"], group["name"], group["error"], local_time(group["last"]), seen))]
+    status = "" if group["unseen"] else "seen"
+    return [*map(as_text, (group["count"], group["name"], group["error"], local_time(group["last"]), status))]
 
 
 def _queue(row: JsonObject) -> list[Text]:

@@ -91,9 +91,9 @@ class Caller:
         pipeline = self._pipeline
         if (
             UNIQUE in message.properties.headers
-            and (found := self._claimed(message, at_once=pipeline is None)) is not None
+            and (earlier_result := self._claimed(message, at_once=pipeline is None)) is not None
         ):
-            return found
+            return earlier_result
         if pipeline is not None:
             pipeline.add(message)
         else:
@@ -114,9 +114,9 @@ class Caller:
         await self._aprepare(_timeout(options))
         message = self.compose(name, args, kwargs, options, task)
         if UNIQUE in message.properties.headers:
-            found = await asyncio.to_thread(copy_context().run, self._claimed, message)
-            if found is not None:
-                return found
+            earlier_result = await asyncio.to_thread(copy_context().run, self._claimed, message)
+            if earlier_result is not None:
+                return earlier_result
         await self._sender.asend(message, _timeout(options))
         return self._result_of(message)
 

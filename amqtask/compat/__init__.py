@@ -149,8 +149,8 @@ def lookup(module: str, name: str) -> Any:
     if where is None:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     source, _, attribute = where.partition(":")
-    found = load(source)
-    return getattr(found, attribute) if attribute else found
+    target = load(source)
+    return getattr(target, attribute) if attribute else target
 
 
 # Attributes that objects have only for others' sake: class → the class in whose place theirs are.

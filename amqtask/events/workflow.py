@@ -65,14 +65,14 @@ def following(body: bytes, content_type: str | None, content_encoding: str | Non
     embed = document[2] if isinstance(document, list) and len(document) == 3 else None
     if not isinstance(embed, Mapping):
         return []
-    told: list[JsonObject] = []
+    entries: list[JsonObject] = []
     for callback in _listed(embed.get("callbacks")):
-        _add(told, "link", callback)
+        _add(entries, "link", callback)
     for step in reversed(_listed(embed.get("chain"))):
-        _add(told, "chain", step)
-    _add(told, "chord", embed.get("chord"))
-    more = len(told) - MOST_FOLLOWING
-    return [*told[:MOST_FOLLOWING], {"more": more}] if more > 0 else told
+        _add(entries, "chain", step)
+    _add(entries, "chord", embed.get("chord"))
+    omitted = len(entries) - MOST_FOLLOWING
+    return [*entries[:MOST_FOLLOWING], {"more": omitted}] if omitted > 0 else entries
 
 
 def _listed(value: object) -> Sequence[Any]:
@@ -81,7 +81,7 @@ def _listed(value: object) -> Sequence[Any]:
     return [] if value is None else [value]
 
 
-def _add(told: list[JsonObject], how: str, signature: object) -> None:
+def _add(entries: list[JsonObject], how: str, signature: object) -> None:
     """Note a signature; of a chain in it, its steps; of a group or a chord, their members' number."""
     if not isinstance(signature, Mapping):
         return
@@ -90,7 +90,7 @@ def _add(told: list[JsonObject], how: str, signature: object) -> None:
     options = options if isinstance(options, Mapping) else {}
     if name == "celery.chain":
         for step in _listed(kwargs.get("tasks")):
-            _add(told, how, step)
+            _add(entries, how, step)
         return
     entry: JsonObject = {"how": how, "task": str(name), "id": _text(options.get("task_id"))}
     members = kwargs.get("header") if name == "celery.chord" else kwargs.get("tasks")
@@ -100,9 +100,9 @@ def _add(told: list[JsonObject], how: str, signature: object) -> None:
         )
     if how == "chord" and isinstance(signature.get(SIZE), int):
         entry["size"] = signature[SIZE]
-    told.append(entry)
+    entries.append(entry)
     if name == "celery.chord":
-        _add(told, "then", kwargs.get("body"))
+        _add(entries, "then", kwargs.get("body"))
 
 
 def _text(value: object) -> str | None:

@@ -269,9 +269,9 @@ def of_success(
 def without_values(outcome: Outcome, error: BaseException, frames: str) -> Outcome:
     """The outcome of a message whose body is private: its texts say which kind of error it was, and nothing that the error says.
     They go to logs, events and the headers of dead letters."""
-    kind = f"{type(error).__name__} {HIDDEN}"
-    trace = f"{frames}{kind}\n" if outcome.traceback else ""
-    return outcome._replace(reason=outcome.reason and kind, summary=kind, traceback=trace)
+    summary = f"{type(error).__name__} {HIDDEN}"
+    trace = f"{frames}{summary}\n" if outcome.traceback else ""
+    return outcome._replace(reason=outcome.reason and summary, summary=summary, traceback=trace)
 
 
 class ErrorInfo:

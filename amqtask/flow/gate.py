@@ -57,8 +57,8 @@ class Gate:
         plan = self.plans[task]
         lock = None
         if plan.unique is not None:
-            given = headers.get(UNIQUE)
-            key = str(given) if plan.is_key(given) else plan.unique_key(args, kwargs)
+            callers_key = headers.get(UNIQUE)
+            key = str(callers_key) if plan.is_key(callers_key) else plan.unique_key(args, kwargs)
             lock = plan.lock(key, is_taken=bool(headers.get(TAKEN)))
         entry = Entry(
             plan.scope,

@@ -43,7 +43,7 @@ class FlowPlan:
             if option is not None:
                 self._check(type(option).__name__, option.by)
 
-    def _check(self, kind: str, by: By) -> None:
+    def _check(self, option: str, by: By) -> None:
         if by is None or callable(by) or self._signature is None:
             return
         parameters = self._signature.parameters
@@ -53,7 +53,7 @@ class FlowPlan:
             if name not in parameters:
                 near = near_names(name, parameters)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise WrongValue(f"task {self.name}: {kind} is by {name!r}, which is no argument of it.{hint}")
+                raise WrongValue(f"task {self.name}: {option} is by {name!r}, which is no argument of it.{hint}")
 
     def unique_key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Raises: TypeError for arguments that the function does not take; what a function `by` raises."""
@@ -66,16 +66,16 @@ class FlowPlan:
 
     def bounds(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Bound, ...]:
         """The limits of a call. Raises: as `unique_key`."""
-        made = []
+        limit_bounds = []
         for limit in self.limits:
-            kind, label = type(limit).__name__.lower(), label_of(limit.by)
+            limit_type, label = type(limit).__name__.lower(), label_of(limit.by)
             values = None if limit.by is None else self._values(limit.by, args, kwargs)
-            key, text = self._key(kind, label, values), f"{kind} by {label}" if label else kind
+            key, text = self._key(limit_type, label, values), f"{limit_type} by {label}" if label else limit_type
             if isinstance(limit, Concurrency):
-                made.append(Bound(key, text, places=limit.limit))
+                limit_bounds.append(Bound(key, text, places=limit.limit))
             else:
-                made.append(Bound(key, text, interval=limit.interval, burst=limit.burst or 1))
-        return tuple(made)
+                limit_bounds.append(Bound(key, text, interval=limit.interval, burst=limit.burst or 1))
+        return tuple(limit_bounds)
 
     def lock(self, key: str, *, is_taken: bool) -> Lock:
         """The lock of a call with that key."""
@@ -97,16 +97,16 @@ class FlowPlan:
         if callable(by):
             return by(*args, **kwargs)
         bound = self._bound(args, kwargs)
-        others: Mapping[str, Any] = next((value for name, value in bound.items() if self._is_others(name)), {})
-        return [bound[name] if name in bound else others.get(name) for name in by or ()]
+        variadic: Mapping[str, Any] = next((value for name, value in bound.items() if self._is_others(name)), {})
+        return [bound[name] if name in bound else variadic.get(name) for name in by or ()]
 
     def _is_others(self, name: str) -> bool:
         assert self._signature is not None
         return self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
 
-    def _key(self, kind: str, label: str, values: object) -> str:
+    def _key(self, option: str, label: str, values: object) -> str:
         digest = hashlib.sha256(json.dumps(_canonical(values), sort_keys=True).encode()).hexdigest()[:32]
-        return f"{self.scope}:{kind}:{label[:60]}:{digest}"
+        return f"{self.scope}:{option}:{label[:60]}:{digest}"
 
 
 def plan_of(

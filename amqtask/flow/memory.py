@@ -133,8 +133,8 @@ class MemoryStore:
                 if holder in self._leases:
                     self._leases[holder] = now + lease
                 key, seconds = self._locked.get(holder, ("", 0.0))
-                if key and (found := self._lock(key)) is not None:
-                    found.ends = max(found.ends, now + seconds)
+                if key and (lock := self._lock(key)) is not None:
+                    lock.ends = max(lock.ends, now + seconds)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -291,14 +291,14 @@ _digests = {
 }
 
 
-def _as_json(entry: Entry, **more: object) -> str:
+def _as_json(entry: Entry, **parameters: object) -> str:
     lock = entry.lock
     fields: dict[str, object] = {
         "id": entry.task_id,
         "holder": entry.holder,
         "tickets": dict(entry.tickets),
         "bounds": [bound._asdict() for bound in entry.bounds],
-        **more,
+        **parameters,
     }
     if lock is not None:
         fields["lock"] = {"key": lock.key, "ttl": lock.ttl, "until": lock.until, "taken": lock.is_taken}

@@ -226,8 +226,10 @@ def duration(seconds: float | None) -> str | None:
         return f"{seconds:.1f} s"
     for unit, size, part, part_size in (("min", 60, "s", 1), ("h", 3600, "min", 60), ("d", 86_400, "h", 3600)):
         if seconds < size * (24 if unit == "h" else 60) or unit == "d":
-            rest = int(seconds % size // part_size)
-            return f"{int(seconds // size)} {unit} {rest} {part}" if rest else f"{int(seconds // size)} {unit}"
+            remainder = int(seconds % size // part_size)
+            return (
+                f"{int(seconds // size)} {unit} {remainder} {part}" if remainder else f"{int(seconds // size)} {unit}"
+            )
     raise AssertionError
 
 

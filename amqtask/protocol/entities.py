@@ -111,11 +111,16 @@ class Queue:
             "x-message-ttl": _milliseconds(message_ttl),
             "x-expires": _milliseconds(expires),
         }
-        more = {**(queue_arguments or {}), **{key: value for key, value in named.items() if value is not None}}
+        extra_arguments = {
+            **(queue_arguments or {}),
+            **{key: value for key, value in named.items() if value is not None},
+        }
         put(
             self,
             "arguments",
-            _sorted({**dict(arguments), **more}) if more or isinstance(arguments, Mapping) else arguments,
+            _sorted({**dict(arguments), **extra_arguments})
+            if extra_arguments or isinstance(arguments, Mapping)
+            else arguments,
         )
 
     def __reduce__(self) -> tuple[object, ...]:

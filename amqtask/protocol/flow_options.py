@@ -133,12 +133,12 @@ def as_unique(value: object) -> Unique:
 def as_limits(value: object) -> tuple[Limit, ...]:
     """The option `limits`: one limit, or several of different kinds or keys. Raises: TypeError, WrongValue."""
     limits = (value,) if isinstance(value, (Concurrency, Rate)) else tuple(value)  # type: ignore[arg-type]
-    seen = set()
+    keys = set()
     for limit in limits:
         if not isinstance(limit, (Concurrency, Rate)):
             raise TypeError
-        kind = type(limit).__name__, limit.by
-        if kind in seen:
-            raise WrongValue(f"limits has {kind[0]} twice with the same key ({label_of(limit.by) or 'the task'})")
-        seen.add(kind)
+        key = type(limit).__name__, limit.by
+        if key in keys:
+            raise WrongValue(f"limits has {key[0]} twice with the same key ({label_of(limit.by) or 'the task'})")
+        keys.add(key)
     return limits

@@ -415,7 +415,7 @@ def loads(
 
 
 def _not_accepted(mime_type: object, accept: frozenset[str]) -> ContentDisallowed:
-    protected = [word for kind, word in ((AUTH, "signed"), (ENCRYPTED, "encrypted")) if kind in accept]
+    protected = [label for protection, label in ((AUTH, "signed"), (ENCRYPTED, "encrypted")) if protection in accept]
     unprotected = f"the message is not {' or '.join(protected)}: its " if protected and mime_type != AUTH else ""
     return ContentDisallowed(
         f"{unprotected}content type {printable(repr(mime_type), 200)} is not accepted "

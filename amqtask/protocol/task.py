@@ -201,13 +201,13 @@ def task_headers(call: TaskCall, *, is_hidden: bool = False) -> HeaderDict:
 
 def callers_headers(headers: Headers) -> HeaderDict:
     """The headers that a call was given. Some libraries write theirs, and the call's, once more in a header `headers`."""
-    own = {
+    call_headers = {
         name: value
         for name, value in strip_transit_headers(headers).items()
         if name not in PROTOCOL_HEADERS and not name.startswith(_OUR_HEADERS)
     }
-    nested = own.pop("headers", None)
-    return {**own, **nested} if isinstance(nested, Mapping) else own
+    nested = call_headers.pop("headers", None)
+    return {**call_headers, **nested} if isinstance(nested, Mapping) else call_headers
 
 
 def origin() -> str:

@@ -26,8 +26,8 @@ def asyncapi(title: str, version: str, broker: JsonObject, contracts: Contracts)
         if task.route is None:
             continue  # only its arguments say where it goes
         channel = _key(_address(task.route))
-        made = channels.setdefault(channel, _channel(task.route, str(broker["virtual_host"])))
-        made["messages"][task.name] = {"$ref": f"#/components/messages/{task.name}"}
+        entry = channels.setdefault(channel, _channel(task.route, str(broker["virtual_host"])))
+        entry["messages"][task.name] = {"$ref": f"#/components/messages/{task.name}"}
         operations[_key(task.name)] = {
             "action": "receive",
             "channel": {"$ref": f"#/channels/{channel}"},

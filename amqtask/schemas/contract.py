@@ -100,11 +100,11 @@ def read_contracts(tasks: Sequence[tuple[Task[..., Any], Route | None]], *, refs
             reader.add(task.name, name, hints.get(name, inspect.Parameter.empty), "validation")
         reader.add(task.name, "return", hints.get("return", inspect.Parameter.empty), "serialization")
     schemas, definitions = reader.schemas()
-    made = [
+    contracts = [
         _contract(task, route, signature, lambda name, task=task: schemas.get((task.name, name), ANYTHING))  # type: ignore[misc]
         for task, route, signature, _ in signatures
     ]
-    return Contracts(sorted(made, key=lambda contract: contract.name), definitions)
+    return Contracts(sorted(contracts, key=lambda contract: contract.name), definitions)
 
 
 def _signature(task: Task[..., Any]) -> inspect.Signature:
@@ -180,8 +180,10 @@ class _Types:
         """By task and name, and the definitions that they name."""
         if not self._adapters:
             return {}, {}
-        made, whole = self._pydantic.TypeAdapter.json_schemas(self._adapters, ref_template=f"{self._refs}{{model}}")
-        return {key: _untitled(schema) for (key, _), schema in made.items()}, whole.get("$defs", {})
+        by_parameter, whole = self._pydantic.TypeAdapter.json_schemas(
+            self._adapters, ref_template=f"{self._refs}{{model}}"
+        )
+        return {key: _untitled(schema) for (key, _), schema in by_parameter.items()}, whole.get("$defs", {})
 
 
 def _untitled(schema: JsonObject) -> JsonObject:

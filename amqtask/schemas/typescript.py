@@ -58,8 +58,8 @@ def _place(task: TaskContract) -> JsonObject:
 
 
 def _type_name(name: str) -> str:
-    made = re.sub(r"\W", "_", name)
-    return f"_{made}" if made[:1].isdigit() or made in _TAKEN else made
+    identifier = re.sub(r"\W", "_", name)
+    return f"_{identifier}" if identifier[:1].isdigit() or identifier in _TAKEN else identifier
 
 
 # What the module has already.
@@ -86,19 +86,19 @@ class _Types:
             return json.dumps(schema["const"])
         if "enum" in schema:
             return " | ".join(map(json.dumps, schema["enum"]))
-        for word in ("anyOf", "oneOf"):
-            if word in schema:
-                return self._union(schema[word])
+        for keyword in ("anyOf", "oneOf"):
+            if keyword in schema:
+                return self._union(schema[keyword])
         if "allOf" in schema:
             return " & ".join(self.of(part) for part in schema["allOf"])
-        kind = schema.get("type")
-        if isinstance(kind, list):
-            return self._union([{**schema, "type": each} for each in kind])
-        if kind == "array":
+        schema_type = schema.get("type")
+        if isinstance(schema_type, list):
+            return self._union([{**schema, "type": name} for name in schema_type])
+        if schema_type == "array":
             return self._array(schema)
-        if kind == "object":
+        if schema_type == "object":
             return self._object(schema)
-        return _PLAIN.get(str(kind), "unknown")
+        return _PLAIN.get(str(schema_type), "unknown")
 
     def list_of(self, schema: Any) -> str:
         """A list of what this schema says."""
@@ -122,9 +122,9 @@ class _Types:
             f"{name if _IDENTIFIER.match(name) else json.dumps(name)}{'' if name in required else '?'}: {self.of(part)}"
             for name, part in schema.get("properties", {}).items()
         ]
-        others = schema.get("additionalProperties", "properties" not in schema)
+        additional = schema.get("additionalProperties", "properties" not in schema)
         if not fields:
-            return "Record<string, never>" if others is False else f"Record<string, {self.of(others)}>"
+            return "Record<string, never>" if additional is False else f"Record<string, {self.of(additional)}>"
         written = f"{{ {'; '.join(fields)} }}"
         # An index of a narrower type would have to fit the fields as well.
-        return f"{written} & Record<string, unknown>" if isinstance(others, dict) else written
+        return f"{written} & Record<string, unknown>" if isinstance(additional, dict) else written

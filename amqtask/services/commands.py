@@ -348,8 +348,8 @@ def purge_delayed(control: Control, arguments: CommandArguments) -> object:
 
 def release_delayed(control: Control, arguments: CommandArguments) -> object:
     """What the console asks: have delayed messages that are held here run now, or as `revoked` ones not at all."""
-    wanted = {name: arguments.get(name) for name in ("id", "task", "queue")}
-    which = Which(**{name: None if value is None else str(value) for name, value in wanted.items()})
+    criteria = {name: arguments.get(name) for name in ("id", "task", "queue")}
+    which = Which(**{name: None if value is None else str(value) for name, value in criteria.items()})
     revoked = bool(arguments.get("revoked"))
     return {"released": control.release_delayed(lambda delivery: which.has(as_task(delivery)), revoked=revoked)}
 

@@ -65,8 +65,8 @@ class Which:
     def has(self, task: DelayedTask) -> bool:
         """Whether it is one of them."""
         return all(
-            wanted is None or wanted == found
-            for wanted, found in ((self.id, task.id), (self.task, task.task), (self.queue, task.queue))
+            criterion is None or criterion == value
+            for criterion, value in ((self.id, task.id), (self.task, task.task), (self.queue, task.queue))
         )
 
 
@@ -96,14 +96,14 @@ def release(app: AmqTask, which: Which, *, revoked: bool = False) -> int:
     Workers are asked before and after the broker's queues are gone through: what they held, and what they took meanwhile.
     Raises: PublishError."""
     with app.broker.admin() as admin:
-        found = _ask_workers(app, which, revoked=revoked)
+        released = _ask_workers(app, which, revoked=revoked)
         for level, name in delay_queues(app, admin):
             # Messages that this puts back meanwhile are none of those that were ready before.
             done = admin.move(name, app.publisher, _Releasing(app, which, level, revoked=revoked))
-            found += done.moved
+            released += done.moved
             if done.failure is not None:
                 raise done.failure
-        return found + _ask_workers(app, which, revoked=revoked)
+        return released + _ask_workers(app, which, revoked=revoked)
 
 
 def _ask_workers(app: AmqTask, which: Which, *, revoked: bool) -> int:

@@ -65,9 +65,10 @@ def run_all_again(
         lambda delivery: pace(back_to_work(delivery, queue or work_queue_of(delivery, suffix), without_expiry=True)),
     )
     done.done += buried
-    rest = iter([task_id for task_id in reversed(meant) if task_id not in buried])  # searches have the newest first
-    while some := list(islice(rest, AT_ONCE)):
-        _publish(app, some, queue, pace, done)
+    # Searches have the newest first.
+    remaining = iter([task_id for task_id in reversed(meant) if task_id not in buried])
+    while task_ids := list(islice(remaining, AT_ONCE)):
+        _publish(app, task_ids, queue, pace, done)
     return done
 
 
@@ -107,9 +108,9 @@ def _publish(app: AmqTask, ids: list[str], queue: str | None, pace: Pace, done: 
     if not messages:
         return
     errors = app.publisher.publish_many([pace(message) for _, message in messages])
-    told = [message for (_, message), refusal in zip(messages, errors, strict=True) if refusal is None]
-    if told and app.runtime.tells_sent:
-        app.runtime.sent_events.sent(tuple(told))
+    published = [message for (_, message), refusal in zip(messages, errors, strict=True) if refusal is None]
+    if published and app.runtime.tells_sent:
+        app.runtime.sent_events.sent(tuple(published))
     for (task_id, _), refusal in zip(messages, errors, strict=True):
         if refusal is None:
             done.done.append(task_id)

@@ -354,9 +354,9 @@ def _record_of_message(task: AnyTask, headers: Mapping[str, Any], args: Any, kwa
 
 def _find_task(path: str, result_id: str) -> AnyTask:
     """Raises: TaskResultDoesNotExist: there is no such task any more."""
-    known = _defined.get(path)
-    if known is not None:
-        return known
+    defined = _defined.get(path)
+    if defined is not None:
+        return defined
     try:
         task = import_string(path)
     except ImportError as error:
