@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -38,6 +39,12 @@ from integration.servers import (
 from integration.waiting import eventually
 
 T = TypeVar("T")
+
+
+def pytest_configure() -> None:
+    """A shell has its background jobs ignore SIGINT, and so would all programs that these tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
