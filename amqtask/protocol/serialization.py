@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, MessageError, Undecodable
@@ -23,6 +24,8 @@ from amqtask.ground.printable import printable
 from amqtask.protocol.encryption import key_ring
 
 if TYPE_CHECKING:
+    from yaml import SafeLoader
+
     from amqtask.ground.shapes import Headers, JsonObject
 
 JSON = "application/json"
@@ -177,6 +180,9 @@ def _load_json(body: bytes, encoding: str, subject: Headers | None = None) -> ob
 
 # -- the others; their libraries are optional
 
+# PyYAML's own end, by Python's limit of recursion, is at about 330.
+_DEEPEST_YAML = 250
+
 
 def _dump_yaml(value: object, subject: Headers | None) -> bytes:
     import yaml
@@ -193,7 +199,22 @@ def _dump_yaml(value: object, subject: Headers | None) -> bytes:
 def _load_yaml(body: bytes, encoding: str, subject: Headers | None) -> object:
     import yaml
 
-    return yaml.safe_load(body.decode(encoding))
+    return yaml.load(body.decode(encoding), _yaml_loader())
+
+
+@lru_cache(maxsize=1)
+def _yaml_loader() -> type[SafeLoader]:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """PyYAML looks at all open brackets for each further one, and took seconds for 3,000 of them before it gave up."""
+
+        def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+            if self.flow_level >= _DEEPEST_YAML:
+                raise yaml.YAMLError(f"lists or mappings within each other, more than {_DEEPEST_YAML}")
+            super().fetch_flow_collection_start(TokenClass)
+
+    return Loader
 
 
 def _dump_msgpack(value: object, subject: Headers | None) -> bytes:

@@ -135,6 +135,14 @@ def test_a_content_type_that_is_not_accepted_is_not_read() -> None:
         loads(pickle.dumps(Bomb()), "application/x-python-serialize", "binary", content_types(["json"]))
 
 
+@pytest.mark.parametrize("brackets", [(b"[", b"]"), (b"{a: ", b"}")])
+def test_yaml_has_a_depth(brackets: tuple[bytes, bytes]) -> None:
+    begin, end = brackets
+    assert loads(begin * 200 + end * 200, "application/x-yaml", "utf-8", ALL)
+    with pytest.raises(Undecodable, match="within each other, more than 250"):
+        loads(begin * 251 + end * 251, "application/x-yaml", "utf-8", ALL)
+
+
 def test_yaml_makes_no_objects() -> None:
     with pytest.raises(Undecodable):
         loads(b"!!python/object/apply:os.getpid []", "application/x-yaml", "utf-8", ALL)
