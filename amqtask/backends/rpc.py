@@ -20,10 +20,11 @@ from amqtask.backends.mailbox import CAPACITY, Arrivals, Arrived, Mailbox, await
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, MessageError, PublishError, ResultLost
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.compression import compress, decompress
 from amqtask.protocol.entities import Queue, arguments
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result, exception_as_dict, is_reply_queue
-from amqtask.protocol.serialization import compress, content_types, decompress
+from amqtask.protocol.serialization import content_types
 from amqtask.transport.queue_reader import CLOSED, QueueReader
 
 if TYPE_CHECKING:

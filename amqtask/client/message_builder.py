@@ -18,9 +18,10 @@ from amqtask.flow.deadline import bind, deadline_in
 from amqtask.flow.keys import UNIQUE
 from amqtask.ground.printable import described
 from amqtask.protocol import option_types
+from amqtask.protocol.compression import compress
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Message, Properties
-from amqtask.protocol.serialization import JSON, compress, dumps, is_private
+from amqtask.protocol.serialization import JSON, dumps, is_private
 from amqtask.protocol.task import (
     PROTOCOL_HEADERS,
     PUBLISHED_AT,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.events.client import BrokerConnection
 from amqtask.exceptions import OperationalError
+from amqtask.protocol.compression import compress
 from amqtask.protocol.message import Message, Properties
-from amqtask.protocol.serialization import compress, content_types, dumps, is_private, loads
+from amqtask.protocol.serialization import content_types, dumps, is_private, loads
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import InvalidTaskError
 from amqtask.ground.printable import described, printable, with_article
+from amqtask.protocol.compression import compress, decompress
 from amqtask.protocol.message import Properties, strip_transit_headers
 from amqtask.protocol.serialization import (
     JSON,
@@ -19,8 +20,6 @@ from amqtask.protocol.serialization import (
     MSGPACK,
     PICKLE,
     check_size,
-    compress,
-    decompress,
     dumps,
     is_own,
     is_private,

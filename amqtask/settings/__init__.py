@@ -13,9 +13,10 @@ from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
 from amqtask.ground.plugins import load, near_names, plugins
 from amqtask.ground.printable import bounded_logger, described, is_secret, masked
 from amqtask.protocol import option_types
+from amqtask.protocol.compression import COMPRESSIONS, compression_type
 from amqtask.protocol.encryption import KeysSaid, read_keys, use_keys
 from amqtask.protocol.option_types import Kind, convert
-from amqtask.protocol.serialization import COMPRESSIONS, SERIALIZERS, compression_type, content_type
+from amqtask.protocol.serialization import SERIALIZERS, content_type
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
 
 if TYPE_CHECKING:

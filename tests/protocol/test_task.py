@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amqtask.exceptions import EncodeError, InvalidTaskError, MessageError, Undecodable
-from amqtask.protocol.serialization import compress, content_types
+from amqtask.protocol.compression import compress
+from amqtask.protocol.serialization import content_types
 from amqtask.protocol.task import TaskCall, decode_body, encode_task, read_v1, saferepr, strip_death_headers
 
 JSON = content_types(["json"])

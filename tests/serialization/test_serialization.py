@@ -18,17 +18,8 @@ from hypothesis import strategies as st
 from amqtask import AmqTask
 from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, Undecodable
 from amqtask.protocol import serialization
-from amqtask.protocol.serialization import (
-    JSON,
-    MSGPACK,
-    PICKLE,
-    YAML,
-    compress,
-    content_types,
-    decompress,
-    dumps,
-    loads,
-)
+from amqtask.protocol.compression import compress, decompress
+from amqtask.protocol.serialization import JSON, MSGPACK, PICKLE, YAML, content_types, dumps, loads
 from amqtask.testing.worker import start_worker
 
 ALL = content_types(["json", "yaml", "msgpack", "pickle"])
