@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import limits_of
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.request import Request
     from amqtask.flow.gate import Gate
-    from amqtask.pool import Loop, Pool, Timer
+    from amqtask.pool import Loop, Pool
 
 logger = bounded_logger("amqtask.worker")
 # How often a lease is renewed before it would end.
@@ -64,33 +65,27 @@ class Leases:
     name = "leases"
 
     def __init__(self, loop: Loop, gate: Gate, later: Later, running: Callable[[], Iterable[Request]]) -> None:
-        self._loop = loop
         self._gate = gate
         self._later = later
         self._running = running
-        self._timer: Timer | None = None
+        self._renewals = Ticker(loop, gate.lease / RENEWALS, self._renew)
 
     def start(self) -> None:
         """Renew them from now on."""
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._gate.lease / RENEWALS, self._renew)
+        self._renewals.start()
 
     def stop(self) -> None:
         """Renew them no more, and make the calls that wait."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._renewals.stop()
         self._later.stop()
 
     def _renew(self) -> None:
-        self._timer = None
         holders: defaultdict[str, list[str]] = defaultdict(list)
         for request in self._running():
             if request.task in self._gate.plans:
                 holders[request.task].append(self._gate.holder(request.id, request.number))
         if holders:
             self._later.call(self._gate.renew, holders)
-        self.start()
 
 
 def warn_of_deadlines(tasks: Iterable[TaskLike], pool_class: type[Pool]) -> None:
