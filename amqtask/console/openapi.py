@@ -1,6 +1,6 @@
 """The console's JSON API as an OpenAPI document (https://spec.openapis.org/oas/v3.1.1.html), at /api/openapi.json.
 
-What is described here is what tests hold each answer to. A page without a description of its own answers "an object".
+What is described here is what tests hold each answer to, to the last field.
 """
 
 from __future__ import annotations
@@ -48,10 +48,13 @@ def schema_of(annotation: Any) -> JsonObject:
     return {"type": _TYPES[annotation]} if _TYPES.get(annotation) else {}
 
 
-def _of(**properties: Any) -> JsonObject:
-    """An object that has all of these, and perhaps more."""
-    shown = {name: one if isinstance(one, dict) else schema_of(one) for name, one in properties.items()}
-    return {"type": "object", "properties": shown, "required": list(shown)}
+def _of(optional: Mapping[str, Any] | None = None, /, **properties: Any) -> JsonObject:
+    """An object that has all of these properties, and perhaps those that are `optional`."""
+    shown = {
+        name: one if isinstance(one, dict) else schema_of(one)
+        for name, one in {**properties, **(optional or {})}.items()
+    }
+    return {"type": "object", "properties": shown, "required": list(properties)}
 
 
 def _list(items: Any) -> JsonObject:
@@ -63,20 +66,32 @@ def _ref(name: str) -> JsonObject:
 
 
 _Text, _Number = str | None, int | None
-_TASK = schema_of(PastTask)
+_TASK, _GROUP = schema_of(PastTask), schema_of(FailureGroup)
 SCHEMAS: dict[str, JsonObject] = {
     "Task": _TASK | {"properties": {**_TASK["properties"], "can_run_again": {"type": "boolean"}}},
-    "FailureGroup": schema_of(FailureGroup),
+    "FailureGroup": _GROUP | {"properties": {**_GROUP["properties"], "example": _ref("Task")}},
     "KnownWorker": schema_of(PastWorker),
     "DelayedTask": schema_of(DelayedTask),
     "Pause": _of(by=str, since=float | str),
     "Queue": _of(queue=str, ready=_Number, consumers=_Number, dead=_Number, paused={"anyOf": [_ref("Pause"), {"type": "null"}]}),
     "DeadLetter": _of(id=_Text, task=_Text, queue=str, reason=str, exception=object, attempts=object, host=object, died_at=_Text),
     "Worker": _of(
+        {"last_heard": datetime},
         worker=str, state={"enum": ["there", "gone"]}, pool=_Text, slots=object, running=_Number, done=_Number,
         prefetch=object, up=object, pid=object, queues=_list({}), paused=_list({}), tasks=_list({"type": "object"}),
     ),
-    "Line": _of(kind={"enum": ["task", "group", "expected", "hidden"]}, depth=int, is_next=bool),
+    "Line": {"anyOf": [_ref(name) for name in ("TaskLine", "GroupLine", "ExpectedLine", "HiddenLine")]},
+    "TaskLine": _of(
+        kind={"const": "task"}, depth=int, is_next=bool, id=str, task=_Text, state=str, waits_for=_Text, error=_Text,
+        first=datetime, ended=datetime | None, runtime=float | None, worker=_Text, queue=_Text, group=_Text, index=_Number,
+    ),
+    "GroupLine": _of(
+        kind={"const": "group"}, depth=int, is_next=bool, id=str, is_chord=bool, count=int, size=_Number, states=dict[str, int],
+    ),
+    "ExpectedLine": _of(
+        kind={"const": "expected"}, depth=int, is_next=bool, how=str, task=_Text, id=_Text, members=_Number, waits_for=str,
+    ),
+    "HiddenLine": _of(kind={"const": "hidden"}, depth=int, is_next=bool, count=int),
     "Schedule": _of(
         name=str, task=str, call=str, schedule=str, enabled=bool, one_off=bool,
         paused={"anyOf": [_ref("Pause"), {"type": "null"}]}, last_run_at=datetime | None, next_due_at=datetime | None,
@@ -105,7 +120,7 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
             plot=_list(_of(at=datetime, succeeded=int, failed=int, runtime=float | None, waited=float | None)),
             alerts=_list(_ref("Alert")),
             queues=_list(_of(queue=str, ready=int, growth=_Number, waits=float | None)),
-            failures=_list({"type": "object"}),
+            failures=_list(_ref("FailureGroup")),
             workers=_list(_ref("KnownWorker")),
         ),
     ),
@@ -117,7 +132,7 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
     "/tasks/{task_id}": (
         "One task and its family",
         {},
-        _of(task=_ref("Task"), **{name: _list(_ref("Task")) for name in ("parents", "children", "reruns")}),
+        _of(task=_ref("Task"), is_in_workflow=bool, **{name: _list(_ref("Task")) for name in ("parents", "children", "reruns")}),
     ),
     "/many/{action}": (
         "How many tasks fit a search and would `rerun` or `revoke`; `fields` are for /api/do/rerun-all or revoke-all",
@@ -136,28 +151,33 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
         {},
         _of(
             queues=dict[str, int], messages=_list(_ref("DeadLetter")),
-            groups=_list(_of(queue=str, task=_Text, reason=str, count=int)),
+            groups=_list(_of(queue=str, task=_Text, reason=str, count=int)), most=int,
         ),
     ),
-    "/queues": ("The application's queues", {}, _of(queues=_list(_ref("Queue")), paused_elsewhere=_list({"type": "object"}))),
+    "/queues": (
+        "The application's queues",
+        {},
+        _of(queues=_list(_ref("Queue")), paused_elsewhere=_list(_of(queue=str, by=str, since=float))),
+    ),
     "/queues/delayed": (
         "Delayed tasks, the soonest first, 100 at a time. On RabbitMQ a look counts each as delivered once more",
         {"id": "Only this one", "task": "Only of this task", "queue": "Only for this queue", "page": "From 1"},
         _of(
-            query={"type": "object"}, tasks=_list(_ref("DelayedTask")), number=int, total=int, is_part=bool, page=int, pages=int
+            query={"type": "object"}, tasks=_list(_ref("DelayedTask")), number=int, total=int, is_part=bool, page=int, pages=int,
+            most=int, most_of_a_queue=int,
         ),
     ),
     "/workflows/{some_id}": (
         "The workflow of a root id, or of any task or group: lines from the top, what is to come too",
         {},
-        _of(id=str, root_id=str, count=int, more=bool, states_of=dict[str, int], lines=_list(_ref("Line"))),
+        _of(id=str, root_id=str, name=_Text, count=int, more=bool, states_of=dict[str, int], lines=_list(_ref("Line"))),
     ),
     "/schedules": (
         "Periodic tasks, and what will be sent within 24 hours",
         {},
         _of(
-            source=str, zone=str, problem=_Text, entries=_list(_ref("Schedule")),
-            ahead=_list(_of(due_at=datetime, name=str, task=str)),
+            {"is_cut": bool}, source=str, zone=str, problem=_Text, entries=_list(_ref("Schedule")),
+            ahead=_list(_of({"goes_on": bool}, due_at=datetime, name=str, task=str)),
         ),
     ),
     "/alerts": (
@@ -165,7 +185,9 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
         {},
         _of(
             rules=_list(_ref("Rule")), destinations=_list(str), firing=_list(_ref("Alert")), past=_list(_ref("Alert")),
-            untold=_list({"type": "object"}),
+            untold=_list(
+                _of(alert=int, destination=str, made_at=float, attempts=int, error=str, done_at=float | None)
+            ),
         ),
     ),
     "/workers": ("What each worker is and runs", {}, _of(workers=_list(_ref("Worker")))),
@@ -211,7 +233,7 @@ def api_path(path: str) -> str:
 
 
 def _look(path: str) -> JsonObject:
-    summary, query, answer = PAGES.get(path, (path.strip("/").capitalize(), {}, {"type": "object"}))
+    summary, query, answer = PAGES[path]
     parameters = [_parameter("path", name, "", required=True) for name in re.findall(r"{(\w+)}", path)]
     parameters += [_parameter("query", name, description) for name, description in query.items()]
     return {"summary": summary, "parameters": parameters, "responses": _responses(answer)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from amqtask.console import depths
 from amqtask.console.alerts.log import AlertLog
+from amqtask.console.pages import as_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +34,7 @@ def overview(app: AmqTask, hours: int = 1) -> JsonObject:
         "plot": plot(minutes, since),
         "alerts": sorted(AlertLog(app.history.index).firing().values(), key=lambda alert: -alert["began_at"]),
         "queues": depths.queues(app),
-        "failures": [asdict(group) for group in app.history.failures(since=since, limit=5)],
+        "failures": [as_group(group) for group in app.history.failures(since=since, limit=5)],
         "workers": [asdict(worker) for worker in app.history.workers()],
     }
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from amqtask.app import AmqTask
     from amqtask.ground.shapes import JsonObject
-    from amqtask.history.client import PastTask, PastWorker, Search, TaskHistory
+    from amqtask.history.client import FailureGroup, PastTask, PastWorker, Search, TaskHistory
     from amqtask.protocol.entities import Queue
 
 PAGE_SIZE = 50
@@ -122,7 +122,12 @@ def workflow(app: AmqTask, some_id: str) -> JsonObject | None:
 def failures(app: AmqTask, since: str) -> JsonObject:
     """Failures in groups."""
     groups = app.history.failures(since=_moment(since or "1d"))
-    return {"since": since or "1d", "groups": [{**asdict(group), "example": as_row(group.example)} for group in groups]}
+    return {"since": since or "1d", "groups": [as_group(group) for group in groups]}
+
+
+def as_group(group: FailureGroup) -> JsonObject:
+    """A group of failures, its example without its message."""
+    return {**asdict(group), "example": as_row(group.example)}
 
 
 def queues(app: AmqTask) -> JsonObject:
