@@ -94,7 +94,15 @@ def test_what_is_longer_than_a_lease_runs_once(redis_url: str) -> None:
 
 def test_a_worker_that_stands_still_loses_what_it_holds_and_does_no_harm(trial: Trial) -> None:
     first = trial.start_worker("--prefetch-multiplier", "4")
-    trial.publish(lambda: first.signal(signal.SIGSTOP))
+    started, release = trial.folder / "started", trial.folder / "release"
+
+    def stand_still() -> None:
+        trial.send("wait_for", str(started), str(release), ignore_result=True)  # so that it surely holds something
+        eventually(started.exists)
+        first.signal(signal.SIGSTOP)
+
+    trial.publish(stand_still)
+    release.touch()
     tags: Any = trial.client.zrange("amqtask.lease", 0, -1)
     trial.client.zadd("amqtask.lease", dict.fromkeys(tags, 1.0))  # as if it had stood for long
     trial.start_worker("-n", "second@%h")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta, timezone
 
@@ -17,6 +16,7 @@ from amqtask.beat.operating import Schedules
 from amqtask.beat.scheduler import Scheduler
 from amqtask.beat.service import Beat
 from amqtask.exceptions import ConfigurationError, OperationalError
+from integration.waiting import eventually
 from tests.beat.bench import START, Bench, ListStore, entry
 
 
@@ -119,13 +119,6 @@ class Running:
         if "work" not in broker.queue_names():
             return 0
         return sum(properties.headers["periodic_task_name"] == name for properties, _ in broker.messages("work"))
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_beat_that_runs_is_told_and_one_that_starts_later_knows() -> None:

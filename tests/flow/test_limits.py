@@ -17,6 +17,7 @@ from amqtask.flow.contract import Entry, Verdict
 from amqtask.flow.memory import MemoryStore
 from amqtask.testing.apps import in_memory
 from amqtask.testing.worker import start_worker
+from integration.waiting import eventually
 
 
 @pytest.fixture
@@ -217,12 +218,3 @@ def test_tests_on_the_broker_in_memory_ask_no_server() -> None:
     with in_memory(app, {}), start_worker(app):
         assert one.delay().get(timeout=60) == 1
     assert app.conf.flow_store == "redis://nowhere.invalid"
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    waiting = threading.Event()
-    for _ in range(600):
-        if holds():
-            return
-        waiting.wait(0.05)
-    raise AssertionError

@@ -20,6 +20,7 @@ from amqtask.exceptions import (
 )
 from amqtask.flow.keys import TAKEN, UNIQUE
 from amqtask.testing.worker import start_worker
+from integration.waiting import eventually
 
 
 @pytest.fixture
@@ -278,13 +279,3 @@ def test_without_a_store_callers_and_workers_are_told() -> None:
     with pytest.raises(ConfigurationError, match="set flow_store to redis://"):
         app.runtime.make_gate()
     assert states.REVOKED
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """A key is given back just after the result is there."""
-    waiting = threading.Event()
-    for _ in range(600):
-        if holds():
-            return
-        waiting.wait(0.05)
-    raise AssertionError

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from amqtask import AmqTask, group
 from amqtask.testing.worker import start_worker
+from integration.waiting import eventually
 from tests.worker.bench import Bench
 
 PATIENCE = 30.0
@@ -67,13 +67,6 @@ class Hall:
         self.app.close()
 
 
-def eventually(condition: Callable[[], bool], what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.01)
-
-
 @pytest.fixture(params=["threads", "asyncio"])
 def hall(request: pytest.FixtureRequest) -> Iterator[Hall]:
     made = Hall(request.param)
@@ -85,11 +78,11 @@ def test_slots_of_a_worker_that_comes_later_run_what_a_busy_one_holds(hall: Hall
     hall.start_worker()
     hall.run_short_ones(200)
     hall.send(4)
-    eventually(lambda: len(hall.begun) == 2, lambda: hall.begun)
+    eventually(lambda: len(hall.begun) == 2, what=lambda: repr(hall.begun))
 
     hall.start_worker()
 
-    eventually(lambda: sorted(hall.begun) == [0, 1, 2, 3], lambda: hall.begun)
+    eventually(lambda: sorted(hall.begun) == [0, 1, 2, 3], what=lambda: repr(hall.begun))
 
 
 def test_two_workers_share_long_tasks_that_follow_short_ones(hall: Hall) -> None:
@@ -97,14 +90,14 @@ def test_two_workers_share_long_tasks_that_follow_short_ones(hall: Hall) -> None
     hall.run_short_ones(200)
     hall.start_worker()
     results = hall.send(8)
-    eventually(lambda: len(hall.begun) == 4, lambda: hall.begun)
+    eventually(lambda: len(hall.begun) == 4, what=lambda: repr(hall.begun))
     broker = hall.app.memory_broker
     assert broker is not None
-    eventually(lambda: broker.count("work") >= 2, lambda: "nothing was given back")
+    eventually(lambda: broker.count("work") >= 2, what="nothing was given back")
 
     hall.let_go(*hall.begun)
 
-    eventually(lambda: len(hall.begun) == 8, lambda: hall.begun)
+    eventually(lambda: len(hall.begun) == 8, what=lambda: repr(hall.begun))
     hall.let_go(*range(8))
     for result in results:
         result.get(timeout=PATIENCE)
@@ -117,7 +110,7 @@ def test_a_worker_alone_runs_what_it_gave_back_one_after_the_other(hall: Hall) -
     results = hall.send(9)
 
     for number in range(9):
-        eventually(lambda: len(hall.begun) >= min(9, 2 + number), lambda: hall.begun)  # noqa: B023
+        eventually(lambda: len(hall.begun) >= min(9, 2 + number), what=lambda: repr(hall.begun))  # noqa: B023
         hall.let_go(hall.begun[number])
 
     for result in results:
