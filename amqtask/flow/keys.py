@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +105,8 @@ class FlowPlan:
         return self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
 
     def _key(self, option: str, label: str, values: object) -> str:
-        digest = hashlib.sha256(json.dumps(_canonical(values), sort_keys=True).encode()).hexdigest()[:32]
+        # (The module `hashlib` would be imported into every process; this imports it with the first key.)
+        digest = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(_canonical(values), sort_keys=True)).hex
         return f"{self.scope}:{option}:{label[:60]}:{digest}"
 
 
