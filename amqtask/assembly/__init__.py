@@ -22,6 +22,7 @@ from amqtask.protocol.serialization import check_usable, content_types, is_priva
 from amqtask.services.flow import warn_of_deadlines
 from amqtask.services.pausing import read_pauses
 from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
+from amqtask.topology.slots import QueueSlots, queue_slots, with_slots
 from amqtask.transport.declare import LONGEST_NAME, has_line_end
 from amqtask.worker.options import WorkQueue
 from amqtask.worker.strategy import as_limit
@@ -56,6 +57,7 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
             "calls in transactions wait in the outbox until something relays them: `amqtask relay`, or a worker or beat "
             "with --relay"
         )
+    slots = _queue_slots(app, options)
     queues = _work_queues(app, options, hostname)
     summary = too_many(queue for work in queues for queue in work if queue is not None)
     if summary:
@@ -63,7 +65,7 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
     if options.purge:
         _purge(app, queues)
     paused = read_pauses(app.control.pauses)
-    worker = WorkerBuilder(app, options, hostname, pool_class, queues, paused).build()
+    worker = WorkerBuilder(app, options, hostname, pool_class, queues, slots, paused).build()
     if signals.celeryd_after_setup:
         signals.celeryd_after_setup.send(sender=hostname, instance=worker, conf=app.conf)
     return worker
@@ -166,9 +168,17 @@ def _check_hostname(name: str, prefix: str) -> None:
         raise ConfigurationError(f"the node name {printable(name, 60)} cannot be used: {reason} (-n, --hostname)")
 
 
-def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[WorkQueue, ...]:
+def _queue_slots(app: AmqTask, options: WorkerOptions) -> dict[str, QueueSlots]:
+    """The slots of queues: those in -Q, else those of the setting; what -Q names is selected. Raises: ConfigurationError."""
+    slots = {name: queue_slots(text) for name, text in (app.conf.worker_queue_slots or {}).items()}
     if options.queues:
-        app.queues.select(options.queues)
+        asked = [with_slots(text, app.queues) for text in options.queues]
+        app.queues.select([name for name, _ in asked])
+        slots.update({name: own for name, own in asked if own is not None})
+    return slots
+
+
+def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[WorkQueue, ...]:
     if options.exclude_queues:
         app.queues.deselect(options.exclude_queues)
     queues = [as_consumed(queue) for queue in app.queues.consumed]

@@ -36,6 +36,7 @@ from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import STUCK_SECONDS, Watchdog
 from amqtask.topology.declarations import as_consumed, dead_letter_queue
 from amqtask.transport.loop import PikaLoop
+from amqtask.worker.division import Division
 from amqtask.worker.operations import Operations
 from amqtask.worker.options import WorkerSetup, WorkQueue, usable_processors
 from amqtask.worker.prefetch import MAX_WINDOW
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from amqtask.execution.task_plan import Wrapper
     from amqtask.ground.shapes import CommandArguments, JsonFields
     from amqtask.services.monitoring import Monitoring
+    from amqtask.topology.slots import QueueSlots
     from amqtask.transport.contract import Consumer, ConsumerListener, Delayed, LoopPublisher
     from amqtask.worker.options import Service, WorkerOptions
 
@@ -85,7 +87,7 @@ def _from_environment(name: str) -> float | None:
 
 
 class WorkerBuilder:
-    """Holds what several parts are made from while a worker is put together."""
+    """Holds what several parts are made from while a worker is put together. Raises: ConfigurationError (slots of queues)."""
 
     def __init__(
         self,
@@ -94,6 +96,7 @@ class WorkerBuilder:
         hostname: str,
         pool_class: type[Pool],
         queues: tuple[WorkQueue, ...],
+        queue_slots: Mapping[str, QueueSlots],
         paused: frozenset[str] | None,
     ) -> None:
         self.app = app
@@ -102,6 +105,11 @@ class WorkerBuilder:
         self.hostname = hostname
         self.pool_class = pool_class
         self.queues = queues
+        self.queue_slots = queue_slots
+        max_slots, min_slots = options.autoscale or (0, 0)
+        self.most_slots = max_slots or None
+        self.slots = max(1, min_slots) if max_slots else self.conf.worker_concurrency or usable_processors()
+        Division(queue_slots, [work.queue.name for work in queues]).check(self.most_slots or self.slots)
         # None: the broker could not be asked, and nothing is consumed before it has been.
         self.paused = paused
         self.revokes_max = int(_from_environment("CELERY_WORKER_REVOKES_MAX") or MAX_IDS)
@@ -117,9 +125,6 @@ class WorkerBuilder:
         self.slot_steps = SharedFlag(is_on=False)
         if self.executor.resumes_chains and self.conf.worker_chain_seconds:
             self.executor.steps = SlotSteps(app.tasks, self.conf.worker_chain_seconds, self.slot_steps.state)
-        max_slots, min_slots = options.autoscale or (0, 0)
-        self.most_slots = max_slots or None
-        self.slots = max(1, min_slots) if max_slots else self.conf.worker_concurrency or usable_processors()
 
     def build(self) -> Worker:
         report = Report()
@@ -152,6 +157,7 @@ class WorkerBuilder:
             hostname=self.hostname,
             queues=self.queues,
             paused=frozenset(work.queue.name for work in self.queues) if self.paused is None else self.paused,
+            queue_slots=self.queue_slots,
             tasks=app.tasks,
             delays=app.delays,
             most_slots=self.most_slots,
@@ -247,7 +253,7 @@ class WorkerBuilder:
             delayed = forwarder = self.forwarder()
             services.append(forwarder)
         if self.gate is not None:
-            services.append(Leases(self.loop, self.gate, self.later, worker.dispatcher.running.values))
+            services.append(Leases(self.loop, self.gate, self.later, lambda: worker.dispatcher.running.values()))
         if monitoring is not None:
             services += monitoring.services(worker, watchdog)
         if systemd.is_asked():

@@ -43,11 +43,11 @@ def banner(
     pool: str,
     concurrency: str,
     task_events: bool,
-    queues: Sequence[tuple[str, str, str]],
+    queues: Sequence[tuple[str, str, str, str]],
     tasks: Iterable[str],
     show_tasks: bool,
 ) -> str:
-    """The text; URLs come without passwords, `queues` as (name, exchange, routing key)."""
+    """The text; URLs come without passwords, `queues` as (name, exchange, routing key, slots if it has its own)."""
     title = _TITLE.format(version=VERSION, system=platform.system())
     rows = [
         ("app", app),
@@ -59,9 +59,9 @@ def banner(
     lines = ["", f" {node} · {title}", "", "[config]"]
     lines += [f"  {name:<12} {value}" for name, value in rows]
     lines += ["", "[queues]"]
-    width = max((len(name) for name, _, _ in queues), default=0)
-    for name, exchange, key in queues:
-        where = f"exchange={exchange or '(default)'} key={key}"
+    width = max((len(name) for name, *_ in queues), default=0)
+    for name, exchange, key, slots in queues:
+        where = f"exchange={exchange or '(default)'} key={key}{slots and f' slots={slots}'}"
         lines.append(f"  {name:<{width}}  {where}")
     if show_tasks:
         lines += ["", "[tasks]"]
@@ -173,7 +173,7 @@ QUEUES: list[Decorator] = [
         type=CommaList(),
         default=(),
         shell_complete=params.complete_queues,
-        help="Queues to consume [task_queues, or default].",
+        help="Queues to consume [task_queues, or default]; name:2, 2+, 1-4: at most, reserved slots.",
     ),
     click.option("-X", "--exclude-queues", type=CommaList(), default=(), help="Configured queues to leave alone."),
     click.option("-I", "--include", type=CommaList(), default=(), help="More modules to import."),
@@ -316,7 +316,7 @@ def _worker_options(app: AmqTask, params: OptionDict) -> WorkerOptions:
 
 
 def _banner(app: AmqTask, options: WorkerOptions, worker: Worker) -> str:
-    about = _about(app, options, worker)
+    about, slots = _about(app, options, worker), worker.division.stats()
     return banner(
         node=options.hostname or "",
         app=f"{about['app']} ({count(len(about['tasks']), 'task')})",
@@ -326,7 +326,12 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Worker) -> str:
         concurrency=str(about["concurrency"]),
         task_events=about["task_events"],
         queues=[
-            (queue.name, queue.exchange.name if queue.exchange else "", queue.routing_key or queue.name)
+            (
+                queue.name,
+                queue.exchange.name if queue.exchange else "",
+                queue.routing_key or queue.name,
+                slots.get(queue.name, {}).get("slots", ""),
+            )
             for queue in worker.queues
         ],
         tasks=about["tasks"],

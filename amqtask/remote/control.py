@@ -391,14 +391,17 @@ class Control:
         routing_key: str | None = None,
         options: Options | None = None,
         destination: Sequence[str] | None = None,
+        *,
+        slots: int | str | None = None,
         **kw: Any,
     ) -> Any:
-        """Consume a queue too."""
+        """Consume a queue too; or give one that is consumed other slots (2, "2+", "1-4")."""
         arguments = {
             "queue": queue,
             "exchange": exchange,
             "exchange_type": exchange_type,
             "routing_key": routing_key,
+            **({} if slots is None else {"slots": slots}),
             **(options or {}),
         }
         return self.broadcast("add_consumer", arguments, destination, **kw)

@@ -28,6 +28,7 @@ from amqtask.services.delayed import Which, as_task
 from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
 from amqtask.topology.declarations import work_queue
 from amqtask.topology.delays import TO_HEADER, waiting_priority
+from amqtask.topology.slots import asked_slots
 from amqtask.worker.strategy import as_limit, bare_request
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def rusage() -> Mapping[str, float]:
 
 OPTIONS = ("durable", "exclusive", "auto_delete", "queue_arguments")
 EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
-_PLACE = ("queue", "exchange", "exchange_type", "routing_key")
+_PLACE = ("queue", "exchange", "exchange_type", "routing_key", "slots")
 
 
 def asked_queue(arguments: CommandArguments, defaults: QueueDefaults) -> Queue | str:
@@ -468,7 +469,9 @@ def autoscale(control: Control, arguments: CommandArguments) -> object:
 
 def add_consumer(control: Control, arguments: CommandArguments) -> object:
     queue, dead_letter = control.make_queue(arguments)
-    if not control.operations.consume(queue, dead_letter):
+    asked = arguments.get("slots")
+    slots = None if asked is None else asked_slots(queue.name, asked)
+    if not control.operations.consume(queue, dead_letter, slots):
         return {"ok": f"add consumer {queue.name}, which is paused: it is consumed when somebody resumes it"}
     return {"ok": f"add consumer {queue.name}"}
 

@@ -92,7 +92,7 @@ class Watchdog:
         now = self._clock()
         self._look_at_publisher(now)
         counts = (worker.ended, len(worker.dispatcher.running))
-        if counts != self._last_counts or not worker.dispatcher.waiting or worker.pool.free <= 0:
+        if counts != self._last_counts or not worker.dispatcher.could_start:
             self._last_counts, self._since = counts, now
         elif now - self._since >= self._stuck_after:
             self.stop()

@@ -18,6 +18,7 @@ from amqtask.protocol.encryption import KeysSaid, read_keys, use_keys
 from amqtask.protocol.option_types import Kind, convert
 from amqtask.protocol.serialization import SERIALIZERS, content_type
 from amqtask.settings.table import FOREIGN, SETTINGS, Setting
+from amqtask.topology.slots import WANTED, slots_by_queue
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import SettingDict, SettingValues
@@ -473,6 +474,7 @@ KINDS: dict[str, Kind] = {
         option_types.choice("auto"),
         option_types.number("", 0, 65535, integer_only=True),
     ),
+    "queue_slots": Kind(f"a dictionary of queues and {WANTED}", slots_by_queue),
     "serializer": Kind(f"one of {', '.join(SERIALIZERS)}", _named(content_type)),
     "serializers": Kind("a list of serializers or content types", option_types.LIST.convert),
     "path": Kind("the path of a file or folder", os.fsdecode),

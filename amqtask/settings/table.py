@@ -343,6 +343,8 @@ SETTINGS: tuple[Setting, ...] = (
             "Unanswered deliveries per slot; None: adapts. 0: unlimited."),
     Setting("worker_proc_alive_timeout", 4.0, "pause", "CELERYD_PROC_ALIVE_TIMEOUT",
             "Seconds a child process may take to start."),
+    Setting("worker_queue_slots", None, "queue_slots", None,
+            "Slots of a worker by queue: 2 (at most 2), '2+' (2 are kept free for it), '1-4' (both); -Q name:2 wins."),
     Setting("worker_redirect_stdouts", True, "bool", "CELERY_REDIRECT_STDOUTS", "What tasks print is logged."),
     Setting("worker_redirect_stdouts_level", "WARNING", "level", "CELERY_REDIRECT_STDOUTS_LEVEL", "The level of that."),
     Setting("worker_send_task_events", False, "bool", "CELERY_SEND_EVENTS",

@@ -1,7 +1,8 @@
 """The dispatcher: requests wait here until a slot is free; queues take turns.
 
 A request is handed to the pool only while the pool has room, so nothing waits behind a long task while another
-slot idles. Rate limits hold back only their own tasks (see throttle.py).
+slot idles. Rate limits hold back only their own tasks (see throttle.py), and queues with slots of their own only their own
+requests (see division.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.pool import Loop, Pool
     from amqtask.worker.deliveries import Deliveries
+    from amqtask.worker.division import Division
     from amqtask.worker.throttle import Throttle
 
 
@@ -40,6 +42,7 @@ class Dispatcher:
         admit: Callable[[Request, float], bool],
         acks_early: AbstractSet[int],
         accepted: Callable[[Request], None],
+        division: Division | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
@@ -55,6 +58,9 @@ class Dispatcher:
         self._timer = OneTimer(loop)
         self._busy = False
         self.running: dict[int, Request] = {}
+        self._division: Division | None = None
+        if division:
+            self.divide(division)
         self.watched: dict[int, float] = {}
 
     def add(self, request: Request) -> None:
@@ -87,11 +93,24 @@ class Dispatcher:
         """Go on; call `run` later."""
         self._busy = False
 
+    def divide(self, division: Division) -> None:
+        """From now on a queue takes only the slots that this grants it."""
+        self._division = division
+        self.running = division.counted(self.running)
+
+    def has_room(self, request: Request) -> bool:
+        """Whether the queue of a request may take another slot, if one is free."""
+        return self._division is None or self._division.has_room(request.queue, self._pool.slots)
+
     def _fill_from_lines(self) -> None:
         pool, turns, running, throttle = self._pool, self._turns, self.running, self._throttle
-        watched, acks_early, submit = self.watched, self._acks_early, self.submit
+        watched, acks_early, submit, division = self.watched, self._acks_early, self.submit, self._division
+        full: list[deque[Request]] = []
         while turns and pool.free > 0:
             line = turns.popleft()
+            if division is not None and not division.has_room(line[0].queue, pool.slots):
+                full.append(line)
+                continue
             request = line.popleft()
             if line:
                 turns.append(line)
@@ -105,12 +124,14 @@ class Dispatcher:
                 self._accepted(request)
             running[number] = request
             submit(request)
+        if full:
+            turns.extendleft(reversed(full))
 
     def _admitted(self, request: Request) -> bool:
         return self._admit(request, self.watched.pop(request.number))
 
     def _fill_from_held(self) -> None:
-        while self._pool.free > 0 and (request := self._throttle.next_ready(self._clock())) is not None:
+        while self._pool.free > 0 and (request := self._next_held()) is not None:
             if self.watched and request.number in self.watched and not self._admitted(request):
                 continue
             if request.number in self._acks_early:
@@ -119,10 +140,13 @@ class Dispatcher:
             self.submit(request)
         self._wake_for_held()
 
+    def _next_held(self) -> Request | None:
+        return self._throttle.next_ready(self._clock(), self.has_room)
+
     def _wake_for_held(self) -> None:
         # With no free slot the next outcome calls `run` anyway.
         if not self._timer.is_set and self._pool.free > 0:
-            wait = self._throttle.wait(self._clock())
+            wait = self._throttle.wait(self._clock(), self.has_room)
             if wait is not None:
                 self._timer.set(max(wait, 0.001), self.run)
 
@@ -132,6 +156,18 @@ class Dispatcher:
     def waiting(self) -> int:
         """How many requests could run if slots were free (requests held by a rate limit do not count)."""
         return sum(map(len, self._turns))
+
+    @property
+    def could_start(self) -> bool:
+        """Whether a request waits here for which there is a slot."""
+        return self._pool.free > 0 and any(self.has_room(line[0]) for line in self._turns)
+
+    @property
+    def needed(self) -> int:
+        """How many slots would let all run that are here and may."""
+        if self._division is None:
+            return len(self.running) + self.waiting
+        return self._division.needed({line[0].queue: len(line) for line in self._turns})
 
     def __iter__(self) -> Iterator[Request]:
         """All waiting requests, also those held by a rate limit."""

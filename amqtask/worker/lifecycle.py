@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from amqtask.transport.contract import Consumer, LoopPublisher
     from amqtask.worker.deliveries import Deliveries
     from amqtask.worker.dispatcher import Dispatcher, Surplus
+    from amqtask.worker.division import Division
     from amqtask.worker.finisher import Finisher, Lost
     from amqtask.worker.options import RunnableLoop, Service, WorkerSetup
     from amqtask.worker.prefetch import Windows
@@ -55,6 +56,7 @@ class Living(Protocol):
     windows: Windows
     throttle: Throttle
     steps: Steps
+    division: Division
     deliveries: Deliveries
     dispatcher: Dispatcher
     surplus: Surplus
@@ -200,6 +202,8 @@ class Lifecycle:
 
     def _look_whether_nothing_ends(self) -> None:
         worker, now = self._worker, self._clock()
+        if worker.division:
+            worker.windows.look_at_full(lambda queue: worker.division.is_full(queue, worker.pool.slots), now)
         # Not what the pool says is free: it takes more than it has slots while tasks are short.
         if len(worker.dispatcher.running) < worker.pool.slots:
             self._busy_since = None

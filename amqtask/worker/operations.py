@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
     from amqtask.pool import Running
     from amqtask.protocol.entities import Queue
+    from amqtask.topology.slots import QueueSlots
     from amqtask.worker.revoked import Stamp
     from amqtask.worker.worker import Worker
 
@@ -99,7 +100,7 @@ class Operations:
         """Change the number of slots (at least one); the prefetch windows follow. Returns the number."""
         worker, slots = self._worker, max(1, slots)
         worker.pool.resize(slots)
-        worker.windows.resize(slots)
+        worker.windows.resize()
         worker.wake()
         return slots
 
@@ -121,11 +122,16 @@ class Operations:
         worker.pool.restart()
         worker.wake()
 
-    def consume(self, queue: Queue, dead_letter: Queue | None) -> bool:
-        """Consume one more queue, unless it is consumed already. False: it is paused, and consumed when it is resumed."""
+    def consume(self, queue: Queue, dead_letter: Queue | None, slots: QueueSlots | None = None) -> bool:
+        """Consume one more queue, unless it is consumed already; with slots of its own, if they are given. False: it is paused,
+        and consumed when it is resumed. Raises: ConfigurationError (so many cannot be kept free)."""
+        if slots is not None:
+            self._worker.divide(queue.name, slots)
         if queue.name in self._worker.windows.by_queue:
             return True
-        return self._worker.lifecycle.consume(queue, dead_letter)
+        is_consumed = self._worker.lifecycle.consume(queue, dead_letter)
+        self._worker.windows.resize()
+        return is_consumed
 
     def pause(self, queue: str) -> bool:
         """Consume a queue no more until `resume`, and requeue what has not begun. False: it was not consumed."""
@@ -171,6 +177,8 @@ class Operations:
             return False
         self._worker.consumer.cancel_queue(queue)
         self._worker.windows.remove(queue)
+        self._worker.division.leaves(queue)
+        self._worker.windows.resize()
         return True
 
     def shut_down(self) -> None:
@@ -206,8 +214,8 @@ class Operations:
 
     @property
     def backlog(self) -> int:
-        """How many tasks this worker could run now with enough slots."""
-        return len(self._worker.dispatcher.running) + self._worker.dispatcher.waiting
+        """How many slots would let all tasks run that are here and may."""
+        return self._worker.dispatcher.needed
 
     def stats(self) -> JsonObject:
         """Numbers about the worker itself (the panel adds the process's)."""
@@ -221,6 +229,7 @@ class Operations:
             "waiting": worker.dispatcher.waiting,
             "unconfirmed": worker.publisher.outstanding,
             "paused": sorted(worker.lifecycle.paused),
+            **({"slots": worker.division.stats()} if worker.division else {}),
         }
 
     def _pool_defaults(self) -> JsonObject:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import SettingValues
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Message
+    from amqtask.topology.slots import QueueSlots
 
 
 # -- WorkerOptions: the options of `amqtask worker`, checked once and frozen; and the default number of slots.
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 class WorkerOptions:
     """None means "not given": the app's setting decides. Times are seconds, memory is KiB (as in Celery).
 
-    `autoscale` is (max, min), in Celery's order. `prefetch` is the number of unanswered deliveries per queue;
-    `prefetch_multiplier` the same as a multiple of the slots; neither given: the window adapts itself.
+    `queues` may have slots (amqtask.topology.slots). `autoscale` is (max, min), in Celery's order. `prefetch` is the number of
+    unanswered deliveries per queue; `prefetch_multiplier` the same as a multiple of the slots; neither given: the window adapts.
     `hostname` is the finished node name (`celery@host`), with `%h` and its like already expanded.
     """
 
@@ -182,6 +183,8 @@ class WorkerSetup:
     delays: Delays
     # Queues that are not consumed before somebody resumes them.
     paused: frozenset[str] = frozenset()
+    # Slots of queues; also of some that this worker does not consume.
+    queue_slots: Mapping[str, QueueSlots] = field(default_factory=dict)
     most_slots: int | None = None
     prefetch: int | None = None
     delivery_limit: int | None = 5

@@ -54,8 +54,8 @@ class Window:
     """The window of one queue. A `pinned` window does not adapt, but grows by `held`; times are of one monotonic clock."""
 
     __slots__ = (
-        "_changes", "_held_in_current", "_next_change", "_shifted", "_slots", "count", "current", "extra", "held",
-        "old_deliveries", "pinned", "runtime", "total",
+        "_changes", "_ended", "_ended_before", "_full_since", "_held_in_current", "_next_change", "_shifted", "_slots", "count",
+        "current", "extra", "held", "old_deliveries", "pinned", "runtime", "total",
     )  # fmt: skip
 
     def __init__(self, slots: int, pinned: int | None = None) -> None:
@@ -75,10 +75,16 @@ class Window:
         self._shifted = 0
         self._changes = 0
         self._next_change = 0.0
+        # How many had ended when the queue was first seen with all its slots busy, and when that was.
+        self._ended = 0
+        self._ended_before = 0
+        self._full_since: float | None = None
 
-    def resize(self, slots: int) -> None:
-        """The pool has another number of slots now."""
+    def resize(self, slots: int, pinned: int | None) -> None:
+        """The queue has another number of slots now, and another pinned window."""
         self._slots = slots
+        if pinned is not None:
+            self.pinned = max(1, pinned + self._shifted)
 
     def shift(self, by: int) -> int:
         """Make the window larger (or smaller) by so many; returns the new one."""
@@ -100,6 +106,16 @@ class Window:
         """All slots have been busy for so long, and no task ended."""
         if self.runtime is None or seconds > self.runtime:
             self.runtime = seconds
+
+    def saw(self, *, is_full: bool, now: float) -> None:
+        """All slots that this queue may take are busy, or not."""
+        ended = self._ended + self.count
+        if not is_full:
+            self._full_since = None
+        elif self._full_since is None or ended != self._ended_before:
+            self._ended_before, self._full_since = ended, now
+        else:
+            self.saw_nothing_end(now - self._full_since)
 
     @property
     def is_for_long_tasks(self) -> bool:
@@ -149,6 +165,7 @@ class Window:
             self.runtime = mean
         else:
             self.runtime += (1.0 - _WEIGHT ** min(self.count, 50)) * (mean - self.runtime)
+        self._ended += self.count
         self.total, self.count = 0.0, 0
 
 
@@ -159,15 +176,16 @@ MOST_ROOM = 4096
 
 
 class Windows:
-    """One Window per queue. `on_closed(queue)` is called when one closes because the tasks have become long, `on_opened(queue)`
-    when it changes otherwise; `old_deliveries(queue)` is how many deliveries from before the closing are still here."""
+    """One Window per queue, for so many `slots`, `pinned` if that is a number. `on_closed(queue)` is called when one closes
+    because the tasks have become long, `on_opened(queue)` when it changes otherwise; `old_deliveries(queue)` is how many
+    deliveries from before the closing are still here."""
 
     def __init__(
         self,
         consumer: Consumer,
         *,
-        slots: int,
-        pinned: int | None,
+        slots: Callable[[str], int],
+        pinned: Callable[[str], int | None],
         on_closed: Callable[[str], None],
         on_opened: Callable[[str], None],
         old_deliveries: Callable[[str], int],
@@ -186,7 +204,7 @@ class Windows:
 
     def add(self, queue: str) -> Window:
         """Add the window of a queue that is going to be consumed."""
-        window = self.by_queue[queue] = Window(self._slots, self._pinned)
+        window = self.by_queue[queue] = Window(self._slots(queue), self._pinned(queue))
         window.held = self._room
         return window
 
@@ -194,11 +212,10 @@ class Windows:
         self.by_queue.pop(queue, None)
         self._on_opened(queue)
 
-    def resize(self, slots: int) -> None:
-        """The pool has another number of slots."""
-        self._slots = slots
-        for window in self.by_queue.values():
-            window.resize(slots)
+    def resize(self) -> None:
+        """Queues may take another number of slots than they could."""
+        for queue, window in self.by_queue.items():
+            window.resize(self._slots(queue), self._pinned(queue))
 
     def shift(self, by: int) -> None:
         """Make each window larger (or smaller) by so many, by remote control."""
@@ -256,6 +273,11 @@ class Windows:
         """Whether the tasks of a queue are long now."""
         window = self.by_queue.get(queue)
         return window is not None and window.is_for_long_tasks
+
+    def look_at_full(self, is_full: Callable[[str], bool], now: float) -> None:
+        """Queues that may take no more slots show how long their tasks are at least."""
+        for queue, window in self.by_queue.items():
+            window.saw(is_full=is_full(queue), now=now)
 
     def nothing_ends(self, seconds: float) -> None:
         """All slots have been busy for so long, and no task ended."""

@@ -58,6 +58,10 @@ class TokenBucket:
         return max(0.0, self._ready_at - now)
 
 
+def _always(request: Request) -> bool:
+    return True
+
+
 MOST_HELD = 4
 LONGEST_HOLD_SECONDS = 1.0
 SHORTEST_AWAY_SECONDS = 0.25
@@ -115,9 +119,11 @@ class Throttle:
         self._send_away(request, returning_at - now)
         return False
 
-    def next_ready(self, now: float) -> Request | None:
-        """A held request for which there is a token; the token is taken."""
+    def next_ready(self, now: float, has_room: Callable[[Request], bool] = _always) -> Request | None:
+        """A held request for which there is a token and room; the token is taken."""
         for task, held in self._held.items():
+            if not has_room(held[0]):
+                continue
             bucket = self._buckets.get(task)
             if bucket is None or bucket.take(now):
                 request = held.popleft()
@@ -126,9 +132,13 @@ class Throttle:
                 return request
         return None
 
-    def wait(self, now: float) -> float | None:
-        """Seconds until the next held request may start; None: nothing is held."""
-        waits = [self._buckets[task].wait(now) if task in self._buckets else 0.0 for task in self._held]
+    def wait(self, now: float, has_room: Callable[[Request], bool] = _always) -> float | None:
+        """Seconds until the next held request may start; None: none that has room is held."""
+        waits = [
+            self._buckets[task].wait(now) if task in self._buckets else 0.0
+            for task, held in self._held.items()
+            if has_room(held[0])
+        ]
         return min(waits, default=None)
 
     def clear(self) -> list[Request]:

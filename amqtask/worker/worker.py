@@ -25,12 +25,13 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.transport.contract import HostLeft
 from amqtask.worker.deliveries import Deliveries, Redeliveries
 from amqtask.worker.dispatcher import Dispatcher, Surplus
+from amqtask.worker.division import Division
 from amqtask.worker.finisher import Finisher, Lost
 from amqtask.worker.follow_ups import FollowUpPublisher
 from amqtask.worker.intake import Intake
 from amqtask.worker.lifecycle import Lifecycle
 from amqtask.worker.options import WorkQueue, WorkQueues
-from amqtask.worker.prefetch import Windows
+from amqtask.worker.prefetch import MAX_WINDOW, Windows
 from amqtask.worker.revoked import Revocations
 from amqtask.worker.strategy import Strategies, bare_request, read_request, read_strange, without_end
 from amqtask.worker.throttle import MOST_HELD, Throttle
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from amqtask.protocol.chord import ChordPart
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery, Message
+    from amqtask.topology.slots import QueueSlots
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
     from amqtask.worker.follow_ups import OnDone
     from amqtask.worker.options import Endings, RunnableLoop, Service, WorkerSetup
@@ -80,6 +82,9 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self.consumer = make_consumer(self)
         self.work_queues = WorkQueues(setup.queues, setup.delivery_limit)
         self.strategies = Strategies(setup.tasks, hard_limit=setup.time_limit, soft_limit=setup.soft_time_limit)
+        # Autoscale's maximum, or None.
+        self.most_slots = setup.most_slots
+        self.division = Division(setup.queue_slots, {work.queue.name for work in setup.queues} - setup.paused)
         self.windows = self._make_windows()
         self.revoked = Revocations(max_ids=setup.revokes_max, expires=setup.revoke_expires)
         self.redeliveries = Redeliveries()
@@ -108,8 +113,8 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
     def _make_windows(self) -> Windows:
         return Windows(
             self.consumer,
-            slots=self.concurrency,
-            pinned=self.setup.prefetch,
+            slots=lambda queue: self.division.most(queue, self.concurrency),
+            pinned=self._pinned,
             on_closed=lambda queue: self.surplus.closed(queue, self._number),
             on_opened=lambda queue: self.surplus.opened(queue),
             old_deliveries=lambda queue: self.surplus.old_deliveries(queue),
@@ -178,6 +183,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
             admit=self.intake.admit,
             acks_early=self.deliveries.acks_early,
             accepted=self.deliveries.ack_early,
+            division=self.division,
             clock=self._clock,
         )
 
@@ -204,7 +210,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
     @property
     def concurrency(self) -> int:
         """How many tasks may run at once (with autoscale: the maximum)."""
-        return self.setup.most_slots or self.pool.slots
+        return self.most_slots or self.pool.slots
 
     def run(self) -> int:
         """Work until the shutdown; the exit code (0 after a warm shutdown, else 1)."""
@@ -476,6 +482,23 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
     def add_queue(self, queue: Queue, dead_letter: Queue | None) -> None:
         """Note a queue and its dead-letter queue, before its first delivery."""
         self.work_queues[queue.name] = WorkQueue(queue, dead_letter)
+        self.division.consumes(queue.name)
+        if self.division:
+            self.dispatcher.divide(self.division)
+
+    def _pinned(self, queue: str) -> int | None:
+        """The pinned window of a queue: in proportion, if it may take only a part of the slots."""
+        pinned = self.setup.prefetch
+        if pinned in (None, MAX_WINDOW):
+            return pinned
+        return max(1, round(pinned * self.division.most(queue, self.concurrency) / self.concurrency))
+
+    def divide(self, queue: str, slots: QueueSlots) -> None:
+        """Give a queue slots of its own, or others than it had. Raises: ConfigurationError (so many cannot be kept free)."""
+        self.division.give(queue, slots, self.concurrency)
+        self.dispatcher.divide(self.division)
+        self.windows.resize()
+        self.wake()
 
     def _room_for_held(self) -> int:
         """How many rate-limited requests may be held: a pinned window cannot grow for them, so its part beyond the slots."""

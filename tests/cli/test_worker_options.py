@@ -10,11 +10,12 @@ import click
 import pytest
 
 from amqtask import AmqTask
+from amqtask.assembly import build_worker
 from amqtask.cli.daemon import check_pidfile
 from amqtask.cli.main import run
 from amqtask.cli.worker import command
 from amqtask.ground.startup import pool_on_command_line
-from amqtask.worker.options import usable_processors
+from amqtask.worker.options import WorkerOptions, usable_processors
 
 
 def test_what_kubernetes_sets_for_a_service_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,3 +99,28 @@ def test_the_process_that_watches_is_not_patched_for_a_pool(monkeypatch: pytest.
 
     monkeypatch.setenv("_AMQTASK_RELOAD", "7")
     assert pool_on_command_line(line) == "gevent"
+
+
+@pytest.mark.parametrize(
+    ("queues", "said"),
+    [
+        ("reports:0,default", "-Q reports:0: after the colon comes 2"),
+        ("reports:2+,default", "reports:2+ keeps 2 slots free, this worker has 2, and none would be left for default"),
+    ],
+)
+def test_slots_of_queues_that_cannot_be_are_refused(queues: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    app = AmqTask("tests", broker="memory://", set_as_current=False)
+
+    assert run(["worker", "-c", "2", "-P", "threads", "-Q", queues], app) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_q_and_the_setting_give_queues_slots() -> None:
+    app = AmqTask("tests", broker="memory://", set_as_current=False)
+    app.conf.worker_queue_slots = {"reports": 5, "web": "2+", "elsewhere": 1}
+
+    worker = build_worker(app, WorkerOptions(queues=("reports:2", "web", "default"), concurrency=30, pool="threads"))
+    worker.loop.close()
+
+    assert [queue.name for queue in worker.queues] == ["reports", "web", "default"]
+    assert {name: told["slots"] for name, told in worker.division.stats().items()} == {"reports": "2", "web": "2+"}

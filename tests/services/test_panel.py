@@ -670,3 +670,11 @@ def test_other_commands_are_answered_while_one_waits_for_a_server() -> None:
 
     ((task,),) = json.loads(sent[-1].body).values()
     assert task["request"]["id"] == "x"
+
+
+def test_a_queue_is_consumed_with_slots_of_its_own() -> None:
+    remote = Remote(slots=4)
+
+    assert remote.ask("add_consumer", queue="web", slots="1-2") == {"ok": "add consumer web"}
+    assert remote.ask("stats")["slots"] == {"web": {"slots": "1-2", "running": 0}}
+    assert "2 (at most 2 slots)" in remote.ask("add_consumer", queue="web", slots="all")["error"]

@@ -116,13 +116,14 @@ class Bench:
         task: str | None = "t",
         redelivered: bool = False,
         body: bytes = b"[[], {}, {}]",
+        queue: str = "q",
         **headers: Any,
     ) -> None:
         for task_id in ids:
             self.tag += 1
             own = {"task": task, "id": task_id, **headers} if task is not None else headers
             properties = Properties(content_type="application/json", content_encoding="utf-8", headers=own)
-            self.worker.on_delivery(Delivery(body, properties, "", "q", redelivered, "q", self.tag, self.epoch))
+            self.worker.on_delivery(Delivery(body, properties, "", queue, redelivered, queue, self.tag, self.epoch))
         self.loop.turn()
 
     def end(self, task_id: str, **fields: Any) -> None:
