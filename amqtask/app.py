@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from amqtask.events import BrokerConnection
     from amqtask.execution.chain_steps import Flag
     from amqtask.execution.contract import ChordStore
+    from amqtask.execution.inbox import Inbox, InboxRuns
     from amqtask.execution.task_plan import Wrapper
     from amqtask.flow.gate import Gate
     from amqtask.ground.shapes import CoroutineOf, KeywordDict, Keywords
@@ -164,6 +165,7 @@ class AmqTask(WithOthersNames):
     backend_url = made(Runtime.backend_url)
     backend = made(Runtime.backend)
     outbox = made(Runtime.outbox)
+    inbox = made(Runtime.inbox)
     control = made(Runtime.control)
     events = made(Runtime.events)
     event_publisher = made(Runtime.event_publisher)
@@ -190,6 +192,10 @@ class AmqTask(WithOthersNames):
     def install_outbox(self, outbox: Outbox | None) -> None:
         """Let calls that are made in one of its transactions wait there for the commit; None: no more."""
         self.runtime.install_outbox(outbox)
+
+    def install_inbox(self, inbox: Inbox | None) -> None:
+        """Let tasks with inbox=True have their transactions there; None: no more."""
+        self.runtime.install_inbox(inbox)
 
     def connection(self, *_: object, **__: object) -> BrokerConnection:
         """For `app.events.Receiver(connection)`, which connects by itself, and health checks: opened when it is used."""
@@ -454,7 +460,12 @@ class AmqTask(WithOthersNames):
             wrapper=wrapper,
             largest_body=self.conf.worker_max_body_size or LARGEST_BODY,
             bounds=Bounds(self.conf.worker_max_follow_ups, self.conf.worker_max_new_queues, self.queues),
+            inbox=self.make_inbox_runs(self.tasks),
         )
+
+    def make_inbox_runs(self, names: Iterable[str]) -> InboxRuns | None:
+        """What puts runs of those with inbox=True into the inbox; None when none of these is one. Raises: ConfigurationError."""
+        return self.runtime.make_inbox_runs(names)
 
     # -- running and closing
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.compat.bootsteps import Steps
     from amqtask.compat.connections import Connection
+    from amqtask.contrib.django.inbox import DjangoInbox
     from amqtask.contrib.django.outbox import DjangoOutbox
     from amqtask.ground.shapes import CoroutineOf
     from amqtask.outbox.contract import Outbox
@@ -122,6 +123,12 @@ def django_outbox(database: str) -> DjangoOutbox:
     from amqtask.contrib.django.outbox import DjangoOutbox
 
     return DjangoOutbox(database)
+
+
+def django_inbox(database: str) -> DjangoInbox:
+    from amqtask.contrib.django.inbox import DjangoInbox
+
+    return DjangoInbox(database)
 
 
 def after_commit(call: Callable[[], object], outbox: Outbox | None) -> None:

@@ -100,6 +100,7 @@ class Task(WithOthersNames, Generic[P, R]):
     deadline: Any = None
     unique: Any = None
     limits: Any = ()
+    inbox: bool = False
     priority: int | None = None
     serializer: str | None = None
     compression: str | None = None

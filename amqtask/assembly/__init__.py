@@ -50,6 +50,7 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
     pool_class = find_pool(options.pool or app.conf.worker_pool)
     _check_limits(app, pool_class)
     _check_protection(app)
+    app.make_inbox_runs(app.tasks)  # before anything is opened: there may be no inbox
     if app.conf.outbox_relay:
         check_relay(app, pool_class)
     elif app.outbox is not None:

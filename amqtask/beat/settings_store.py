@@ -178,7 +178,9 @@ def entries_of(app: AmqTask) -> Iterable[Entry]:
 
 
 def _needs_cleanup(app: AmqTask) -> bool:
-    """Whether results stay until somebody deletes them."""
+    """Whether results, or what the inbox knows, stay until somebody deletes them."""
+    if app.conf.inbox_expires and any(task.inbox for task in app.tasks.values()):
+        return True
     backend = app.backend
     return backend is not None and bool(app.conf.result_expires) and not backend.supports_autoexpire
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from amqtask.events.client import Events
     from amqtask.execution.context import Context
     from amqtask.execution.contract import ChordStore
+    from amqtask.execution.inbox import InboxRuns
     from amqtask.execution.request import Request
     from amqtask.flow.keys import FlowPlan
     from amqtask.ground.shapes import Arguments, Headers, KeywordDict, Keywords, Options, SignatureFields
@@ -128,6 +129,9 @@ class Configured(Protocol):
     @property
     def outbox(self) -> Outbox | None:
         """Where calls go that are made in a database transaction."""
+
+    def make_inbox_runs(self, names: Iterable[str]) -> InboxRuns | None:
+        """What puts runs of those with inbox=True into the inbox; None when none of these is one. Raises: ConfigurationError."""
 
     @property
     def control(self) -> Control:

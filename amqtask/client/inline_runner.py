@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from amqtask.calls.application import Application, CalledTask
     from amqtask.exceptions import Retry
     from amqtask.execution.contract import TaskLike
+    from amqtask.execution.inbox import InboxRuns
     from amqtask.execution.task_plan import TaskPlan
     from amqtask.ground.shapes import Arguments, HeaderDict, Headers, Keywords, OptionDict, Options, SignatureFields
     from amqtask.protocol.message import Message
@@ -103,11 +104,20 @@ class _RunHere:
 class InlineExecutor(Executor):
     """For one call. After `execute`: `kept` is the result message, `error` the exception, `retry` the Retry if it was raised."""
 
-    def __init__(self, tasks: Mapping[str, TaskLike], *, run_next: RunNext, hostname: str) -> None:
+    def __init__(
+        self, tasks: Mapping[str, TaskLike], *, run_next: RunNext, hostname: str, inbox: InboxRuns | None = None
+    ) -> None:
         self._keeper = _Keep()
         self.error: BaseException | None = None
         self.retry: Retry | None = None
-        super().__init__(tasks, accept=frozenset(), composer=_RunHere(run_next), store=self._keeper, hostname=hostname)
+        super().__init__(
+            tasks,
+            accept=frozenset(),
+            composer=_RunHere(run_next),
+            store=self._keeper,
+            hostname=hostname,
+            inbox=inbox,
+        )
 
     def call_errbacks(self, errbacks: list[SignatureFields], context: Context, error: BaseException) -> None:
         """Call (or run) the errbacks of a chord's body that does not run."""
@@ -173,9 +183,11 @@ class InlineRunner:
         embed["chain"] = options.get("chain")
         retries = int(options.get("retries") or 0)
         family = _family(task_id, options)
-        deadline = self._deadline(task, options)
+        deadline, inbox = self._deadline(task, options), self._app.make_inbox_runs([task.name])
         while True:
-            executor = InlineExecutor(self._app.tasks, run_next=self._run_next, hostname=socket.gethostname())
+            executor = InlineExecutor(
+                self._app.tasks, run_next=self._run_next, hostname=socket.gethostname(), inbox=inbox
+            )
             headers = {
                 "task": task.name,
                 "id": task_id,

@@ -14,10 +14,12 @@ from urllib.parse import quote
 
 from amqtask.calls.application import Application
 from amqtask.client.message_builder import Calls
-from amqtask.client.registry import django_time_zone
+from amqtask.client.registry import django_time_zone, uses_django
 from amqtask.client.workflow_messages import Workflows
 from amqtask.exceptions import ConfigurationError
+from amqtask.execution.inbox import InboxRuns, no_inbox
 from amqtask.ground.lazy import lazy
+from amqtask.ground.plugins import plugins
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Exchange, Queue, arguments, queue_of
 from amqtask.protocol.event import Keeping, keeping
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from amqtask.events.dispatcher import SentEvents
     from amqtask.events.receiver import Feed
     from amqtask.execution.contract import ChordStore
+    from amqtask.execution.inbox import Inbox
     from amqtask.flow.claims import Claims
     from amqtask.flow.contract import FlowStore
     from amqtask.flow.gate import Gate
@@ -137,6 +140,7 @@ class Kept:
 
     backend: tuple[BackendOptions, ResultBackend | None] | None = None
     installed_outbox: Outbox | None = None
+    installed_inbox: Inbox | None = None
     # What a broker in this process keeps.
     broker: dict[str, object] = field(default_factory=dict)
     # The keys and places of `memory://`.
@@ -347,6 +351,36 @@ class Runtime:
         """Let calls that are made in one of its transactions wait there for the commit; None: no more."""
         self._kept.installed_outbox = outbox
         self.__dict__.pop("outbox", None)
+
+    @lazy
+    def inbox(self) -> Inbox | None:
+        """Where tasks with inbox=True have their transactions: what was installed, else Django's in its projects.
+
+        Raises: ConfigurationError."""
+        if self._kept.installed_inbox is None and uses_django():
+            inbox: Inbox = plugins().django_inbox(self._conf.inbox_database)
+            return inbox
+        return self._kept.installed_inbox
+
+    def install_inbox(self, inbox: Inbox | None) -> None:
+        """Let tasks with inbox=True have their transactions there."""
+        self._kept.installed_inbox = inbox
+        self.__dict__.pop("inbox", None)
+
+    def make_inbox_runs(self, names: Iterable[str]) -> InboxRuns | None:
+        """For an executor of these tasks; None when none of them asks for it. Raises: ConfigurationError (there is no inbox, or
+        it is none for such a task)."""
+        tasks = [task for name in names if (task := self._app.tasks.get(name)) is not None and task.inbox]
+        if not tasks:
+            return None
+        inbox, conf = self.inbox, self._conf
+        if inbox is None:
+            raise ConfigurationError(no_inbox(tasks[0].name))
+        for task in tasks:
+            inbox.check(task.name, is_async=task.is_async)
+        return InboxRuns(
+            inbox, conf.result_serializer, content_types(conf.result_accept_content or conf.accept_content)
+        )
 
     @lazy
     def flow_store(self) -> FlowStore:

@@ -114,9 +114,12 @@ def _errback(app: Application) -> None:
 def _backend_cleanup(app: Application) -> None:
     @app.task(name="celery.backend_cleanup", ignore_result=True, shared=False)
     def backend_cleanup() -> None:
-        """Delete expired results, where the store does not do so by itself."""
+        """Delete expired results, where the store does not do so by itself, and expired rows of the inbox."""
         if app.backend is not None:
             app.backend.cleanup()
+        inbox = app.make_inbox_runs(app.tasks)
+        if inbox is not None:
+            inbox.cleanup(app.conf.inbox_expires)
 
 
 BUILTINS: tuple[Callable[[Application], None], ...] = (

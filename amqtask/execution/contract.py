@@ -43,6 +43,7 @@ class TaskLike(Protocol):
     time_limit: float | None
     deadline: float | None  # seconds from the call
     flow_plan: FlowPlan | None  # of tasks with `unique` or `limits`
+    inbox: bool  # it runs in a transaction, and once
     send_events: bool  # of what happens to it, where its worker sends any
     # Names of the hooks that this class overrides (of before_start, on_success, on_failure, on_retry, after_return),
     # so that the executor can skip the others without a call.

@@ -32,6 +32,7 @@ from amqtask.execution.chain_steps import OFF, Resuming
 from amqtask.execution.context import AT_END, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
 from amqtask.execution.follow_ups import NOTHING, FollowUpComposer, FollowUps
+from amqtask.execution.inbox import in_inbox
 from amqtask.execution.no_run import DEFAULT, Bounds, Endings, not_stored, requeued
 from amqtask.execution.request import (
     HIDDEN,
@@ -55,6 +56,7 @@ from amqtask.protocol.task import NO_FOLLOW_UPS, saferepr
 if TYPE_CHECKING:
     from amqtask.execution.chain_steps import Flag, SlotSteps
     from amqtask.execution.contract import ChordStore, Composer, ResultStore, TaskLike
+    from amqtask.execution.inbox import InboxRuns
     from amqtask.execution.request import Request
 
 
@@ -140,6 +142,7 @@ class Executor(Endings):
         wrapper: Wrapper | None = None,
         largest_body: int = LARGEST_BODY,
         bounds: Bounds = DEFAULT,
+        inbox: InboxRuns | None = None,
     ) -> None:
         results = (
             Results(store, hostname=hostname, extended=extended, serializer=serializer) if store is not None else None
@@ -167,6 +170,7 @@ class Executor(Endings):
         # Whether outcomes have a repr of the return value; may be changed at any time.
         self._verbose = verbose
         self._wrapper = wrapper
+        self._inbox = inbox
         self._plans: dict[str, TaskPlan] = {}
 
     @property
@@ -292,9 +296,8 @@ class Executor(Endings):
             return self._late(plan, request, context, error, started)
 
     def _plan(self, name: str) -> TaskPlan:
-        plan = self._plans[name] = plan_for(
-            self.tasks, name, has_store=self._results is not None, wrapper=self._wrapper
-        )
+        plan = plan_for(self.tasks, name, has_store=self._results is not None, wrapper=self._wrapper)
+        self._plans[name] = in_inbox(plan, self._inbox) if plan.task.inbox else plan
         return plan
 
     def _resumed(self, request: Request, context: Context) -> Outcome | None:

@@ -68,6 +68,9 @@ if TYPE_CHECKING:
         def django_outbox(self, database: str) -> Any:
             """The outbox in a database of Django's."""
 
+        def django_inbox(self, database: str) -> Any:
+            """The inbox in a database of Django's."""
+
         def after_commit(self, call: Callable[[], object], outbox: Any) -> None:
             """Call when the present transaction of Django's is committed."""
 

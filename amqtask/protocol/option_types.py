@@ -437,7 +437,7 @@ _SERIALIZER = NAME  # a name or content type; the serialization knows which ther
 
 _SWITCHES = (
     "typing", "retry_jitter", "store_errors_even_if_ignored", "store_eager_result", "track_started", "acks_late",
-    "acks_on_failure_or_timeout", "acks_on_failure", "acks_on_timeout", "reject_on_worker_lost", "send_events", "trail",
+    "acks_on_failure_or_timeout", "acks_on_failure", "acks_on_timeout", "reject_on_worker_lost", "send_events", "trail", "inbox",
 )  # fmt: skip
 _NAMES = (
     "group_id", "root_id", "parent_id", "message_id", "type", "user_id", "app_id", "content_type", "content_encoding",

@@ -57,6 +57,7 @@ class PlainTask:
         self.time_limit: float | None = None
         self.deadline: float | None = None
         self.flow_plan: FlowPlan | None = None
+        self.inbox = False
         self.send_events = True
         self.__dict__.update(options)
 

@@ -48,6 +48,25 @@ class OutboxMessage(models.Model):
         return f"{self.task}[{self.task_id}]"
 
 
+class InboxCall(models.Model):
+    """A call of a task with inbox=True that has run, and its result. The columns are those of amqtask.contrib.sqlalchemy."""
+
+    task_id = models.CharField(_("task id"), max_length=255, primary_key=True)
+    task = models.CharField(_("task"), max_length=255)
+    created_at = models.DateTimeField(_("created"), default=timezone.now, db_index=True)
+    content_type = models.CharField(_("content type"), max_length=128, null=True)
+    content_encoding = models.CharField(_("encoding"), max_length=64, null=True)
+    body = models.BinaryField(_("result"), default=b"")
+
+    class Meta:
+        db_table = "amqtask_inbox"
+        verbose_name = _("call that has run")
+        verbose_name_plural = _("inbox")
+
+    def __str__(self) -> str:
+        return f"{self.task}[{self.task_id}]"
+
+
 # -- Results of tasks and of groups, in the columns of django-celery-results (django_celery_results/models.py).
 
 STATES = sorted(states.ALL_STATES)

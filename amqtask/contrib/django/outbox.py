@@ -34,13 +34,7 @@ class DjangoOutbox:
     """See amqtask.outbox.contract.Outbox. Raises: ConfigurationError (the application is not installed, no such database)."""
 
     def __init__(self, database: str = db.DEFAULT_DB_ALIAS) -> None:
-        prepare_django()
-        if not apps.is_installed(APPLICATION):
-            raise ConfigurationError(
-                f"the outbox's table belongs to {APPLICATION!r}: add that to INSTALLED_APPS, and run manage.py migrate"
-            )
-        if database not in db.connections.settings:
-            raise ConfigurationError(f"outbox_database = {database!r} is none of Django's DATABASES")
+        check_database("outbox", database)
         self._database = database
 
     def transaction(self) -> _Rows | None:
@@ -53,6 +47,17 @@ class DjangoOutbox:
     def store(self) -> DjangoStore:
         """The store for a relay, in the thread where that runs."""
         return DjangoStore(self._database)
+
+
+def check_database(name: str, database: str) -> None:
+    """Raises: ConfigurationError where the table of the inbox or outbox cannot be in that database."""
+    prepare_django()
+    if not apps.is_installed(APPLICATION):
+        raise ConfigurationError(
+            f"the {name}'s table belongs to {APPLICATION!r}: add that to INSTALLED_APPS, and run manage.py migrate"
+        )
+    if database not in db.connections.settings:
+        raise ConfigurationError(f"{name}_database = {database!r} is none of Django's DATABASES")
 
 
 def _never_commits_by_itself(connection: BaseDatabaseWrapper) -> bool:
@@ -114,7 +119,7 @@ class DjangoStore:
             return len(rows)
 
     def _due(self, rows_of: Any, limit: int, now: datetime) -> list[StoredRow]:
-        due = db.models.Q(retry_at=None) | db.models.Q(retry_at__lte=_stored(now))
+        due = db.models.Q(retry_at=None) | db.models.Q(retry_at__lte=stored(now))
         rows = rows_of.filter(due).order_by("id").values_list("id", "message", "body", "attempts")[:limit]
         return [StoredRow(number, message, bytes(body), attempts) for number, message, body, attempts in rows]
 
@@ -123,7 +128,7 @@ class DjangoStore:
         if verdict.sent:
             rows_of.filter(id__in=verdict.sent).delete()
         for row in verdict.failed:
-            rows_of.filter(id=row.id).update(error=row.error, attempts=row.attempts, retry_at=_stored(row.retry_at))
+            rows_of.filter(id=row.id).update(error=row.error, attempts=row.attempts, retry_at=stored(row.retry_at))
 
     def waiting(self) -> Waiting:
         """Raises: OutboxUnreachable."""
@@ -168,7 +173,7 @@ def _messages(database: str) -> Any:
     return apps.get_model("amqtask", "OutboxMessage")._default_manager.using(database)
 
 
-def _stored(moment: datetime) -> datetime:
+def stored(moment: datetime) -> datetime:
     """A moment as the database keeps it: with USE_TZ off a naive time in TIME_ZONE."""
     return moment if settings.USE_TZ else zones.make_naive(moment, zones.get_default_timezone())
 

@@ -155,7 +155,7 @@ class SqlAlchemyOutbox:
         sessions = self._sessions
         if sessions is None:
             return None
-        if _is_scoped(sessions):
+        if is_scoped(sessions):
             return _scoped(sessions)
         for reference in reversed(_begun.get()):
             session = reference()
@@ -175,8 +175,8 @@ class SqlAlchemyOutbox:
             return create_engine(configured)
         if isinstance(configured, Engine):
             return configured
-        engine = configured() if configured is not None else _engine_of(self._sessions)
-        if _is(engine, "AsyncEngine"):
+        engine = configured() if configured is not None else engine_of(self._sessions)
+        if is_async_kind(engine, "AsyncEngine"):
             raise ConfigurationError(
                 f"the outbox's sessions use the async engine {engine.url!r}, and a relay needs an ordinary one: "
                 "SqlAlchemyOutbox(…, engine='postgresql+psycopg://…')"
@@ -231,9 +231,9 @@ class _Watch:
 
     def follow(self, sessions: Sessions) -> None:
         target: Any = sessions
-        if _is(sessions, "async_scoped_session"):
+        if is_async_kind(sessions, "async_scoped_session"):
             target = target.session_factory
-        if _is(target, "async_sessionmaker"):
+        if is_async_kind(target, "async_sessionmaker"):
             # Async sessions have no events, the ordinary ones inside them have: these get a class of their own.
             session_class = target.kw.get("sync_session_class") or target.class_.sync_session_class
             target.configure(sync_session_class=type("OutboxSession", (session_class,), {}))
@@ -242,7 +242,7 @@ class _Watch:
         event.listen(target, "after_commit", self._committed, insert=True)
         event.listen(target, "after_rollback", self._rolled_back)
         event.listen(target, "after_transaction_end", self._ended)
-        if not _is_scoped(sessions):
+        if not is_scoped(sessions):
             event.listen(target, "after_transaction_create", self._began)
             event.listen(target, "before_commit", self._commits)
             event.listen(target, "after_attach", self._attached)
@@ -315,25 +315,25 @@ def _is_over(session: Session) -> bool:
 
 
 def _sync(bound: Any) -> Session | Connection:
-    if _is_scoped(bound):
+    if is_scoped(bound):
         bound = bound()
-    if _is(bound, "AsyncSession"):
+    if is_async_kind(bound, "AsyncSession"):
         bound = bound.sync_session
-    elif _is(bound, "AsyncConnection"):
+    elif is_async_kind(bound, "AsyncConnection"):
         bound = bound.sync_connection
     if not isinstance(bound, (Session, Connection)):
         raise TypeError(f"outbox.using() takes a session or a connection, not {bound!r}")
     return bound
 
 
-def _is(candidate: object, name: str) -> bool:
+def is_async_kind(candidate: object, name: str) -> bool:
     """Whether it is an instance of that asyncio class of SQLAlchemy's. Importing those needs greenlet: no import, no instance."""
     module = sys.modules.get("sqlalchemy.ext.asyncio")
     return module is not None and isinstance(candidate, getattr(module, name))
 
 
-def _is_scoped(sessions: object) -> bool:
-    return isinstance(sessions, scoped_session) or _is(sessions, "async_scoped_session")
+def is_scoped(sessions: object) -> bool:
+    return isinstance(sessions, scoped_session) or is_async_kind(sessions, "async_scoped_session")
 
 
 def _sqlalchemy_awaits() -> bool:
@@ -350,13 +350,15 @@ def _scoped(sessions: Any) -> Session | None:
     except RuntimeError:  # Flask-SQLAlchemy's, where there is no application context: there is no session either
         return None
     session_or_async = sessions()
-    session: Session = session_or_async.sync_session if _is(session_or_async, "AsyncSession") else session_or_async
+    session: Session = (
+        session_or_async.sync_session if is_async_kind(session_or_async, "AsyncSession") else session_or_async
+    )
     return session if session.in_transaction() else None
 
 
-def _engine_of(sessions: Sessions | None) -> Any:
+def engine_of(sessions: Sessions | None) -> Any:
     factory: Any = sessions
-    return getattr(factory.session_factory if _is_scoped(sessions) else factory, "kw", {}).get("bind")
+    return getattr(factory.session_factory if is_scoped(sessions) else factory, "kw", {}).get("bind")
 
 
 class SqlAlchemyStore:
