@@ -8,7 +8,7 @@ import signal
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ import redis
 from amqtask import group
 from amqtask.client.flow_store import open_flow_store
 from amqtask.exceptions import FlowStoreUnreachable
-from amqtask.flow.contract import FlowStore
+from amqtask.flow.contract import RUN, Bound, Entry, FlowStore
 from amqtask.testing.suites.flow import FlowStoreSuite
 from integration.machine import free_port
 from integration.workers import WorkerProcess, eventually
@@ -37,6 +37,24 @@ def test_a_store_that_is_away_is_told_without_its_password() -> None:
     with pytest.raises(FlowStoreUnreachable, match="is flow_store right") as raised:
         store.take("key", "id", 1)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("mishap", ["its script is gone", "its connection is gone"])
+def test_what_is_given_back_without_waiting_for_an_answer_is_given_back(redis_url: str, mishap: str) -> None:
+    store, key = open_flow_store(redis_url, {}, 5.0), f"amqtask-flow:{{{uuid.uuid4()}}}"
+    place = Bound(f"{key}:concurrency::x", "concurrency", places=1)
+    runs = [Entry(key, str(number), f"{number} w 1", None, (place,)) for number in range(4)]
+    with closing(redis.Redis.from_url(redis_url)) as client, closing(store):
+        for run in runs[:2]:  # the first opens the line that the second uses
+            assert store.enter(run, 60.0) == RUN
+            store.leave(run, 0.1, "free")
+        assert store.enter(runs[2], 60.0) == RUN
+        if "script" in mishap:
+            client.script_flush()
+        else:
+            client.client_kill_filter(_type="normal", skipme=True)
+        store.leave(runs[2], 0.1, "free")
+        assert store.enter(runs[3], 60.0) == RUN
 
 
 @pytest.fixture(params=["rabbitmq", "redis"])

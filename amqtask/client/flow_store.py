@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, FlowStoreUnreachable
@@ -42,28 +41,31 @@ def open_flow_store(url: str, options: Options, connect_timeout: float) -> FlowS
 def _open_redis(url: str, options: Options, connect_timeout: float) -> FlowStore:
     from amqtask.backends.contract import RetryPolicy
     from amqtask.backends.redis_waiting import RedisServer
-    from amqtask.flow.redis import RedisStore
+    from amqtask.flow.redis import SCRIPTS, RedisStore
+    from amqtask.transport.redis.lines import Lines, run_script
     from amqtask.transport.redis.servers import deployment_of
 
     deployment = deployment_of(url, options, connect_timeout, options_name="flow_store_options")
     policy = RetryPolicy(seconds=PATIENCE)
-    servers = ByProcess(lambda: RedisServer(deployment, policy))
 
-    def run(work: Callable[[Any], Any]) -> Any:
+    def ask_slowly(question: tuple[str, str, bytes]) -> Any:
         try:
-            return servers.get().retrying(work)
+            return servers.get().retrying(lambda client: run_script(client, question))
         except BackendUnreachable as error:
             raise FlowStoreUnreachable(
                 f"the store of limits at {deployment.name} does not answer: {clause(error.__cause__ or error)}. Is it running "
                 "there, and is flow_store right?"
             ) from error
 
-    def close() -> None:
-        server = servers.pop()
-        if server is not None:
-            server.close()
+    servers = ByProcess(lambda: RedisServer(deployment, policy))
+    lines = ByProcess(lambda: Lines(SCRIPTS, ask_slowly, lambda: servers.get().client, connect_timeout))
 
-    return RedisStore(deployment.name, run, close)
+    def close() -> None:
+        for part in (lines.pop(), servers.pop()):
+            if part is not None:
+                part.close()
+
+    return RedisStore(deployment.name, lines.get, close)
 
 
 __all__ = ["open_flow_store"]

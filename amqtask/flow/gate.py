@@ -120,6 +120,6 @@ class Gate:
 
 def _tickets(header: object) -> Mapping[str, int]:
     """The tickets in a message's header; none where somebody else wrote it."""
-    if not isinstance(header, Mapping) or not all(type(ticket) is int for ticket in header.values()):
+    if header is None or not isinstance(header, Mapping) or not all(type(ticket) is int for ticket in header.values()):
         return NO_TICKETS
     return dict(header)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ UNIQUE, TAKEN = "amqtask-unique", "amqtask-unique-taken"
 TICKETS = "amqtask-tickets"
 _LONGEST_KEY = 500
 _PLAIN = (str, bool, int, float, type(None))
+_MOST_RECENT = 1000
 
 
 class FlowPlan:
@@ -42,6 +44,16 @@ class FlowPlan:
         for option in (unique, *limits):
             if option is not None:
                 self._check(type(option).__name__, option.by)
+        # Where a named argument is among those that are given by position: what a key is made of is found without binding them.
+        parameters = self._signature.parameters.values() if self._signature is not None else ()
+        self._positions = {
+            parameter.name: index if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else sys.maxsize
+            for index, parameter in enumerate(parameters)
+            if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        }
+        self._fixed = tuple(self._bound_of(limit, None) for limit in self.limits if limit.by is None)
+        # The limits of keys that were asked for lately.
+        self._recent: dict[tuple[object, ...], Bound] = {}
 
     def _check(self, option: str, by: By) -> None:
         if by is None or callable(by) or self._signature is None:
@@ -66,16 +78,35 @@ class FlowPlan:
 
     def bounds(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Bound, ...]:
         """The limits of a call. Raises: as `unique_key`."""
+        if len(self._fixed) == len(self.limits):
+            return self._fixed
         limit_bounds = []
-        for limit in self.limits:
-            limit_type, label = type(limit).__name__.lower(), label_of(limit.by)
-            values = None if limit.by is None else self._values(limit.by, args, kwargs)
-            key, text = self._key(limit_type, label, values), f"{limit_type} by {label}" if label else limit_type
-            if isinstance(limit, Concurrency):
-                limit_bounds.append(Bound(key, text, places=limit.limit))
-            else:
-                limit_bounds.append(Bound(key, text, interval=limit.interval, burst=limit.burst or 1))
+        fixed = iter(self._fixed)
+        for number, limit in enumerate(self.limits):
+            if limit.by is None:
+                limit_bounds.append(next(fixed))
+                continue
+            values = self._values(limit.by, args, kwargs)
+            parts = values if values.__class__ is list else [values]
+            if not all(value.__class__ in _PLAIN for value in parts):
+                limit_bounds.append(self._bound_of(limit, values))
+                continue
+            # 1, 1.0 and True are one key of a dictionary, and three of ours.
+            recent = (number, values.__class__, *parts, *map(type, parts))
+            bound = self._recent.get(recent)
+            if bound is None:
+                if len(self._recent) >= _MOST_RECENT:
+                    self._recent.clear()
+                bound = self._recent[recent] = self._bound_of(limit, values)
+            limit_bounds.append(bound)
         return tuple(limit_bounds)
+
+    def _bound_of(self, limit: Limit, values: object) -> Bound:
+        limit_type, label = type(limit).__name__.lower(), label_of(limit.by)
+        key, text = self._key(limit_type, label, values), f"{limit_type} by {label}" if label else limit_type
+        if isinstance(limit, Concurrency):
+            return Bound(key, text, places=limit.limit)
+        return Bound(key, text, interval=limit.interval, burst=limit.burst or 1)
 
     def lock(self, key: str, *, is_taken: bool) -> Lock:
         """The lock of a call with that key."""
@@ -96,7 +127,12 @@ class FlowPlan:
     def _values(self, by: By, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
         if callable(by):
             return by(*args, **kwargs)
-        bound = self._bound(args, kwargs)
+        try:
+            return [
+                kwargs[name] if self._positions[name] >= len(args) else args[self._positions[name]] for name in by or ()
+            ]
+        except KeyError:  # a default, or not among the named ones
+            bound = self._bound(args, kwargs)
         variadic: Mapping[str, Any] = next((value for name, value in bound.items() if self._is_others(name)), {})
         return [bound[name] if name in bound else variadic.get(name) for name in by or ()]
 

@@ -7,12 +7,11 @@ tickets; `S:leases` has the end of each run's lease, `S:locked` the lock of each
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
 
-from redis.exceptions import NoScriptError
+import msgspec
 
 from amqtask.flow.contract import (
     DOUBT,
@@ -31,28 +30,31 @@ from amqtask.flow.contract import (
 )
 
 if TYPE_CHECKING:
-    from amqtask.flow.contract import Entry
+    from amqtask.flow.contract import Bound, Entry
 
-T = TypeVar("T")
-
+# Each takes one key and one argument, and answers 0 where there is nothing to tell.
 _TAKE = """
+local e = cjson.decode(ARGV[1])
 local there = redis.call('GET', KEYS[1])
 if there then
   local owner = string.sub(there, 2)
-  if owner ~= ARGV[1] and not (ARGV[3] == '1' and string.sub(there, 1, 1) == 'w') then return owner end
+  if owner ~= e.id and not (e.replaces and string.sub(there, 1, 1) == 'w') then return owner end
 end
-redis.call('SET', KEYS[1], 'w'..ARGV[1], 'PX', ARGV[2])
-return false
+redis.call('SET', KEYS[1], 'w'..e.id, 'PX', e.ms)
+return 0
 """
 _CONFIRM = """
+local e = cjson.decode(ARGV[1])
 local there = redis.call('GET', KEYS[1])
-if there and string.sub(there, 2) == ARGV[1] and redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
-  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if there and string.sub(there, 2) == e.id and redis.call('PTTL', KEYS[1]) < e.ms then
+  redis.call('PEXPIRE', KEYS[1], e.ms)
 end
+return 0
 """
 _FREE = """
 local there = redis.call('GET', KEYS[1])
-if there and string.sub(there, 2) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+if there and string.sub(there, 2) == cjson.decode(ARGV[1]).id then redis.call('DEL', KEYS[1]) end
+return 0
 """
 _COMMON = f"""
 local S = KEYS[1]
@@ -192,7 +194,7 @@ if lock then
     end
   end
 end
-return {{'', '', ''}}
+return 0
 """
 )
 _LEAVE = (
@@ -210,6 +212,7 @@ local lock = e.lock
 if lock and lock['until'] ~= 'started' and lock['until'] ~= 'ttl' then
   if e.ending == 'free' then free(lock.key) else keep(lock, 'w') end
 end
+return 0
 """
 )
 _RENEW = (
@@ -227,82 +230,81 @@ for _, holder in ipairs(e.holders) do
 end
 redis.call('EXPIRE', LEASES, {REMEMBERED})
 redis.call('EXPIRE', LOCKED, {REMEMBERED})
+return 0
 """
 )
+SCRIPTS = (_TAKE, _CONFIRM, _FREE, _ENTER, _LEAVE, _RENEW)
+
+
+class Server(Protocol):
+    """Runs one of SCRIPTS with a key and an argument. Raises: FlowStoreUnreachable."""
+
+    def ask(self, script: str, key: str, argument: bytes, /) -> Any:
+        """Its answer."""
+
+    def tell(self, script: str, key: str, argument: bytes, /) -> None:
+        """Its answer is not waited for."""
 
 
 class RedisStore:
-    """See amqtask.flow.contract.FlowStore. `run` calls a function with a client of this process: it tries again while the server
-    is away, and raises FlowStoreUnreachable."""
+    """See amqtask.flow.contract.FlowStore. `server` gives this process's way to the server."""
 
-    def __init__(self, name: str, run: Callable[[Callable[[Any], Any]], Any], on_close: Callable[[], None]) -> None:
+    def __init__(self, name: str, server: Callable[[], Server], on_close: Callable[[], None]) -> None:
         self.name = name
-        self._run = run
+        self._server = server
         self._on_close = on_close
 
     def take(self, key: str, task_id: str, seconds: float, *, replaces: bool = False) -> str | None:
         """See FlowStore."""
-        owner = self._do(_TAKE, key, task_id, _milliseconds(seconds), int(replaces))
-        return None if owner is None else _text(owner)
+        owner = self._server().ask(_TAKE, key, _json(id=task_id, ms=_milliseconds(seconds), replaces=replaces))
+        return _text(owner) if owner else None
 
     def confirm(self, key: str, task_id: str, seconds: float) -> None:
         """See FlowStore."""
-        self._do(_CONFIRM, key, task_id, _milliseconds(seconds))
+        self._server().tell(_CONFIRM, key, _json(id=task_id, ms=_milliseconds(seconds)))
 
     def free(self, key: str, task_id: str) -> None:
         """See FlowStore."""
-        self._do(_FREE, key, task_id)
+        self._server().ask(_FREE, key, _json(id=task_id))
 
     def enter(self, entry: Entry, lease: float) -> Verdict:
         """See FlowStore."""
-        seconds, reason, other, *tickets = self._do(_ENTER, entry.scope, _as_json(entry, lease=lease))
-        if not seconds and not other:
+        answer = self._server().ask(_ENTER, entry.scope, _of(entry, lease=lease, tickets=dict(entry.tickets)))
+        if not answer:
             return RUN
+        seconds, reason, other, *tickets = answer
         drawn = {_text(label): int(ticket) for label, ticket in zip(tickets[::2], tickets[1::2], strict=True)}
         return Verdict(float(seconds or 0), _text(reason), _text(other), {**entry.tickets, **drawn})
 
     def leave(self, entry: Entry, seconds: float, lock: str) -> None:
-        """See FlowStore."""
-        self._do(_LEAVE, entry.scope, _as_json(entry, seconds=seconds, ending=lock))
+        """See FlowStore. Places are given back without waiting for the answer; with a key, callers want to know at once."""
+        server = self._server()
+        send = server.tell if entry.lock is None else server.ask
+        send(_LEAVE, entry.scope, _of(entry, seconds=seconds, ending=lock))
 
     def renew(self, scope: str, holders: Sequence[str], lease: float) -> None:
         """See FlowStore."""
-        self._do(_RENEW, scope, json.dumps({"holders": list(holders), "lease": lease}))
+        self._server().ask(_RENEW, scope, _json(holders=holders, lease=lease))
 
     def close(self) -> None:
         """See FlowStore."""
         self._on_close()
 
-    def _do(self, script: str, key: str, *arguments: object) -> Any:
-        digest = _digests[script]
 
-        def call(client: Any) -> Any:
-            try:
-                return client.evalsha(digest, 1, key, *arguments)
-            except NoScriptError:
-                return client.eval(script, 1, key, *arguments)
-
-        return self._run(call)
-
-
-_digests = {
-    script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-    for script in (_TAKE, _CONFIRM, _FREE, _ENTER, _LEAVE, _RENEW)
-}
-
-
-def _as_json(entry: Entry, **parameters: object) -> str:
+def _of(entry: Entry, **parameters: object) -> bytes:
     lock = entry.lock
-    fields: dict[str, object] = {
-        "id": entry.task_id,
-        "holder": entry.holder,
-        "tickets": dict(entry.tickets),
-        "bounds": [bound._asdict() for bound in entry.bounds],
-        **parameters,
-    }
     if lock is not None:
-        fields["lock"] = {"key": lock.key, "ttl": lock.ttl, "until": lock.until, "taken": lock.is_taken}
-    return json.dumps(fields)
+        parameters["lock"] = {"key": lock.key, "ttl": lock.ttl, "until": lock.until, "taken": lock.is_taken}
+    return _json(id=entry.task_id, holder=entry.holder, bounds=_bounds(entry.bounds), **parameters)
+
+
+@lru_cache(maxsize=1000)
+def _bounds(bounds: tuple[Bound, ...]) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode([bound._asdict() for bound in bounds]))
+
+
+def _json(**fields: object) -> bytes:
+    return msgspec.json.encode(fields)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -211,6 +211,21 @@ def test_a_missing_key_is_a_key_of_its_own(app: AmqTask) -> None:
     assert len(set(keys)) == 3
 
 
+def test_an_argument_makes_the_same_key_however_it_is_given(app: AmqTask) -> None:
+    task = app.task(name="sync", limits=Concurrency(1, by="tenant"))(lambda number, *, tenant="a": None)
+    other = app.task(name="other", limits=[Rate("1/s"), Rate("1/s", by=("tenant", "user"))])(
+        lambda tenant, **more: None
+    )
+    app.finalize()
+
+    def key(task: Any, *args: object, **kwargs: object) -> str:
+        return str(task.flow_plan.bounds(args, kwargs)[-1].key)
+
+    assert key(task, 1) == key(task, 2, tenant="a") == key(task, number=3) != key(task, 1, tenant="b")
+    assert key(other, "a", user=1) == key(other, tenant="a", user=1)
+    assert len({key(other, "a", user=user) for user in (1, 1.0, True, "1", None, [1])}) == 6
+
+
 def test_tests_on_the_broker_in_memory_ask_no_server() -> None:
     app = AmqTask("shop", broker="amqp://nowhere.invalid//", flow_store="redis://nowhere.invalid")
     one = app.task(name="one", limits=Concurrency(1), unique=True)(lambda: 1)
