@@ -16,7 +16,6 @@ from amqtask.assembly import build_indexer
 from amqtask.console.alerts.log import AlertLog
 from amqtask.console.alerts.rules import Problem
 from amqtask.history.client import History
-from amqtask.history.index import Overtaken
 from integration import celery_peer
 from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
@@ -303,38 +302,3 @@ def test_alerts_may_be_in_postgresql_and_are_told_once(postgres: str) -> None:
     assert (mine.past(10), mine.claim(99.0)) == ([], None)
     history.close()
     other.close()
-
-
-def test_the_index_may_be_in_postgresql(postgres: str) -> None:
-    def told(number: int, end: str, **fields: Any) -> list[dict[str, Any]]:
-        common = {
-            "uuid": f"t{number}",
-            "hostname": "w1@host",
-            "name": "shop.send",
-            "args": f"({number}, 'a@b.example')",
-        }
-        kinds = enumerate(("sent", "received", "started", end))
-        return [
-            {**common, **fields, "type": f"task-{kind}", "timestamp": 1_764_500_000.0 + number + at / 10}
-            for at, kind in kinds
-        ]
-
-    history = History(postgres)
-    stamped = told(2, "succeeded", stamps={"tenant": "7"}, runtime=0.5, result="'\x00'")
-    history.index.take([*told(1, "failed", exception="ValueError('no address')"), *stamped], now=4)
-    history.index.take(told(2, "succeeded", runtime=0.5), before=4, now=5)
-    with pytest.raises(Overtaken):
-        history.index.take(told(3, "succeeded"), before=4, now=6)
-
-    assert (history.index.position(), [task.id for task in history.find()]) == (5, ["t2", "t1"])
-    assert [task.id for task in history.find(state="FAILURE", text="addr*")] == ["t1"]
-    assert [task.id for task in history.find(text="a@b.example", task="shop.send")] == ["t2", "t1"]
-    assert history.find(text="it's \\ & | (nowhere") == []
-    assert [task.id for task in history.find(stamp=("tenant", "7"))] == ["t2"]
-    assert [(group.error, group.count) for group in history.failures()] == [("ValueError", 1)]
-    assert sum(minute.succeeded for minute in history.minutes(0)) == 1
-    assert history.index.begin_action("ann", "pause", "{}") == 1
-    assert history.index.newest()[0] > 0
-    assert history.index.forget(max_age=1, max_bytes=10**12) == 2
-    assert history.index.size() > 0
-    history.close()

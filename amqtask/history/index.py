@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -44,6 +45,8 @@ AT_ONCE, DELETED_AT_ONCE = 500, 5_000
 MOST_WAITING = 20_000
 # After a deletion for size the index has so much of the size that it may have.
 _KEEPS = 0.95
+# Of PostgreSQL: rows by which a row's size is told, and what each has beside its columns (bytes).
+MEASURED, _ROW_BYTES = 1_000, 28
 
 
 class IndexUnreachable(OperationalError):
@@ -151,8 +154,12 @@ class HistoryIndex:
             statement = sa.update(TASKS).where(TASKS.c.key == sa.bindparam("new_key")).values(changed)
             connection.execute(statement, [{f"new_{n}": v for n, v in as_columns(row).items()} for row in old])
         texts = [batch.tasks[task_id] for task_id in batch.texts]
+        form = str if connection.dialect.name == "sqlite" else _spaced
         _replace(
-            connection, TEXTS, "rowid", [{"rowid": row.key, "body": body} for row in texts if (body := searchable(row))]
+            connection,
+            TEXTS,
+            "rowid",
+            [{"rowid": row.key, "body": form(body)} for row in texts if (body := searchable(row))],
         )
         stamps = [stamp for row in rows if row.stamps for stamp in _stamps(row)]
         if stamps:
@@ -196,15 +203,19 @@ class HistoryIndex:
         return total
 
     def size(self) -> int:
-        """Bytes that the index has on disk, without the pages that a deletion left free."""
+        """Bytes that the index has on disk, without what a deletion left free; of PostgreSQL about."""
         if self._engine.dialect.name == "sqlite":
             text = (
                 "SELECT (a.page_count - b.freelist_count) * c.page_size "
                 "FROM pragma_page_count a, pragma_freelist_count b, pragma_page_size c"
             )
         else:
-            tables = [table.name for table in (TASKS, STAMPS, TEXTS)]
-            text = "SELECT " + " + ".join(f"pg_total_relation_size('{name}')" for name in tables)
+            # A deletion gives nothing back to the disk, and what it left is filled again: what counts is what rows need.
+            total = " + ".join(f"pg_total_relation_size('{table.name}')" for table in (TASKS, STAMPS, TEXTS))
+            rows = f"(SELECT * FROM {TASKS.name} ORDER BY key DESC LIMIT {MEASURED})"
+            row_bytes = f"(SELECT coalesce(avg(pg_column_size(rows.*)), 0) + {_ROW_BYTES} FROM {rows} AS rows)"
+            used = f"(SELECT count(*) FROM {TASKS.name}) * {row_bytes} / greatest(pg_relation_size('{TASKS.name}'), 1)"
+            text = f"SELECT ({total}) * least(1, {used})"
         return int(self._read(lambda connection: connection.execute(sa.text(text)).scalar_one()))
 
     # -- searching
@@ -268,7 +279,7 @@ class HistoryIndex:
             return sa.literal_column("amqtask_history_texts").bool_op("MATCH")(
                 " ".join([*marks, *map(_quoted, words.split())])
             )
-        query = " & ".join([*marks, *(_lexemes(term) for term in words.split())])
+        query = " & ".join([*marks, *filter(None, map(_lexemes, words.split()))])
         return sa.func.to_tsvector("simple", TEXTS.c.body).bool_op("@@")(sa.func.to_tsquery("simple", query))
 
     def group_failures(
@@ -474,10 +485,18 @@ def _quoted(term: str) -> str:
     return '"' + text.replace('"', '""') + f'"{star}'
 
 
+_NO_WORD = re.compile(r"[\W_]+")
+
+
+def _spaced(text: str) -> str:
+    """A text for PostgreSQL, whose parser knows addresses, paths and numbers with signs, and finds no word within them."""
+    return _NO_WORD.sub(" ", text)
+
+
 def _lexemes(term: str) -> str:
-    """The same for PostgreSQL's to_tsquery."""
-    text, star = (term[:-1], ":*") if term.endswith("*") and len(term) > 1 else (term, "")
-    return "'" + text.replace("\\", " ").replace("'", "''") + f"'{star}"
+    """A term for PostgreSQL's to_tsquery: its words, one after the other."""
+    words = " <-> ".join(_spaced(term).split())
+    return words + (":*" if words and term.endswith("*") else "")
 
 
 def _offset(position: int | None) -> int:

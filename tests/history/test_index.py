@@ -133,7 +133,11 @@ def test_a_task_that_is_rejected_for_good_has_failed_and_one_that_is_requeued_co
         ({"text": "addr"}, []),
         ({"text": "such address", "task": "shop.send", "queue": "mail"}, ["bad"]),
         ({"text": "address", "state": "FAILURE"}, ["bad"]),
+        ({"text": "exam*"}, ["late", "bad", "good"]),
+        ({"text": "b.exam*", "task": "shop.bill"}, ["late"]),
+        ({"text": "example.b"}, []),
         ({"text": "*"}, []),
+        ({"text": "**"}, []),
         ({"text": "' | \\' it's"}, []),
         ({"text": "a@b.example"}, ["late", "bad", "good"]),
         ({"text": "a@b.example", "state": "SUCCESS", "task": "shop.send"}, ["good"]),
@@ -332,3 +336,22 @@ def test_a_group_that_was_seen_is_new_again_with_its_next_failure(history: Histo
         [*call("slow", at=-60)[:3], event("failed", 30, "slow", exception="ValueError('no such address')")]
     )
     assert [one.unseen for one in history.failures()] == [1, 1]
+
+
+def test_what_operators_do_is_noted(history: History) -> None:
+    numbers = [history.index.begin_action(user, "pause", '{"queue": "mail"}') for user in ("ann", "bob")]
+    history.index.end_action(numbers[0], "mail is paused")
+
+    noted = [(one["id"], one["who"], one["outcome"]) for one in history.index.actions(10)]
+    assert noted == [(numbers[1], "bob", None), (numbers[0], "ann", "mail is paused")]
+
+
+def test_what_a_deletion_left_free_counts_no_more(history: History) -> None:
+    for start in range(0, 3000, 500):
+        history.index.take([told for number in range(start, start + 500) for told in call(f"t{number}", number)])
+    size = history.index.size()
+
+    # Each minute again: it must not go on when there is enough room.
+    for _ in range(5):
+        history.index.forget(max_age=10**6, max_bytes=size // 2, now=NOON + 2999)
+    assert len(history.find(limit=10_000)) > 1_000
