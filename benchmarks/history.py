@@ -1,6 +1,8 @@
 """The index of history: how fast it takes events in, and how long searches take in a large one.
 
 BENCH_HISTORY_EVENTS=10000000 BENCH_HISTORY_URL=postgresql://… python -m benchmarks history
+
+Without a URL it is a SQLite file in a folder under TMPDIR, which goes afterwards; as large as `DISK` says.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import statistics
 import tempfile
 import time
@@ -20,6 +23,8 @@ from amqtask.history.client import History
 EVENTS = int(os.environ.get("BENCH_HISTORY_EVENTS", "1000000"))
 # Events of a batch, as the indexer has them.
 BATCH = 2_000
+# Bytes that an event needs on disk, with those that are being written (SQLite's WAL); events after which is told how it goes.
+DISK, TOLD = 500, 1_000_000
 TASKS, QUEUES, WORKERS, ERRORS = 40, 8, 20, ["ValueError", "ConnectionError", "KeyError", "TimeoutError"]
 SEARCHES = 20
 
@@ -54,14 +59,19 @@ def tasks(count: int, until: float) -> Iterator[list[dict[str, object]]]:
 def fill(history: History) -> float:
     """Events a second that are taken in."""
     now, batch = time.time(), list[dict[str, object]]()
-    seconds = 0.0
+    seconds, taken, since = 0.0, 0, 0.0
     for events in tasks(EVENTS // 4, now):
         batch += events
         if len(batch) >= BATCH:
             started = time.monotonic()
             history.index.take(batch)
             seconds += time.monotonic() - started
+            taken += len(batch)
             batch = []
+            if taken % TOLD == 0:
+                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+                print(f"{taken:,} taken in, the last at {TOLD / (seconds - since):,.0f}/s, {memory:.0f} MB", flush=True)
+                since = seconds
     return EVENTS / seconds
 
 
@@ -69,6 +79,7 @@ def searches(history: History) -> dict[str, Callable[[random.Random], object]]:
     """Kinds of searches, with values by chance."""
     find = history.find
     ids = [task.id for task in find(limit=1000)]
+    groups = history.failures(limit=3)
     return {
         "by id": lambda r: history.get(r.choice(ids)),
         "newest": lambda r: find(),
@@ -88,12 +99,21 @@ def searches(history: History) -> dict[str, Callable[[random.Random], object]]:
         ),
         "groups of failures": lambda r: history.failures(since=timedelta(days=7)),
         "a day in minutes": lambda r: history.minutes(timedelta(days=1)),
+        "unseen failures": lambda r: [
+            history.index.count_failures(group.name, group.error, 0.0, ()) for group in groups
+        ],
+        "how many failures of a task": lambda r: history.count(state="FAILURE", task=f"shop.task_{r.randrange(TASKS)}"),
+        "how many of a task": lambda r: history.count(task=f"shop.task_{r.randrange(TASKS)}"),
+        "how many of a queue": lambda r: history.count(queue=f"queue_{r.randrange(QUEUES)}"),
+        "how many with common words in a day": lambda r: history.count(text="example.org", since=timedelta(days=1)),
     }
 
 
 def rows() -> list[tuple[str, ...]]:
     """The table."""
     with tempfile.TemporaryDirectory() as folder:
+        if "BENCH_HISTORY_URL" not in os.environ and shutil.disk_usage(folder).free < EVENTS * DISK:
+            raise SystemExit(f"{EVENTS:,} events need {EVENTS * DISK / 1e9:.0f} GB in {folder}: set TMPDIR")
         history = History(os.environ.get("BENCH_HISTORY_URL", f"sqlite:///{folder}/index.sqlite3"))
         print(f"history: {EVENTS:,} events", flush=True)
         per_second = fill(history)

@@ -31,8 +31,8 @@ TASKS = sa.Table(
     sa.Column("queue", _NAME),
     sa.Column("worker", _NAME),
     sa.Column("root_id", _NAME, index=True),
-    sa.Column("parent_id", _NAME, index=True),
-    sa.Column("rerun_of", _NAME, index=True),
+    sa.Column("parent_id", _NAME),
+    sa.Column("rerun_of", _NAME),
     sa.Column("group_id", _NAME),
     sa.Column("group_index", sa.Integer),
     sa.Column("joins", _NAME),
@@ -56,24 +56,35 @@ TASKS = sa.Table(
     sa.Column("message", sa.Text),
     sa.Column("steps", sa.Text, nullable=False),
 )
-# Each search is one of these, read backwards from the newest.
-for _column in ("name", "queue", "worker", "state"):
+# Each search is one of these, read backwards from the newest. With the state in it, it is counted without its rows.
+for _column in ("name", "state"):
     sa.Index(f"amqtask_history_by_{_column}", TASKS.c[_column], TASKS.c.key)
+for _column in ("queue", "worker"):
+    sa.Index(f"amqtask_history_by_{_column}", TASKS.c[_column], TASKS.c.key, TASKS.c.state)
 sa.Index("amqtask_history_by_name_and_state", TASKS.c.name, TASKS.c.state, TASKS.c.key)
 # Failures are few, and what is looked for most: whatever else is asked, no more than some of them are read. (SQLite uses an index
 # of a part of the rows where the question has its condition to the letter.)
 FAILED = TASKS.c.state == sa.literal_column("'FAILURE'")
 _KNOWN_ERROR = TASKS.c.error.is_not(None)
 for _name, _columns, _where in (
-    ("failures", (TASKS.c.name, TASKS.c.error), FAILED),
-    ("failures_by_queue", (TASKS.c.queue,), FAILED),
-    ("failures_by_worker", (TASKS.c.worker,), FAILED),
-    ("errors", (TASKS.c.error,), _KNOWN_ERROR),
-    ("groups", (TASKS.c.group_id,), TASKS.c.group_id.is_not(None)),
-    ("joins", (TASKS.c.joins,), TASKS.c.joins.is_not(None)),
-    ("periodic", (TASKS.c.periodic,), TASKS.c.periodic.is_not(None)),
+    # With `state_at` those that failed since a mark are counted in the index.
+    ("failures", (TASKS.c.name, TASKS.c.error, TASKS.c.key, TASKS.c.state_at), FAILED),
+    ("failures_by_queue", (TASKS.c.queue, TASKS.c.key), FAILED),
+    ("failures_by_worker", (TASKS.c.worker, TASKS.c.key), FAILED),
+    ("errors", (TASKS.c.error, TASKS.c.key), _KNOWN_ERROR),
+    # Of most tasks there is none.
+    *(
+        (name, (column, TASKS.c.key), column.is_not(None))
+        for name, column in (
+            ("parents", TASKS.c.parent_id),
+            ("reruns", TASKS.c.rerun_of),
+            ("groups", TASKS.c.group_id),
+            ("joins", TASKS.c.joins),
+            ("periodic", TASKS.c.periodic),
+        )
+    ),
 ):
-    sa.Index(f"amqtask_history_{_name}", *_columns, TASKS.c.key, sqlite_where=_where, postgresql_where=_where)
+    sa.Index(f"amqtask_history_{_name}", *_columns, sqlite_where=_where, postgresql_where=_where)
 
 STAMPS = sa.Table(
     "amqtask_history_stamps",
