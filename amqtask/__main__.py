@@ -17,12 +17,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = pool_on_command_line(arguments)
     if name is not None and name not in _NEEDS_NO_PREPARATION:
-        from amqtask.exceptions import PoolNotFound
+        from amqtask.exceptions import ConfigurationError
         from amqtask.pool import find_pool
 
         try:
             find_pool(name).prepare_process()
-        except PoolNotFound as error:
+        except ConfigurationError as error:
             print(f"amqtask: {error}", file=sys.stderr)  # noqa: T201 - click is not imported yet, on purpose
             return 2
     with no_collection():

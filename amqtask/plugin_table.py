@@ -66,6 +66,10 @@ def load_app(name: str, source: str) -> AmqTask:
 
 
 def pool(name: str) -> type | None:
+    if not {",", ":", "="}.isdisjoint(name):
+        from amqtask_pools.several import several_pools
+
+        return several_pools(name)
     match name:
         case "solo":
             from amqtask_pools.solo import SoloPool

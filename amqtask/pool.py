@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 
 from amqtask.exceptions import PoolNotFound
 from amqtask.ground.loop import Loop as Loop
@@ -58,6 +58,10 @@ class PoolDefaults(Protocol):
 
     # The limits for `def` tasks, where they are others than those for `async def` tasks; None: `limits` is for both.
     def_limits: ClassVar[frozenset[str] | None] = None
+    # Why no other pool can be in its process; None: others can.
+    alone: ClassVar[str | None] = None
+    # Of several pools in one: which, and for which queues; the first is for all others.
+    shares: ClassVar[tuple[Share, ...]] = ()
 
     def restart(self) -> None:
         """Replace all processes, each when its task has ended; called only where `can_restart`."""
@@ -67,6 +71,15 @@ class PoolDefaults(Protocol):
     def can_restart(self) -> bool:
         """Whether the pool has processes that `restart` replaces."""
         return type(self).restart is not PoolDefaults.restart
+
+    @property
+    def members(self) -> tuple[Pool, ...]:
+        """The pools that this one consists of: itself, or several, of which the first runs what comes from any other queue."""
+        return (cast("Pool", self),)
+
+    def member(self, queue: str) -> Pool:
+        """The one of them that runs what comes from this queue; only while that one is `free`, `submit` takes it."""
+        return cast("Pool", self)
 
 
 class Pool(PoolDefaults, Protocol):
@@ -124,6 +137,20 @@ class Pool(PoolDefaults, Protocol):
     def stats(self) -> JsonObject: ...
 
 
+class Share(NamedTuple):
+    """One of several pools: its class, its slots (None: the worker's concurrency), and the queues that it is for."""
+
+    pool: type[Pool]
+    slots: int | None = None
+    queues: tuple[str, ...] = ()
+
+
+def share_of(pool_class: type[Pool], queue: str | None) -> Share:
+    """The one of a worker's pools that runs what comes from this queue."""
+    shares = pool_class.shares or (Share(pool_class),)
+    return next((share for share in shares if queue in share.queues), shares[0])
+
+
 def limits_of(pool_class: type[Pool], *, is_async: bool) -> frozenset[str]:
     """The limits that a pool enforces for `async def` tasks, or for `def` tasks."""
     def_limits = pool_class.def_limits
@@ -136,7 +163,10 @@ OURS = ("solo", "prefork", "processes", "threads", "eventlet", "gevent", "asynci
 
 
 def find_pool(name: str) -> type[Pool]:
-    """The pool class of that name, by entry point. Raises: PoolNotFound (unknown, or its library is not installed)."""
+    """The pool class of that name, by entry point; or of several (`prefork:4=reports,asyncio:200=web`).
+
+    Raises: PoolNotFound (unknown, or its library is not installed), ConfigurationError (several that cannot be in one worker).
+    """
     try:
         pool_class: type[Pool] = plugins().pool(name) or _other_pool(name)
     except ModuleNotFoundError as error:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask
+from amqtask.exceptions import TaskRevokedError
 from integration.waiting import LONG, PATIENT
 from integration.workers import WorkerProcess, eventually
 
@@ -60,4 +61,30 @@ def test_a_full_queue_leaves_the_other_slots_to_the_other_queue(divided: Divided
 
         (tmp_path / "release").touch()
         assert [result.get(timeout=LONG) for result in results] == ["released"] * 5
+        assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("divided", ["rabbitmq"], indirect=True)
+def test_two_pools_of_one_worker_run_side_by_side(divided: Divided, tmp_path: Path) -> None:
+    pools = f"prefork:1={divided.reports},asyncio:20={divided.web}"
+    with divided.worker("-P", pools, "-Q", f"{divided.reports},{divided.web}") as worker:
+        control = divided.app.control
+        report = divided.waiting(divided.reports, tmp_path, "report")
+        eventually((tmp_path / "report").exists)
+        pages = [divided.app.send_task("sample.add_async", (1, number), queue=divided.web) for number in range(50)]
+        assert [page.get(timeout=LONG) for page in pages] == [1 + number for number in range(50)]
+
+        (active,) = (control.inspect(timeout=LONG, limit=1).active() or {}).values()
+        assert [(task["pool"], task["worker_pid"]) for task in active] == [("prefork", worker.children[0])]
+        (stats,) = (control.inspect(timeout=LONG, limit=1).stats() or {}).values()
+        assert {name: told["max-concurrency"] for name, told in stats["pool"]["pools"].items()} == {
+            "prefork": 1,
+            "asyncio": 20,
+        }
+
+        # The process that replaces the ended one is forked beside the other pool's thread.
+        control.revoke(report.id, terminate=True)
+        with pytest.raises(TaskRevokedError):
+            report.get(timeout=LONG)
+        assert divided.app.send_task("sample.add", (1, 1), queue=divided.reports).get(timeout=LONG) == 2
         assert worker.stop() == 0

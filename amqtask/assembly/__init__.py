@@ -16,7 +16,7 @@ from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.ground.plugins import load
 from amqtask.ground.printable import bounded_logger, count, first_of, printable
-from amqtask.pool import Pool, find_pool, limits_of
+from amqtask.pool import Pool, find_pool, limits_of, share_of
 from amqtask.protocol.control import mailbox
 from amqtask.protocol.serialization import check_usable, content_types, is_private, is_protected
 from amqtask.services.flow import warn_of_deadlines
@@ -60,6 +60,7 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
         )
     slots = _queue_slots(app, options)
     queues = _work_queues(app, options, hostname)
+    _check_shares(pool_class, queues)
     summary = too_many(queue for work in queues for queue in work if queue is not None)
     if summary:
         logger.warning("this worker has %s", summary)
@@ -124,11 +125,13 @@ def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
             if limit is None:
                 continue
             longest = max(longest, limit)
-            limits = limits_of(pool_class, is_async=task.is_async)
+            # Of several pools the one of its queue, where the task says one; else one of them must have it.
+            pool = share_of(pool_class, task.queue).pool if isinstance(task.queue, str) else pool_class
+            limits = limits_of(pool, is_async=task.is_async)
             if limit_name not in limits:
                 has = " and ".join(sorted(limits)) or "no"
                 raise LimitUnsupported(
-                    f"task {name} has a {limit_name} time limit of {limit:g} s, but the {pool_class.name} pool has {has} "
+                    f"task {name} has a {limit_name} time limit of {limit:g} s, but the {pool.name} pool has {has} "
                     "time limits for such a task. Take the limit away or choose another pool (prefork has both)."
                 )
     warn_of_deadlines(app.tasks.values(), pool_class)
@@ -186,6 +189,15 @@ def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[W
     if app.conf.worker_direct:
         queues.append(direct_queue(hostname))
     return tuple(WorkQueue(queue, dead_letter_queue(queue, app.queue_defaults)) for queue in queues)
+
+
+def _check_shares(pool_class: type[Pool], queues: Sequence[WorkQueue]) -> None:
+    """Raises: ConfigurationError when one of several pools is for a queue that is not consumed."""
+    missing = {queue for share in pool_class.shares for queue in share.queues} - {work.queue.name for work in queues}
+    if missing:
+        raise ConfigurationError(
+            f"-P gives a pool to {first_of(sorted(missing))}, which this worker does not consume: name the queue in -Q, too"
+        )
 
 
 def _purge(app: AmqTask, queues: Sequence[WorkQueue]) -> None:

@@ -20,7 +20,7 @@ from amqtask.ground import VERSION, systemd
 from amqtask.ground.lazy import lazy
 from amqtask.ground.plugins import plugins
 from amqtask.ground.printable import bounded_logger, masked_plain
-from amqtask.pool import OnOutcomes, Pool, PoolOptions
+from amqtask.pool import OnOutcomes, Pool, PoolOptions, Share, share_of
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.serialization import content_types, control_serializer
 from amqtask.services.autoscale import Autoscale
@@ -36,7 +36,7 @@ from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import STUCK_SECONDS, Watchdog
 from amqtask.topology.declarations import as_consumed, dead_letter_queue
 from amqtask.transport.loop import PikaLoop
-from amqtask.worker.division import Division
+from amqtask.worker.division import check_reserved
 from amqtask.worker.operations import Operations
 from amqtask.worker.options import WorkerSetup, WorkQueue, usable_processors
 from amqtask.worker.prefetch import MAX_WINDOW
@@ -109,7 +109,7 @@ class WorkerBuilder:
         max_slots, min_slots = options.autoscale or (0, 0)
         self.most_slots = max_slots or None
         self.slots = max(1, min_slots) if max_slots else self.conf.worker_concurrency or usable_processors()
-        Division(queue_slots, [work.queue.name for work in queues]).check(self.most_slots or self.slots)
+        self.check_slots()
         # None: the broker could not be asked, and nothing is consumed before it has been.
         self.paused = paused
         self.revokes_max = int(_from_environment("CELERY_WORKER_REVOKES_MAX") or MAX_IDS)
@@ -125,6 +125,16 @@ class WorkerBuilder:
         self.slot_steps = SharedFlag(is_on=False)
         if self.executor.resumes_chains and self.conf.worker_chain_seconds:
             self.executor.steps = SlotSteps(app.tasks, self.conf.worker_chain_seconds, self.slot_steps.state)
+
+    def check_slots(self) -> None:
+        """Raises: ConfigurationError for more reserved slots than there are."""
+        first = share_of(self.pool_class, None)
+        queues: dict[Share, list[str]] = {}
+        for work in self.queues:
+            queues.setdefault(share_of(self.pool_class, work.queue.name), []).append(work.queue.name)
+        for share, names in queues.items():
+            most = (self.most_slots if share == first else None) or share.slots or self.slots
+            check_reserved(self.queue_slots, names, most)
 
     def build(self) -> Worker:
         report = Report()

@@ -18,7 +18,7 @@ from amqtask.cli.globals import Globals, ParamType
 from amqtask.cli.logs import check_logfile, enable_own_loggers, is_in_json, set_up
 from amqtask.cli.output import echo_text
 from amqtask.cli.params import CommaList, Extensible, own_options
-from amqtask.exceptions import PoolNotFound
+from amqtask.exceptions import ConfigurationError
 from amqtask.ground import VERSION
 from amqtask.ground.plugins import load
 from amqtask.ground.printable import bounded_logger, count, mask_urls
@@ -130,7 +130,7 @@ def _pool_name(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if value is not None:
         try:
             find_pool(value)
-        except PoolNotFound as error:
+        except ConfigurationError as error:
             raise click.BadParameter(str(error), ctx=ctx, param=param) from error
     return value
 
@@ -154,7 +154,7 @@ POOL: list[Decorator] = [
     click.option("-c", "--concurrency", type=Concurrency(), help="Slots [number of processors]."),
     click.option(
         "-P", "--pool", envvar="AMQTASK_POOL", callback=_pool_name, metavar="NAME", shell_complete=params.complete_pools,
-        help="prefork, threads, solo, eventlet, gevent, asyncio, or a plug-in's.",
+        help="prefork, threads, solo, eventlet, gevent, asyncio, a plug-in's; or prefork:4=reports,asyncio:200=web.",
     ),
     click.option("-E", "--task-events", "--events", is_flag=True, help="Send task events for monitors."),
     click.option("--time-limit", type=float, help="Hard limit of every task, in seconds."),

@@ -433,13 +433,17 @@ class Control:
         """Other bounds for autoscale."""
         return self.broadcast("autoscale", {"max": max, "min": min}, destination, **kw)
 
-    def pool_grow(self, n: int = 1, destination: Sequence[str] | None = None, **kw: Any) -> Any:
-        """More slots."""
-        return self.broadcast("pool_grow", {"n": n}, destination, **kw)
+    def pool_grow(
+        self, n: int = 1, destination: Sequence[str] | None = None, *, pool: str | None = None, **kw: Any
+    ) -> Any:
+        """More slots; where a worker has several pools, of the first or of `pool`."""
+        return self.broadcast("pool_grow", {"n": n} if pool is None else {"n": n, "pool": pool}, destination, **kw)
 
-    def pool_shrink(self, n: int = 1, destination: Sequence[str] | None = None, **kw: Any) -> Any:
-        """Fewer slots."""
-        return self.broadcast("pool_shrink", {"n": n}, destination, **kw)
+    def pool_shrink(
+        self, n: int = 1, destination: Sequence[str] | None = None, *, pool: str | None = None, **kw: Any
+    ) -> Any:
+        """Fewer slots; as `pool_grow`."""
+        return self.broadcast("pool_shrink", {"n": n} if pool is None else {"n": n, "pool": pool}, destination, **kw)
 
     def enable_events(self, destination: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Have workers send task events, as `-E` does."""

@@ -22,7 +22,7 @@ KEEP_SECONDS = 30.0
 
 
 class Autoscale:
-    """Keeps the pool between `min_slots` and `max_slots`.
+    """Keeps the pool (of several: the first) between `min_slots` and `max_slots`.
 
     The prefetch windows are sized for `max_slots`, so the requests that run and wait here tell how many slots have work:
     growing is immediate and to exactly that many, shrinking waits until the need has been lower for `keep_seconds`.
@@ -50,6 +50,10 @@ class Autoscale:
         self._last_needed = clock()
         self._ticker = Ticker(worker.loop, check_every, self.check)
 
+    @property
+    def _slots(self) -> int:
+        return self._worker.pool.members[0].slots
+
     def start(self) -> None:
         self._ticker.start()
 
@@ -58,7 +62,7 @@ class Autoscale:
 
     def check(self) -> None:
         """Compare need and slots once."""
-        slots = self._worker.pool.slots
+        slots = self._slots
         needed = min(self.max_slots, max(self.min_slots, self._operations.backlog))
         now = self._clock()
         if needed >= slots:
@@ -75,14 +79,14 @@ class Autoscale:
         self.min_slots = max(1, min(self.max_slots, min_slots if min_slots is not None else self.min_slots))
         self._worker.most_slots = self.max_slots
         self._worker.windows.resize()
-        slots = self._worker.pool.slots
+        slots = self._slots
         bounded = min(self.max_slots, max(self.min_slots, slots))
         if bounded != slots:
             self._scale(slots, bounded)
         return self.max_slots, self.min_slots
 
     def info(self) -> JsonObject:
-        return {"max": self.max_slots, "min": self.min_slots, "current": self._worker.pool.slots}
+        return {"max": self.max_slots, "min": self.min_slots, "current": self._slots}
 
     def _scale(self, before: int, slots: int) -> None:
         logger.info("Scaling %s to %s.", "up" if slots > before else "down", count(slots, "slot"))

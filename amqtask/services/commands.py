@@ -57,7 +57,7 @@ _PLAIN = frozenset({"application/json", "application/x-msgpack", "application/x-
 
 def task_info(control: Control, request: Request, *, safe: bool) -> JsonObject:
     """One task in this worker. `safe`: its arguments as the text that came with the message."""
-    running = control.operations.find(request)
+    running, pool = control.operations.find(request), control.worker.pool
     args, kwargs = _arguments(control, request, safe=safe)
     return {
         "id": request.id,
@@ -75,6 +75,7 @@ def task_info(control: Control, request: Request, *, safe: bool) -> JsonObject:
             "redelivered": request.redelivered,
         },
         "worker_pid": running.pid if running is not None else None,
+        **({"pool": pool.member(request.queue).name} if len(pool.members) > 1 else {}),
     }
 
 
@@ -453,11 +454,11 @@ def _limit(arguments: CommandArguments, limit_name: str) -> float | None:
 
 
 def pool_grow(control: Control, arguments: CommandArguments) -> object:
-    return _resized(control, int(arguments.get("n") or 1))
+    return _resized(control, int(arguments.get("n") or 1), arguments)
 
 
 def pool_shrink(control: Control, arguments: CommandArguments) -> object:
-    return _resized(control, -int(arguments.get("n") or 1))
+    return _resized(control, -int(arguments.get("n") or 1), arguments)
 
 
 def autoscale(control: Control, arguments: CommandArguments) -> object:
@@ -577,9 +578,10 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def _resized(control: Control, by: int) -> object:
+def _resized(control: Control, by: int, arguments: CommandArguments) -> object:
     verb = "grow" if by > 0 else "shrink"
-    if control.autoscale is not None:
+    pool = control.operations.pool(arguments.get("pool"))
+    if control.autoscale is not None and pool is control.operations.pool():
         return {"error": f"pool_{verb} is not supported with autoscale. Adjust autoscale range instead."}
-    control.operations.resize(control.worker.pool.slots + by)
+    control.operations.resize(pool.slots + by, pool)
     return {"ok": f"pool will {verb}"}

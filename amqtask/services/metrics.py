@@ -448,12 +448,16 @@ class Metrics(Observer):
 
     def _of_the_worker(self, core: ModuleType) -> Iterator[Any]:
         worker, counter, gauge = self._worker, core.CounterMetricFamily, core.GaugeMetricFamily
-        slots, running = worker.pool.slots, len(worker.dispatcher.running)
-        busy = min(slots, running)
-        yield _filled(
-            gauge("amqtask_pool_slots", "Slots of the pool.", labels=["state"]),
-            [(("busy",), busy), (("idle",), slots - busy)],
-        )
+        pools, running = worker.pool.members, len(worker.dispatcher.running)
+        has_one = len(pools) == 1
+        slots = gauge("amqtask_pool_slots", "Slots of the pool.", labels=["state"] if has_one else ["state", "pool"])
+        busy = 0
+        for pool in pools:
+            busy_here = min(pool.slots, running if has_one else worker.division.running_in(pool))
+            busy += busy_here
+            for state, number in (("busy", busy_here), ("idle", pool.slots - busy_here)):
+                slots.add_metric((state,) if has_one else (state, pool.name), number)
+        yield slots
         yield _filled(
             gauge("amqtask_tasks_waiting", "Tasks that this worker holds and that do not run yet."),
             [((), worker.dispatcher.waiting + running - busy)],

@@ -337,7 +337,7 @@ SETTINGS: tuple[Setting, ...] = (
             "Queues unknown here that the follow-ups of one message may name, and so make; one that asks for more is "
             "dead-lettered."),
     Setting("worker_pool", "prefork", "str", "CELERYD_POOL",
-            "prefork, threads, solo, asyncio; eventlet and gevent with -P only."),
+            "prefork, threads, solo, asyncio; eventlet and gevent with -P only. Several: prefork:4=reports,asyncio:200=web."),
     Setting("worker_pool_putlocks", True, "bool", "CELERYD_POOL_PUTLOCKS", ""),
     Setting("worker_pool_restarts", False, "bool", "CELERYD_POOL_RESTARTS",
             "Let the remote command pool_restart replace prefork's processes and reload modules."),

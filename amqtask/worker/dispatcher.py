@@ -99,8 +99,8 @@ class Dispatcher:
         self.running = division.counted(self.running)
 
     def has_room(self, request: Request) -> bool:
-        """Whether the queue of a request may take another slot, if one is free."""
-        return self._division is None or self._division.has_room(request.queue, self._pool.slots)
+        """Whether the queue of a request may take another slot, and its pool has one if there are several."""
+        return self._division is None or self._division.has_room(request.queue)
 
     def _fill_from_lines(self) -> None:
         pool, turns, running, throttle = self._pool, self._turns, self.running, self._throttle
@@ -108,7 +108,7 @@ class Dispatcher:
         full: list[deque[Request]] = []
         while turns and pool.free > 0:
             line = turns.popleft()
-            if division is not None and not division.has_room(line[0].queue, pool.slots):
+            if division is not None and not division.has_room(line[0].queue):
                 full.append(line)
                 continue
             request = line.popleft()
@@ -164,7 +164,7 @@ class Dispatcher:
 
     @property
     def needed(self) -> int:
-        """How many slots would let all run that are here and may."""
+        """How many slots (of the first pool) would let all run that are here and may."""
         if self._division is None:
             return len(self.running) + self.waiting
         return self._division.needed({line[0].queue: len(line) for line in self._turns})

@@ -1,13 +1,14 @@
-"""How a worker divides its slots among its queues (`-Q reports:2,web:2+`).
+"""How a worker divides its slots among its queues (`-Q reports:2,web:2+`), and queues among its pools.
 
 Some slots are reserved: one that is not in use is kept free for its queue. The others are shared; all queues take turns for
-them, and a queue that has its own in use, too. What may not start yet waits in its queue's line, where it holds up nobody.
+them, and a queue that has its own in use, too. Of several pools each divides its slots among its own queues. What may not start
+yet waits in its queue's line, where it holds up nobody.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
@@ -16,6 +17,7 @@ from amqtask.topology.slots import QueueSlots
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.ground.shapes import JsonObject
+    from amqtask.pool import Pool
 
 _SHARED = QueueSlots()
 
@@ -46,29 +48,50 @@ class CountedByQueue(dict[int, "Request"]):
         self.count.clear()
 
 
-class Division:
-    """Which queues may take another slot; falsy until one has slots of its own. `given` are the slots of queues, also of some
-    that this worker does not consume; for those in `consumed` slots are kept free."""
+def check_reserved(given: Mapping[str, QueueSlots], queues: Iterable[str], slots: int) -> None:
+    """Raises: ConfigurationError, when so many slots are not enough for what these queues reserve and for the others of them."""
+    owns = {queue: given.get(queue, _SHARED) for queue in queues}
+    reserved = sum(own.reserved for own in owns.values())
+    others = sorted(queue for queue, own in owns.items() if not own.reserved)
+    if reserved > slots or (reserved == slots and others):
+        asked = ", ".join(f"{queue}:{own}" for queue, own in sorted(owns.items()) if own.reserved)
+        rest = f", and none would be left for {', '.join(others)}" if others else ""
+        raise ConfigurationError(
+            f"{asked} keeps {reserved} slots free, and there are {slots}{rest}: reserve fewer, or have more slots (-c)"
+        )
 
-    def __init__(self, given: Mapping[str, QueueSlots], consumed: Iterable[str]) -> None:
+
+class Division:
+    """Which queues may take another slot; falsy while nothing is divided: one pool, and no queue has slots of its own.
+
+    `given` are the slots of queues, also of some that this worker does not consume; for those in `consumed` slots are kept
+    free. `slots(pool)` is how many a pool has, or may get by autoscale.
+    """
+
+    def __init__(
+        self, pool: Pool, given: Mapping[str, QueueSlots], consumed: Iterable[str], *, slots: Callable[[Pool], int]
+    ) -> None:
+        self._pool = pool
         self._given = dict(given)
         self._consumed = set(consumed)
+        self._slots = slots
         self._running = CountedByQueue({})
-        self._is_used = not self._given.keys().isdisjoint(self._consumed)
+        self._is_used = len(pool.members) > 1 or not self._given.keys().isdisjoint(self._consumed)
 
     def __bool__(self) -> bool:
         return self._is_used
 
     def counted(self, running: dict[int, Request]) -> dict[int, Request]:
-        """The running requests, counted from now on where it matters. They stay so: others may have them."""
+        """The running requests, counted from now on where it matters."""
         if isinstance(running, CountedByQueue) or not self:
             return running
         self._running = CountedByQueue(running)
         return self._running
 
-    def give(self, queue: str, own: QueueSlots, slots: int) -> None:
-        """Give a queue slots of its own, or others than it had. Raises: ConfigurationError, as `check` does."""
-        Division({**self._given, queue: own}, {*self._consumed, queue}).check(slots)
+    def give(self, queue: str, own: QueueSlots) -> None:
+        """Give a queue slots of its own, or others than it had. Raises: ConfigurationError (so many cannot be kept free)."""
+        pool = self._pool.member(queue)
+        check_reserved({**self._given, queue: own}, {queue, *self._queues_of(pool)}, self._slots(pool))
         self._given[queue] = own
         self._is_used = True
 
@@ -80,49 +103,42 @@ class Division:
         """The queue is not consumed any more: nothing is kept free for it."""
         self._consumed.discard(queue)
 
-    def check(self, slots: int) -> None:
-        """Raises: ConfigurationError, when a worker with so many slots cannot keep what is reserved."""
-        reserved = self._reserved()
-        open_queues = sorted(name for name in self._consumed if not self._slots(name).reserved)
-        if reserved > slots or (reserved == slots and open_queues):
-            asked = ", ".join(f"{name}:{self._given[name]}" for name in sorted(self._consumed & self._given.keys()))
-            rest = f", and none would be left for {', '.join(open_queues)}" if open_queues else ""
-            raise ConfigurationError(
-                f"{asked} keeps {reserved} slots free, this worker has {slots}{rest}: reserve fewer, or raise -c"
-            )
-
     # -- while it runs
 
-    def has_room(self, queue: str, slots: int) -> bool:
-        """Whether the queue may take another one of `slots`, if one is free."""
-        own, running = self._slots(queue), self._running.count[queue]
-        if own.most is not None and running >= own.most:
-            return False
-        if running < own.reserved:
-            return True
-        reserved = self._reserved()
-        if not reserved:
-            return True
-        in_reserved = sum(min(self._running.count[name], self._slots(name).reserved) for name in self._consumed)
-        return len(self._running) - in_reserved < self._shared(slots)
+    def has_room(self, queue: str) -> bool:
+        """Whether a request of the queue can start now."""
+        pool = self._pool.member(queue)
+        return pool.free > 0 and self._may_start(queue, pool)
 
-    def is_full(self, queue: str, slots: int) -> bool:
+    def is_full(self, queue: str) -> bool:
         """Whether tasks of the queue run, and no more may begin."""
-        return self._running.count[queue] > 0 and not self.has_room(queue, slots)
+        if not self._running.count[queue]:
+            return False
+        pool = self._pool.member(queue)
+        # Not what the pool says is free: it takes more than it has slots while tasks are short.
+        return self.running_in(pool) >= pool.slots or not self._may_start(queue, pool)
 
-    def most(self, queue: str, slots: int) -> int:
-        """How many of `slots` the queue may take at most."""
-        own = self._slots(queue)
-        most = max(1, own.reserved + self._shared(slots)) if self._reserved() else slots
-        return min(most, slots) if own.most is None else min(most, slots, own.most)
+    def most(self, queue: str) -> int:
+        """How many slots the queue may take at most."""
+        pool, own = self._pool.member(queue), self._own(queue)
+        slots, queues = self._slots(pool), self._queues_of(pool)
+        most = max(1, min(slots, own.reserved + self._shared(queues, slots)))
+        return most if own.most is None else min(most, own.most)
 
     def needed(self, waiting: Mapping[str, int]) -> int:
-        """How many slots would let all run that may, of those that run and of so many of each queue that wait."""
-        needed = 0
+        """How many slots of the first pool would let all run that may: of what runs, and of so many of each queue that wait."""
+        needed, first = 0, self._pool.members[0]
         for queue in {*self._running.count, *waiting, *(self._given.keys() & self._consumed)}:
-            own, wanted = self._slots(queue), self._running.count[queue] + waiting.get(queue, 0)
-            needed += max(own.reserved, wanted if own.most is None else min(wanted, own.most))
+            if self._pool.member(queue) is first:
+                own, wanted = self._own(queue), self._running.count[queue] + waiting.get(queue, 0)
+                needed += max(own.reserved, wanted if own.most is None else min(wanted, own.most))
         return needed
+
+    def running_in(self, pool: Pool) -> int:
+        """How many requests one of the pools has."""
+        if len(self._pool.members) == 1:
+            return len(self._running)
+        return sum(count for queue, count in self._running.count.items() if self._pool.member(queue) is pool)
 
     def stats(self) -> JsonObject:
         """What each queue that has slots of its own may take, and takes."""
@@ -132,14 +148,26 @@ class Division:
             if name in self._consumed
         }
 
-    def _slots(self, queue: str) -> QueueSlots:
+    def _may_start(self, queue: str, pool: Pool) -> bool:
+        own, running = self._own(queue), self._running.count
+        if own.most is not None and running[queue] >= own.most:
+            return False
+        if running[queue] < own.reserved:
+            return True
+        queues = self._queues_of(pool)
+        if not any(self._own(name).reserved for name in queues):
+            return True
+        in_reserved = sum(min(running[name], self._own(name).reserved) for name in queues)
+        return self.running_in(pool) - in_reserved < self._shared(queues, pool.slots)
+
+    def _own(self, queue: str) -> QueueSlots:
         own = self._given.get(queue, _SHARED)
         return own if queue in self._consumed else QueueSlots(most=own.most)
 
-    def _reserved(self) -> int:
-        return sum(self._slots(name).reserved for name in self._consumed)
+    def _queues_of(self, pool: Pool) -> list[str]:
+        return [queue for queue in self._consumed if self._pool.member(queue) is pool]
 
-    def _shared(self, slots: int) -> int:
+    def _shared(self, queues: Iterable[str], slots: int) -> int:
         """The slots that are for all: at least one, if a queue has no other, also when the pool has shrunk."""
-        least = 0 if all(self._slots(name).reserved for name in self._consumed) else 1
-        return max(least, slots - self._reserved())
+        reserved = [self._own(queue).reserved for queue in queues]
+        return max(0 if all(reserved) else 1, slots - sum(reserved))

@@ -203,7 +203,7 @@ class Lifecycle:
     def _look_whether_nothing_ends(self) -> None:
         worker, now = self._worker, self._clock()
         if worker.division:
-            worker.windows.look_at_full(lambda queue: worker.division.is_full(queue, worker.pool.slots), now)
+            worker.windows.look_at_full(worker.division.is_full, now)
         # Not what the pool says is free: it takes more than it has slots while tasks are short.
         if len(worker.dispatcher.running) < worker.pool.slots:
             self._busy_since = None

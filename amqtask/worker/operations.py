@@ -19,7 +19,7 @@ from amqtask.worker.intake import NEVER
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.ground.shapes import JsonObject
-    from amqtask.pool import Running
+    from amqtask.pool import Pool, Running
     from amqtask.protocol.entities import Queue
     from amqtask.topology.slots import QueueSlots
     from amqtask.worker.revoked import Stamp
@@ -96,17 +96,26 @@ class Operations:
         strategy.soft_limit, strategy.hard_limit = soft, hard
         self._worker.steps.look(limits_changed=True)
 
-    def resize(self, slots: int) -> int:
-        """Change the number of slots (at least one); the prefetch windows follow. Returns the number."""
+    def pool(self, name: str | None = None) -> Pool:
+        """One of the worker's pools; without a name the first. Raises: ConfigurationError."""
+        pools = {pool.name: pool for pool in self._worker.pool.members}
+        if name is None:
+            return self._worker.pool.members[0]
+        if name not in pools:
+            raise ConfigurationError(f"this worker has no pool {name!r}; it has {', '.join(pools)}")
+        return pools[name]
+
+    def resize(self, slots: int, pool: Pool | None = None) -> int:
+        """Change the number of slots (at least one) of a pool (the first); the prefetch windows follow. Returns the number."""
         worker, slots = self._worker, max(1, slots)
-        worker.pool.resize(slots)
+        (pool or self.pool()).resize(slots)
         worker.windows.resize()
         worker.wake()
         return slots
 
     def scale(self, slots: int) -> None:
         """Change the number of slots, but not the windows (autoscale: they are sized for its maximum)."""
-        self._worker.pool.resize(slots)
+        self.pool().resize(slots)
         self._worker.wake()
 
     def restart_pool(self, reload: Callable[[], set[str]]) -> None:

@@ -84,7 +84,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self.strategies = Strategies(setup.tasks, hard_limit=setup.time_limit, soft_limit=setup.soft_time_limit)
         # Autoscale's maximum, or None.
         self.most_slots = setup.most_slots
-        self.division = Division(setup.queue_slots, {work.queue.name for work in setup.queues} - setup.paused)
+        self.division = self._make_division()
         self.windows = self._make_windows()
         self.revoked = Revocations(max_ids=setup.revokes_max, expires=setup.revoke_expires)
         self.redeliveries = Redeliveries()
@@ -110,10 +110,18 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
 
     # -- its parts, which know each other by their methods alone
 
+    def _make_division(self) -> Division:
+        return Division(
+            self.pool,
+            self.setup.queue_slots,
+            {work.queue.name for work in self.setup.queues} - self.setup.paused,
+            slots=self._slots_of,
+        )
+
     def _make_windows(self) -> Windows:
         return Windows(
             self.consumer,
-            slots=lambda queue: self.division.most(queue, self.concurrency),
+            slots=self.division.most,
             pinned=self._pinned,
             on_closed=lambda queue: self.surplus.closed(queue, self._number),
             on_opened=lambda queue: self.surplus.opened(queue),
@@ -210,7 +218,11 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
     @property
     def concurrency(self) -> int:
         """How many tasks may run at once (with autoscale: the maximum)."""
-        return self.most_slots or self.pool.slots
+        return sum(map(self._slots_of, self.pool.members))
+
+    def _slots_of(self, pool: Pool) -> int:
+        """How many one of its pools has, or may get: autoscale is for the first."""
+        return (self.most_slots if pool is self.pool.members[0] else None) or pool.slots
 
     def run(self) -> int:
         """Work until the shutdown; the exit code (0 after a warm shutdown, else 1)."""
@@ -491,11 +503,11 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         pinned = self.setup.prefetch
         if pinned in (None, MAX_WINDOW):
             return pinned
-        return max(1, round(pinned * self.division.most(queue, self.concurrency) / self.concurrency))
+        return max(1, round(pinned * self.division.most(queue) / self.concurrency))
 
     def divide(self, queue: str, slots: QueueSlots) -> None:
         """Give a queue slots of its own, or others than it had. Raises: ConfigurationError (so many cannot be kept free)."""
-        self.division.give(queue, slots, self.concurrency)
+        self.division.give(queue, slots)
         self.dispatcher.divide(self.division)
         self.windows.resize()
         self.wake()

@@ -53,6 +53,7 @@ class GreenPool(SlotPool):
 
     name: ClassVar[str]
     limits: ClassVar[frozenset[str]] = frozenset({"soft", "hard"})
+    alone: ClassVar[str | None] = "it patches Python in the whole process"
     hub_class: ClassVar[type[Hub]]
 
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:

@@ -45,6 +45,7 @@ class SoloPool(PoolDefaults):
 
     name: ClassVar[str] = "solo"
     limits: ClassVar[frozenset[str]] = frozenset({"soft"})
+    alone: ClassVar[str | None] = "it runs tasks in the thread in which the others' tasks are begun and answered"
 
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:
         self._executor = executor

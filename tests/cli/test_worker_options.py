@@ -105,7 +105,7 @@ def test_the_process_that_watches_is_not_patched_for_a_pool(monkeypatch: pytest.
     ("queues", "said"),
     [
         ("reports:0,default", "-Q reports:0: after the colon comes 2"),
-        ("reports:2+,default", "reports:2+ keeps 2 slots free, this worker has 2, and none would be left for default"),
+        ("reports:2+,default", "reports:2+ keeps 2 slots free, and there are 2, and none would be left for default"),
     ],
 )
 def test_slots_of_queues_that_cannot_be_are_refused(queues: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

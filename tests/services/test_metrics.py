@@ -11,9 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 from amqtask import states
 from amqtask.exceptions import ConfigurationError, PublishRefused, Unroutable
 from amqtask.execution.request import Answer
+from amqtask.protocol.entities import Queue
 from amqtask.services.metrics import CountedPublisher, Metrics
 from tests.worker.bench import Bench, result
-from tests.worker.fakes import HandPublisher
+from tests.worker.fakes import HandPublisher, TwoHandPools
 
 # 2023-11-14T22:13:20Z: an eta before it has passed for the worker too, whose clock is the real one.
 NOW = 1_700_000_000.0
@@ -155,6 +156,21 @@ def test_a_dead_letter_that_cannot_be_moved_is_none() -> None:
     counted.bench.publisher.confirm(PublishRefused("full"))
 
     assert counted.value("amqtask_dead_letters_total", task="t", queue="q") is None
+
+
+def test_slots_of_each_of_several_pools_are_told() -> None:
+    counted = Counted(pool=TwoHandPools(1, 3))
+    counted.bench.operations.consume(Queue("web"), None)
+    counted.bench.deliver("a", "b")
+    counted.bench.deliver("w", "x", queue="web")
+
+    told = {
+        (pool, state): counted.value("amqtask_pool_slots", state=state, pool=pool)
+        for pool in ("hand", "other")
+        for state in ("busy", "idle")
+    }
+    assert told == {("hand", "busy"): 1, ("hand", "idle"): 0, ("other", "busy"): 2, ("other", "idle"): 1}
+    assert counted.value("amqtask_tasks_waiting") == 1
 
 
 def test_slots_and_what_waits_are_told() -> None:

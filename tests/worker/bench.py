@@ -74,11 +74,12 @@ class Bench:
         dead_letter: Queue | None = DEAD,
         endings: Any = None,
         queue: Queue = QUEUE,
+        pool: Any = None,
         **setup: Any,
     ) -> None:
         self.loop, self.pool, self.publisher, self.consumer = (
             HandLoop(),
-            HandPool(slots),
+            pool or HandPool(slots),
             HandPublisher(),
             ToldConsumer(),
         )
@@ -106,7 +107,7 @@ class Bench:
         self.tag = 0
         self.worker.on_consuming(1)
 
-    def take_pool(self, on_outcomes: Any) -> HandPool:
+    def take_pool(self, on_outcomes: Any) -> Any:
         self.pool.on_outcomes = on_outcomes
         return self.pool
 

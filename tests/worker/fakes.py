@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 from amqtask import states
 from amqtask.exceptions import PublishError
 from amqtask.execution.request import Outcome, Request
-from amqtask.pool import Running
+from amqtask.pool import PoolDefaults, Running
 from amqtask.protocol.entities import Declaration, Queue
 from amqtask.protocol.message import Delivery, Message
+from amqtask_pools.several import SeveralPools
 
 
 class HandTimer:
@@ -79,12 +80,11 @@ class HandLoop:
         self.now = end
 
 
-class HandPool:
+class HandPool(PoolDefaults):
     """`end(number)` ends a request; with `inline` it ends inside `submit`, as in the solo pool."""
 
     name: ClassVar[str] = "hand"
     limits: ClassVar[frozenset[str]] = frozenset()
-    def_limits: ClassVar[frozenset[str] | None] = None
     can_restart = False
 
     def __init__(self, slots: int = 1, *, inline: bool = False) -> None:
@@ -147,6 +147,37 @@ class HandPool:
 
     def stats(self) -> dict[str, Any]:
         return {}
+
+
+class OtherPool(HandPool):
+    name: ClassVar[str] = "other"
+
+
+class TwoHandPools(SeveralPools):
+    """A pool for the queue `q` and all others, and one for the queue `web`."""
+
+    name: ClassVar[str] = "hand+other"
+    limits: ClassVar[frozenset[str]] = frozenset({"soft"})
+
+    def __init__(self, first: int, second: int) -> None:
+        self.hand, self.other = HandPool(first), OtherPool(second)
+        self._members: Any = (self.hand, self.other)
+        self._first: Any = self.hand
+        self._of_queue: Any = {"web": self.other}
+        self._told = set()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "on_outcomes":  # as the bench sets it
+            self.hand.on_outcomes = self.other.on_outcomes = value
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def running(self) -> dict[int, Any]:
+        return {**self.hand.running, **self.other.running}
+
+    def end(self, number: int, **fields: Any) -> None:
+        (self.hand if number in self.hand.running else self.other).end(number, **fields)
 
 
 class ToldConsumer:

@@ -111,7 +111,7 @@ def test_slots_can_be_given_and_changed_while_the_worker_runs() -> None:
 def test_more_reserved_than_there_is_says_what_to_do_and_changes_nothing() -> None:
     bench = divided(3)
 
-    with pytest.raises(ConfigurationError, match=r"web:3\+ keeps 3 slots free, this worker has 3.*none.*left for q"):
+    with pytest.raises(ConfigurationError, match=r"web:3\+ keeps 3 slots free, and there are 3.*none.*left for q"):
         bench.operations.consume(Queue("web"), None, QueueSlots(reserved=3))
 
     bench.deliver("a", "b", "c")

@@ -60,7 +60,7 @@ class Bench:
 
     def _feed(self) -> None:
         self._is_due = False
-        while self._waiting and self.pool.free > 0:
+        while self._waiting and self.pool.member(self._waiting[0].queue).free > 0:
             self.pool.submit(self._waiting.pop(0))
 
     def _take(self, outcomes: Sequence[Outcome]) -> None:
