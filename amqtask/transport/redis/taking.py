@@ -69,6 +69,8 @@ class Taking:
         self._taker = taker
         self._next = 1
         self._is_taking = False
+        # How many messages of each queue the script on its way may still take.
+        self._asked: dict[str, int] = {}
         # The queues whose lists are empty, and of which Redis says so when something comes.
         self._watched: set[str] = set()
         # Those whose key is no list, until the next look.
@@ -127,8 +129,10 @@ class Taking:
         if self._is_taking or not self._link.is_open or not self._taker.takes:
             return
         arguments: list[Any] = []
+        self._asked.clear()
         for consumed in self._taker.lists:
             if consumed.room and consumed.queue.name not in self._watched and consumed.queue.name not in self._odd:
+                self._asked[consumed.queue.name] = consumed.room
                 arguments += (consumed.queue.name, consumed.room, "1" if consumed.is_alone else "")
         if arguments:
             self._is_taking = True
@@ -154,9 +158,11 @@ class Taking:
                 self._leave_alone(fields[at].decode(), fields[at + 1].decode(errors="replace"))
                 continue
             tag, self._next = self._next, self._next + 1
-            self._taker.received(tag, fields[at].decode(), fields[at + 1], fields[at + 2])
-            has_more = True
-        if has_more:
+            queue = fields[at].decode()
+            self._asked[queue] = self._asked.get(queue, 0) - 1
+            self._taker.received(tag, queue, fields[at + 1], fields[at + 2])
+        # Of a queue that gave fewer than it was asked for, the script has seen the end.
+        if has_more or 0 in self._asked.values():
             self.take_soon()
         else:
             self._watch()
