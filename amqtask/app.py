@@ -171,6 +171,7 @@ class AmqTask(WithOthersNames):
     event_publisher = made(Runtime.event_publisher)
     sent_events = made(Runtime.sent_events)
     history = made(Runtime.history)
+    limits = made(Runtime.limits)
 
     @property
     def chord_store(self) -> ChordStore | None:

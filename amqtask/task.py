@@ -28,6 +28,7 @@ from amqtask.ground.plugins import WithOthersNames, plugins
 from amqtask.protocol import option_types
 from amqtask.protocol.option_types import TASK, near_option, of_call, of_task
 from amqtask.protocol.result import ResultMessage
+from amqtask.protocol.serialization import is_private
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
@@ -445,7 +446,9 @@ class Task(WithOthersNames, Generic[P, R]):
             else:
                 setattr(self, attribute, bool(conf.task_acks_on_failure_or_timeout))
         self.retry_backoff = 1.0 if self.retry_backoff is True else float(self.retry_backoff or 0)
-        self.flow_plan = plan_of(self.name, self.run, self.unique, self.limits)
+        self.flow_plan = plan_of(
+            self.name, self.run, self.unique, self.limits, tells_keys=not is_private(self.serializer)
+        )
         self.is_async = inspect.iscoroutinefunction(self.run)
         task_class = type(self)
         base_classes = (Task, AsyncTask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import uuid
@@ -20,7 +21,7 @@ from amqtask.exceptions import FlowStoreUnreachable
 from amqtask.flow.contract import RUN, Bound, Entry, FlowStore
 from amqtask.testing.suites.flow import FlowStoreSuite
 from integration.machine import free_port
-from integration.workers import WorkerProcess, eventually
+from integration.workers import WorkerProcess, eventually, run_cli
 
 
 class TestRedisStore(FlowStoreSuite):
@@ -103,6 +104,29 @@ def test_limits_hold_on_all_workers(flow: Any) -> None:
         times = sorted(rates.get(timeout=90))
     assert most_at_once(flow) == (3, 1)
     assert times[-1] - times[0] >= 9 * 0.05 * 0.9
+
+
+@pytest.mark.parametrize("flow", ["redis"], indirect=True)
+def test_a_limit_is_changed_while_workers_run(flow: Any) -> None:
+    environment = {name: os.environ[name] for name in ("FLOW_BROKER", "FLOW_STORE", "FLOW_QUEUE")}
+
+    def limits(*arguments: str) -> Any:
+        code, said = run_cli("-A", "integration.apps.flow", "limits", *arguments, environment=environment)
+        assert code == 0, said
+        return said
+
+    try:
+        with ExitStack() as stack:
+            workers(stack, 1, "-c", "4", "-P", "threads")
+            limits("set", "flow.work", "concurrency", "1", "--by", "ann")
+            results = group(flow.work.s(number, "abcde"[number % 5]) for number in range(10)).apply_async()
+            assert results.get(timeout=60) == list(range(10))
+            assert most_at_once(flow) == (1, 1)
+            shown = {row["limit"]: row for row in json.loads(limits("--json")) if row["task"] == "flow.work"}
+            assert (shown["concurrency"]["value"], shown["concurrency"]["by"]) == ("1", "ann")
+            assert {use["key"] for use in shown["concurrency by tenant"]["keys"]} >= set("abcde")
+    finally:
+        limits("reset", "flow.work", "concurrency")
 
 
 def test_a_killed_workers_places_are_free_and_its_unique_call_runs_again_alone(flow: Any) -> None:

@@ -262,10 +262,13 @@ class WorkerBuilder:
         if delayed is None:
             delayed = forwarder = self.forwarder()
             services.append(forwarder)
+        leases: Leases | None = None
         if self.gate is not None:
-            services.append(Leases(self.loop, self.gate, self.later, lambda: worker.dispatcher.running.values()))
+            read_limits = self.app.limits.read if self.options.metrics_port is not None else None
+            leases = Leases(self.loop, self.gate, self.later, lambda: worker.dispatcher.running.values(), read_limits)
+            services.append(leases)
         if monitoring is not None:
-            services += monitoring.services(worker, watchdog)
+            services += monitoring.services(worker, watchdog, lambda: leases.limits if leases is not None else ())
         if systemd.is_asked():
             services.append(self.notifier(worker, watchdog))
         autoscale: Autoscale | None = None

@@ -37,6 +37,7 @@ COMMANDS = {
     "graph": ("topology:graph_command", "Draw the topology, or who consumes what, as DOT."),
     "history": ("history:command", "Index what happened to tasks, so that it can be searched."),
     "inspect": ("remote:inspect_command", "Ask running workers what they do."),
+    "limits": ("limits:command", "Limits over all workers: how far they are used; set and reset them."),
     "list": ("queues:list_command", "List tasks, or bindings."),
     "migrate": ("migrate:command", "Move messages between brokers or queues."),
     "multi": ("multi:command", "Start and stop several workers on this host."),

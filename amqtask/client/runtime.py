@@ -31,6 +31,7 @@ from amqtask.topology.routes import Queues, Router
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend, RetryPolicy
+    from amqtask.client.limits import Limits
     from amqtask.events import Events
     from amqtask.events.dispatcher import SentEvents
     from amqtask.events.receiver import Feed
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from amqtask.flow.claims import Claims
     from amqtask.flow.contract import FlowStore
     from amqtask.flow.gate import Gate
+    from amqtask.flow.keys import FlowPlan
     from amqtask.ground.shapes import Options
     from amqtask.history.client import History
     from amqtask.outbox.contract import Outbox
@@ -403,15 +405,25 @@ class Runtime:
             self._kept.flow_store = MemoryStore()
         return self._kept.flow_store
 
+    def _plans(self) -> dict[str, FlowPlan]:
+        return {name: task.flow_plan for name, task in self._app.tasks.items() if task.flow_plan is not None}
+
     def make_gate(self) -> Gate | None:
         """What a worker's slots ask for unique and limited tasks; None when no task is. Raises: ConfigurationError (no store)."""
-        plans = {name: task.flow_plan for name, task in self._app.tasks.items() if task.flow_plan is not None}
+        plans = self._plans()
         if not plans:
             return None
         from amqtask.flow.gate import Gate
 
         conf = self._conf
         return Gate(plans, self.flow_store, lease=conf.flow_lease, runs_on_error=conf.flow_on_error == "run")
+
+    @lazy
+    def limits(self) -> Limits:
+        """The limits of tasks, as they are and as operators have set them."""
+        from amqtask.client.limits import Limits
+
+        return Limits(self._plans, lambda: self.flow_store)
 
     @lazy
     def claims(self) -> Claims:

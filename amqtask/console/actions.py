@@ -10,6 +10,7 @@ from amqtask.client.rerun import run_edited
 from amqtask.console import workers
 from amqtask.console.alerts.page import send_test
 from amqtask.console.delayed import revoke_delayed, send_now
+from amqtask.console.limits import reset_limit, set_limit
 from amqtask.console.many import mark_seen, rate_of, rerun_all, revoke_all
 from amqtask.console.pages import is_dead_letter, named_queues
 from amqtask.console.schedules import pause_schedule, resume_schedule, run_schedule
@@ -126,5 +127,7 @@ ACTIONS: dict[str, Action] = {
     "schedule-pause": pause_schedule,
     "schedule-resume": resume_schedule,
     "schedule-run": run_schedule,
+    "limit-set": set_limit,
+    "limit-reset": reset_limit,
     **workers.ACTIONS,
 }

@@ -97,6 +97,10 @@ SCHEMAS: dict[str, JsonObject] = {
         paused={"anyOf": [_ref("Pause"), {"type": "null"}]}, last_run_at=datetime | None, next_due_at=datetime | None,
         total_run_count=int, runs=_list(_of(id=str, state=str, at=datetime, runtime=float | None)),
     ),
+    "Limit": _of(
+        task=str, limit=str, value=str, in_code=str, running=int, waiting=int, by=_Text, since=datetime | None,
+        keys=_list(_of(key=str, running=int, waiting=int)),
+    ),
     "Rule": _of(name=str, about=str, above=float, hold=float, of=dict[str, float]),
     "Alert": _of(id=int, rule=str, subject=str, text=str, began_at=float, ended_at=float | None),
     "Action": _of(id=int, at=float, who=str, action=str, subject=str, outcome=_Text),
@@ -180,6 +184,7 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
             ahead=_list(_of({"goes_on": bool}, due_at=datetime, name=str, task=str)),
         ),
     ),
+    "/limits": ("Limits over all workers", {}, _of(limits=_list(_ref("Limit")), problem=_Text)),
     "/alerts": (
         "The rules, what fires, what fired, who is told, and what could not be told",
         {},
@@ -204,6 +209,7 @@ FIELDS: dict[str, str] = {
     "worker-grow": "worker n?", "worker-shrink": "worker n?", "worker-add-queue": "worker queue",
     "worker-remove-queue": "worker queue", "worker-drain": "worker", "worker-restart": "worker", "worker-shutdown": "worker",
     "rate-limit": "task limit? worker?",
+    "limit-set": "task limit value burst?", "limit-reset": "task limit",
 }  # fmt: skip
 
 

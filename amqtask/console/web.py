@@ -31,6 +31,7 @@ from amqtask.console.access import Access, Denied, User, local_path
 from amqtask.console.actions import ACTIONS
 from amqtask.console.alerts.page import alerts
 from amqtask.console.alerts.watch import Watch
+from amqtask.console.limits import limits
 from amqtask.console.overview import overview
 from amqtask.console.schedules import schedules
 from amqtask.exceptions import AmqTaskError
@@ -76,6 +77,7 @@ PAGES: dict[str, tuple[str, str, Look]] = {
     "/dead": ("Dead letters", "dead.html", lambda app, request: pages.dead(app)),
     "/queues": ("Queues", "queues.html", lambda app, request: pages.queues(app)),
     "/schedules": ("Schedules", "schedules.html", lambda app, request: schedules(app)),
+    "/limits": ("Limits", "limits.html", lambda app, request: limits(app)),
     "/queues/delayed": (
         "",
         "delayed.html",

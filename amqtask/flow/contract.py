@@ -23,8 +23,8 @@ SHORTEST, LONGEST, PATIENCE, UNKNOWN = 0.05, 600.0, 1.0, 0.02
 # The last runs from which their length is known; how many times as long a run may be held to be that has not ended, which may
 # never end: who was told to come back late cannot be called.
 NOTED_RUNS, DOUBT = 32, 3.0
-# Seconds for which a pace and tickets are remembered.
-REMEMBERED = 86_400
+# Seconds for which a pace and tickets are remembered; and how many keys of a limit a look counts, those that were used last.
+REMEMBERED, MOST_KEYS = 86_400, 1000
 
 
 NO_TICKETS: Mapping[str, int] = MappingProxyType({})
@@ -39,14 +39,42 @@ class Lock(NamedTuple):
     is_taken: bool = False
 
 
+class Override(NamedTuple):
+    """The numbers of a limit that an operator has set (`value` is what was written): by whom, and when (Unix time)."""
+
+    value: str
+    by: str
+    at: float
+    places: int = 0
+    interval: float = 0.0
+    burst: int = 1
+
+
 class Bound(NamedTuple):
-    """One limit for one call. `places` is 0 for a rate, `interval` (seconds) 0 for a concurrency."""
+    """One limit for one call. `places` is 0 for a rate, `interval` (seconds) 0 for a concurrency. `text` says which key it is."""
 
     key: str
     label: str
     places: int = 0
     interval: float = 0.0
     burst: int = 1
+    text: str = ""
+
+    def under(self, override: Override | None) -> Bound:
+        """The same with an operator's numbers."""
+        if override is None:
+            return self
+        if self.places:
+            return self._replace(places=override.places)
+        return self._replace(interval=override.interval, burst=override.burst)
+
+
+class KeyUse(NamedTuple):
+    """One key of a limit, in words: how many runs of it there are, and about how many wait (their tickets)."""
+
+    key: str
+    running: int
+    waiting: int
 
 
 class Entry(NamedTuple):
@@ -95,6 +123,12 @@ class FlowStore(Protocol):
 
     def renew(self, scope: str, holders: Sequence[str], lease: float) -> None:
         """These runs go on."""
+
+    def set_limit(self, scope: str, label: str, override: Override | None) -> bool:
+        """From now on a limit has these numbers, or (None) those of its task. Whether others had been set."""
+
+    def look(self, scope: str, labels: Sequence[str]) -> tuple[Mapping[str, Override], Mapping[str, Sequence[KeyUse]]]:
+        """What was set, by label, and how far the limits with these labels are used."""
 
     def close(self) -> None:
         """Close connections; they open again when they are used again."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask.exceptions import WrongValue
 from amqtask.flow.contract import Bound, Lock
 from amqtask.ground.plugins import near_names
+from amqtask.ground.printable import printable
 from amqtask.protocol.flow_options import Concurrency, Limit, Unique, label_of
 from amqtask.protocol.serialization import dumps
 
@@ -26,13 +27,24 @@ TICKETS = "amqtask-tickets"
 _LONGEST_KEY = 500
 _PLAIN = (str, bool, int, float, type(None))
 _MOST_RECENT = 1000
+# Characters of a key's values that are kept for people.
+_LONGEST_TEXT = 100
 
 
 class FlowPlan:
     """What one task asks for, and the keys of its calls. Raises: WrongValue for arguments that the function does not have."""
 
-    def __init__(self, name: str, function: Callable[..., Any], unique: Unique | None, limits: Sequence[Limit]) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        unique: Unique | None,
+        limits: Sequence[Limit],
+        *,
+        tells_keys: bool = True,
+    ) -> None:
         self.name = name
+        self._tells_keys = tells_keys
         self.unique = unique
         self.limits = tuple(limits)
         # A cluster keeps the keys of a task together by what is in braces.
@@ -51,6 +63,8 @@ class FlowPlan:
             for index, parameter in enumerate(parameters)
             if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         }
+        # The limits by the names that people and logs have for them.
+        self.titles = {_title(limit): limit for limit in self.limits}
         self._fixed = tuple(self._bound_of(limit, None) for limit in self.limits if limit.by is None)
         # The limits of keys that were asked for lately.
         self._recent: dict[tuple[object, ...], Bound] = {}
@@ -102,11 +116,14 @@ class FlowPlan:
         return tuple(limit_bounds)
 
     def _bound_of(self, limit: Limit, values: object) -> Bound:
-        limit_type, label = type(limit).__name__.lower(), label_of(limit.by)
-        key, text = self._key(limit_type, label, values), f"{limit_type} by {label}" if label else limit_type
+        key, title = self._key(type(limit).__name__.lower(), label_of(limit.by), values), _title(limit)
+        text = ""
+        if limit.by is not None:
+            words = ", ".join(map(str, values)) if isinstance(values, list) else str(values)
+            text = printable(words, _LONGEST_TEXT) if self._tells_keys else key[-8:]
         if isinstance(limit, Concurrency):
-            return Bound(key, text, places=limit.limit)
-        return Bound(key, text, interval=limit.interval, burst=limit.burst or 1)
+            return Bound(key, title, places=limit.limit, text=text)
+        return Bound(key, title, interval=limit.interval, burst=limit.burst or 1, text=text)
 
     def lock(self, key: str, *, is_taken: bool) -> Lock:
         """The lock of a call with that key."""
@@ -147,12 +164,24 @@ class FlowPlan:
 
 
 def plan_of(
-    name: str, function: Callable[..., Any], unique: Unique | None, limits: Sequence[Limit] | None
+    name: str,
+    function: Callable[..., Any],
+    unique: Unique | None,
+    limits: Sequence[Limit] | None,
+    *,
+    tells_keys: bool,
 ) -> FlowPlan | None:
-    """The plan of a task; None for one that asks for nothing. Raises: WrongValue."""
+    """The plan of a task; None for one that asks for nothing. `tells_keys`: operators may see the values of limits' keys.
+
+    Raises: WrongValue."""
     if unique is None and not limits:
         return None
-    return FlowPlan(name, function, unique, limits or ())
+    return FlowPlan(name, function, unique, limits or (), tells_keys=tells_keys)
+
+
+def _title(limit: Limit) -> str:
+    limit_type, label = type(limit).__name__.lower(), label_of(limit.by)
+    return f"{limit_type} by {label}" if label else limit_type
 
 
 def _canonical(value: object) -> object:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from amqtask.flow.contract import (
@@ -20,33 +21,58 @@ from amqtask.flow.contract import (
     SHARE,
     SHORTEST,
     UNKNOWN,
+    KeyUse,
     Verdict,
 )
 
 if TYPE_CHECKING:
-    from amqtask.flow.contract import Bound, Entry, Lock
+    from amqtask.flow.contract import Bound, Entry, Lock, Override
 
 
-class _Lock:
-    __slots__ = ("ends", "is_running", "owner")
+@dataclass(slots=True)
+class Held:
+    """A lock: the call that has it, and when it ends."""
 
-    def __init__(self, owner: str, ends: float, *, is_running: bool = False) -> None:
-        self.owner = owner
-        self.ends = ends
-        self.is_running = is_running
+    owner: str
+    ends: float
+    is_running: bool = False
 
 
-class _Line:
-    """One limit: who has a place, or when its next run may begin (a rate); how long a run takes and when the last one began; the
-    last ticket that was given out, the last one that was let in, and when the next of those asks who are next."""
+@dataclass(slots=True)
+class Line:
+    """One limit: who has a place and until when, or when its next run may begin (a rate); how long a run takes and when the last
+    one began; the last ticket that was given out, the last one that was let in, and when the next of those asks who are next."""
 
-    def __init__(self) -> None:
-        self.holders: set[str] = set()
-        self.next = 0.0
-        self.mean: float | None = None
-        self.began = 0.0
-        self.issued = self.served = 0
-        self.front = 0.0
+    label: str = ""
+    text: str = ""
+    holders: dict[str, float] = field(default_factory=dict)
+    next: float = 0.0
+    mean: float | None = None
+    began: float = 0.0
+    issued: int = 0
+    served: int = 0
+    front: float = 0.0
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run holds until its lease ends: places in lines (by key), and a lock with the seconds for which that is kept."""
+
+    holder: str
+    ends: float
+    lines: list[str]
+    lock: str = ""
+    ttl: float = 0.0
+
+
+@dataclass(slots=True)
+class State:
+    """All of it, by key; of runs by holder, and of what operators have set by scope and label."""
+
+    locks: dict[str, Held] = field(default_factory=dict)
+    lines: defaultdict[str, Line] = field(default_factory=lambda: defaultdict(Line))
+    runs: dict[str, Run] = field(default_factory=dict)
+    limits: dict[tuple[str, str], Override] = field(default_factory=dict)
 
 
 class MemoryStore:
@@ -54,14 +80,10 @@ class MemoryStore:
 
     name = "this process"
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, state: State | None = None) -> None:
         self._clock = clock
         self._mutex = threading.Lock()
-        self._locks: dict[str, _Lock] = {}
-        self._lines: defaultdict[str, _Line] = defaultdict(_Line)
-        # When the lease of a run ends, by its holder; which lock it has, and for how long it is kept.
-        self._leases: dict[str, float] = {}
-        self._locked: dict[str, tuple[str, float]] = {}
+        self.state = State() if state is None else state
 
     def take(self, key: str, task_id: str, seconds: float, *, replaces: bool = False) -> str | None:
         """See FlowStore."""
@@ -69,7 +91,7 @@ class MemoryStore:
             lock, now = self._lock(key), self._clock()
             if lock is not None and lock.owner != task_id and not (replaces and not lock.is_running):
                 return lock.owner
-            self._locks[key] = _Lock(task_id, now + seconds)
+            self.state.locks[key] = Held(task_id, now + seconds)
             return None
 
     def confirm(self, key: str, task_id: str, seconds: float) -> None:
@@ -90,9 +112,10 @@ class MemoryStore:
             now = self._clock()
             if entry.lock is not None and (other := self._other(entry.lock, entry.task_id)):
                 return Verdict(other=other)
+            bounds = [bound.under(self.state.limits.get((entry.scope, bound.label))) for bound in entry.bounds]
             refused = {
                 bound.label: self._ticket(bound, now, entry)
-                for bound in entry.bounds
+                for bound in bounds
                 if not self._has_room(bound, now, entry)
             }
             if refused:
@@ -101,23 +124,22 @@ class MemoryStore:
                 tickets = {label: ticket for label, (ticket, _) in refused.items()}
                 seconds, label = max((seconds, label) for label, (_, seconds) in refused.items())
                 return Verdict(seconds, label, tickets={**entry.tickets, **tickets})
-            for bound in entry.bounds:
-                self._let_in(bound, now, entry)
-            self._leases[entry.holder] = now + lease
+            for bound in bounds:
+                self._let_in(bound, now, entry, now + lease)
+            lines = [bound.key for bound in bounds if bound.places]
+            run = self.state.runs[entry.holder] = Run(entry.holder, now + lease, lines)
             if entry.lock is not None:
-                self._begin(entry.lock, entry, now)
+                self._begin(entry.lock, entry, now, run)
             return RUN
 
     def leave(self, entry: Entry, seconds: float, lock: str) -> None:
         """See FlowStore."""
         with self._mutex:
             for bound in entry.bounds:
-                line = self._lines[bound.key]
-                if entry.holder in line.holders:
-                    line.holders.discard(entry.holder)
+                line = self._line(bound)
+                if line.holders.pop(entry.holder, None) is not None:
                     line.mean = seconds if line.mean is None else line.mean + (seconds - line.mean) / NOTED_RUNS
-            self._leases.pop(entry.holder, None)
-            self._locked.pop(entry.holder, None)
+            self.state.runs.pop(entry.holder, None)
             if entry.lock is None or entry.lock.until in ("started", "ttl"):
                 return
             if lock == "free":
@@ -130,21 +152,45 @@ class MemoryStore:
         with self._mutex:
             now = self._clock()
             for holder in holders:
-                if holder in self._leases:
-                    self._leases[holder] = now + lease
-                key, seconds = self._locked.get(holder, ("", 0.0))
-                if key and (lock := self._lock(key)) is not None:
-                    lock.ends = max(lock.ends, now + seconds)
+                run = self.state.runs.get(holder)
+                if run is None:
+                    continue
+                run.ends = now + lease
+                for key in run.lines:
+                    if holder in (places := self.state.lines[key].holders):
+                        places[holder] = run.ends
+                if run.lock and (lock := self._lock(run.lock)) is not None:
+                    lock.ends = max(lock.ends, now + run.ttl)
+
+    def set_limit(self, scope: str, label: str, override: Override | None) -> bool:
+        """See FlowStore."""
+        with self._mutex:
+            before = self.state.limits.pop((scope, label), None)
+            if override is not None:
+                self.state.limits[scope, label] = override
+            return before is not None
+
+    def look(self, scope: str, labels: Sequence[str]) -> tuple[Mapping[str, Override], Mapping[str, Sequence[KeyUse]]]:
+        """See FlowStore."""
+        with self._mutex:
+            now = self._clock()
+            overrides = {label: one for (of, label), one in self.state.limits.items() if of == scope}
+            uses: dict[str, list[KeyUse]] = {label: [] for label in labels}
+            for key, line in self.state.lines.items():
+                if key.startswith(f"{scope}:") and line.label in uses:
+                    running = sum(ends > now for ends in line.holders.values())
+                    uses[line.label].append(KeyUse(line.text, running, line.issued - line.served))
+            return overrides, uses
 
     def close(self) -> None:
         """Nothing is open."""
 
     # -- locks
 
-    def _lock(self, key: str) -> _Lock | None:
-        lock = self._locks.get(key)
+    def _lock(self, key: str) -> Held | None:
+        lock = self.state.locks.get(key)
         if lock is not None and lock.ends <= self._clock():
-            del self._locks[key]
+            del self.state.locks[key]
             return None
         return lock
 
@@ -158,25 +204,30 @@ class MemoryStore:
     def _keep(self, lock: Lock, task_id: str, now: float, *, is_running: bool) -> None:
         present = self._lock(lock.key)
         if present is None or (present.owner == task_id and lock.until != "ttl"):
-            self._locks[lock.key] = _Lock(task_id, now + lock.ttl, is_running=is_running)
+            self.state.locks[lock.key] = Held(task_id, now + lock.ttl, is_running=is_running)
 
-    def _begin(self, lock: Lock, entry: Entry, now: float) -> None:
+    def _begin(self, lock: Lock, entry: Entry, now: float, run: Run) -> None:
         if lock.until == "started":
             self._free(lock.key, entry.task_id)
             return
         self._keep(lock, entry.task_id, now, is_running=True)
         if lock.until != "ttl":
-            self._locked[entry.holder] = lock.key, lock.ttl
+            run.lock, run.ttl = lock.key, lock.ttl
 
     def _free(self, key: str, task_id: str) -> None:
         lock = self._lock(key)
         if lock is not None and lock.owner == task_id:
-            del self._locks[key]
+            del self.state.locks[key]
 
     # -- places and turns
 
+    def _line(self, bound: Bound) -> Line:
+        line = self.state.lines[bound.key]
+        line.label, line.text = bound.label, bound.text
+        return line
+
     def _has_room(self, bound: Bound, now: float, entry: Entry) -> bool:
-        line = self._lines[bound.key]
+        line = self._line(bound)
         ticket = entry.tickets.get(bound.label)
         if ticket is None:
             if (line.issued - line.served) * self._pace(bound, line, now) > PATIENCE:
@@ -186,13 +237,13 @@ class MemoryStore:
         if not bound.places:
             return self._first(bound, line, now) <= now + 1e-6
         if len(line.holders) >= bound.places:
-            line.holders = {holder for holder in line.holders if self._leases.get(holder, 0.0) > now}
+            line.holders = {holder: ends for holder, ends in line.holders.items() if ends > now}
         return len(line.holders) < bound.places or entry.holder in line.holders
 
-    def _let_in(self, bound: Bound, now: float, entry: Entry) -> None:
-        line = self._lines[bound.key]
+    def _let_in(self, bound: Bound, now: float, entry: Entry, lease_ends: float) -> None:
+        line = self._line(bound)
         if bound.places:
-            line.holders.add(entry.holder)
+            line.holders[entry.holder] = lease_ends
         else:
             line.next = max(line.next, now) + bound.interval
         line.began = now
@@ -200,7 +251,7 @@ class MemoryStore:
 
     def _ticket(self, bound: Bound, now: float, entry: Entry) -> tuple[int, float]:
         """Its ticket, and in how many seconds it may ask again."""
-        line = self._lines[bound.key]
+        line = self._line(bound)
         ticket = entry.tickets.get(bound.label)
         if ticket is None:
             ticket = line.issued = line.issued + 1
@@ -215,7 +266,7 @@ class MemoryStore:
             at = line.front = max(min(line.front, now + LONGEST) + step, first)
         return ticket, min(max(SHORTEST, at - now), LONGEST)
 
-    def _pace(self, bound: Bound, line: _Line, now: float) -> float:
+    def _pace(self, bound: Bound, line: Line, now: float) -> float:
         """Seconds between two runs that begin, as far as is known: while all places are taken, a run lasts at least since the
         last one began."""
         if not bound.places:
@@ -226,6 +277,6 @@ class MemoryStore:
             run = max(run, min(now - line.began, longest))
         return run / bound.places
 
-    def _first(self, bound: Bound, line: _Line, now: float) -> float:
+    def _first(self, bound: Bound, line: Line, now: float) -> float:
         """When the next run of a rate may begin."""
         return max(line.next, now) - (bound.burst - 1) * bound.interval

@@ -2,12 +2,14 @@
 
 Of a task with the scope S: `S:unique:…` is a lock, "w" or "r" (it waits, it runs) and the id of the call that has it; a limit's
 key is the set of those who have a place, or of a rate the time at which its next run may begin, and `…:line` its pace and
-tickets; `S:leases` has the end of each run's lease, `S:locked` the lock of each run. Times are the server's.
+tickets; `S:leases` has the end of each run's lease, `S:locked` the lock of each run, `S:limits` what operators have set,
+`S:keys:…` when each key of a limit was used last. Times are the server's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +19,7 @@ from amqtask.flow.contract import (
     DOUBT,
     LEAST_STEP,
     LONGEST,
+    MOST_KEYS,
     MOST_STEP,
     NOTED_RUNS,
     PACE,
@@ -26,6 +29,8 @@ from amqtask.flow.contract import (
     SHARE,
     SHORTEST,
     UNKNOWN,
+    KeyUse,
+    Override,
     Verdict,
 )
 
@@ -75,9 +80,9 @@ end
 local function free(key)
   if owner(key) == e.id then redis.call('DEL', key) end
 end
-local function note(key, field, value)
-  redis.call('HSET', key, field, string.format('%.6f', value))
-  redis.call('EXPIRE', key, {REMEMBERED})
+local function note(bound, field, value)
+  redis.call('HSET', bound.key..':line', 'text', bound.text, field, string.format('%.6f', value))
+  redis.call('EXPIRE', bound.key..':line', {REMEMBERED})
 end
 """
 _ENTER = (
@@ -88,8 +93,22 @@ if lock and lock['until'] ~= 'started' then
   local present = owner(lock.key)
   if present and present ~= e.id and not (lock['until'] == 'ttl' and lock.taken) then return {{'', '', present}} end
 end
+local labels = {{}}
+for i, bound in ipairs(e.bounds) do labels[i] = bound.label end
+local set = labels[1] and redis.call('HMGET', S..':limits', unpack(labels)) or {{}}
+for i, bound in ipairs(e.bounds) do
+  if set[i] then
+    local override = cjson.decode(set[i])
+    if bound.places > 0 then bound.places = override.places
+    else bound.interval, bound.burst = override.interval, override.burst end
+  end
+end
 local function first(bound)
   return math.max(tonumber(redis.call('GET', bound.key) or 0), now) - (bound.burst - 1) * bound.interval
+end
+local function used(bound)
+  redis.call('ZADD', S..':keys:'..bound.label, string.format('%.6f', now), bound.key)
+  redis.call('EXPIRE', S..':keys:'..bound.label, {REMEMBERED})
 end
 local lines = {{}}
 local function line_of(bound)
@@ -138,7 +157,8 @@ local function draw(bound)
   if not ticket then
     ticket = line.issued + 1
     line.issued = ticket
-    note(bound.key..':line', 'issued', ticket)
+    note(bound, 'issued', ticket)
+    used(bound)
   end
   local pace, ahead = pace_of(bound, line), math.min(ticket, line.issued) - line.served
   local from, at = now, nil
@@ -151,7 +171,7 @@ local function draw(bound)
       step = math.max({LEAST_STEP}, math.min(pace, pace * bound.places * {SHARE}, {MOST_STEP}))
     end
     at = math.max(math.min(line.front, now + {LONGEST}) + step, from)
-    note(bound.key..':line', 'front', at)
+    note(bound, 'front', at)
   end
   return ticket, math.min(math.max({SHORTEST}, at - now), {LONGEST})
 end
@@ -177,9 +197,10 @@ for _, bound in ipairs(e.bounds) do
     local next = math.max(tonumber(redis.call('GET', bound.key) or 0), now) + bound.interval
     redis.call('SET', bound.key, string.format('%.6f', next), 'PX', math.ceil((next - now) * 1000) + 1000)
   end
-  note(bound.key..':line', 'began', now)
+  note(bound, 'began', now)
+  used(bound)
   local served = math.min(line.issued, math.max(line.served, e.tickets[bound.label] or 0))
-  if served > line.served then note(bound.key..':line', 'served', served) end
+  if served > line.served then note(bound, 'served', served) end
 end
 redis.call('ZADD', LEASES, string.format('%.6f', now + e.lease), e.holder)
 redis.call('EXPIRE', LEASES, {REMEMBERED})
@@ -203,7 +224,7 @@ _LEAVE = (
 for _, bound in ipairs(e.bounds) do
   if bound.places > 0 and redis.call('SREM', bound.key, e.holder) == 1 then
     local mean = tonumber(redis.call('HGET', bound.key..':line', 'mean') or e.seconds)
-    note(bound.key..':line', 'mean', mean + (e.seconds - mean) / {NOTED_RUNS})
+    note(bound, 'mean', mean + (e.seconds - mean) / {NOTED_RUNS})
   end
 end
 redis.call('ZREM', LEASES, e.holder)
@@ -233,7 +254,37 @@ redis.call('EXPIRE', LOCKED, {REMEMBERED})
 return 0
 """
 )
-SCRIPTS = (_TAKE, _CONFIRM, _FREE, _ENTER, _LEAVE, _RENEW)
+_SET = """
+local before = redis.call('HDEL', KEYS[1]..':limits', cjson.decode(ARGV[1]).label)
+local override = cjson.decode(ARGV[1]).override
+if override then redis.call('HSET', KEYS[1]..':limits', cjson.decode(ARGV[1]).label, override) end
+return before
+"""
+_LOOK = (
+    _COMMON
+    + f"""
+local found = {{redis.call('HGETALL', S..':limits')}}
+for _, label in ipairs(e.labels) do
+  local keys = S..':keys:'..label
+  redis.call('ZREMRANGEBYSCORE', keys, '-inf', string.format('%.6f', now - {REMEMBERED}))
+  local uses = {{}}
+  for _, key in ipairs(redis.call('ZREVRANGE', keys, 0, {MOST_KEYS} - 1)) do
+    local line, running = redis.call('HMGET', key..':line', 'text', 'issued', 'served'), 0
+    if redis.call('TYPE', key).ok == 'set' then
+      for _, holder in ipairs(redis.call('SMEMBERS', key)) do
+        if tonumber(redis.call('ZSCORE', LEASES, holder) or 0) > now then running = running + 1 end
+      end
+    end
+    uses[#uses + 1] = line[1] or ''
+    uses[#uses + 1] = running
+    uses[#uses + 1] = math.max(0, tonumber(line[2] or 0) - tonumber(line[3] or 0))
+  end
+  found[#found + 1] = uses
+end
+return found
+"""
+)
+SCRIPTS = (_TAKE, _CONFIRM, _FREE, _ENTER, _LEAVE, _RENEW, _SET, _LOOK)
 
 
 class Server(Protocol):
@@ -286,9 +337,32 @@ class RedisStore:
         """See FlowStore."""
         self._server().ask(_RENEW, scope, _json(holders=holders, lease=lease))
 
+    def set_limit(self, scope: str, label: str, override: Override | None) -> bool:
+        """See FlowStore."""
+        written = None if override is None else json.dumps(override._asdict())
+        return bool(
+            self._server().ask(_SET, scope, _json(label=label, **({} if written is None else {"override": written})))
+        )
+
+    def look(self, scope: str, labels: Sequence[str]) -> tuple[Mapping[str, Override], Mapping[str, Sequence[KeyUse]]]:
+        """See FlowStore."""
+        written, *uses = self._server().ask(_LOOK, scope, _json(labels=labels))
+        overrides = {
+            _text(label): Override(**json.loads(override))
+            for label, override in zip(written[::2], written[1::2], strict=True)
+        }
+        return overrides, {
+            label: [KeyUse(_text(key), running, waiting) for key, running, waiting in _in_threes(fields)]
+            for label, fields in zip(labels, uses, strict=True)
+        }
+
     def close(self) -> None:
         """See FlowStore."""
         self._on_close()
+
+
+def _in_threes(fields: list[Any]) -> Iterator[tuple[Any, ...]]:
+    return zip(*[iter(fields)] * 3, strict=True)
 
 
 def _of(entry: Entry, **parameters: object) -> bytes:

@@ -3,17 +3,20 @@ the store may be slow or away."""
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from amqtask.exceptions import FlowStoreUnreachable
 from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import limits_of
 
 if TYPE_CHECKING:
+    from amqtask.client.limits import LimitState
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.request import Request
     from amqtask.flow.gate import Gate
@@ -60,14 +63,24 @@ class Later:
 
 
 class Leases:
-    """Renews the leases of tasks that run, from the worker's main process: a task that keeps its own busy keeps its place."""
+    """Renews the leases of tasks that run, from the worker's main process: a task that keeps its own busy keeps its place. With
+    `read_limits` it reads as often how far limits are used: `limits`, for metrics."""
 
     name = "leases"
 
-    def __init__(self, loop: Loop, gate: Gate, later: Later, running: Callable[[], Iterable[Request]]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        gate: Gate,
+        later: Later,
+        running: Callable[[], Iterable[Request]],
+        read_limits: Callable[[], list[LimitState]] | None = None,
+    ) -> None:
         self._gate = gate
         self._later = later
         self._running = running
+        self._read_limits = read_limits
+        self.limits: list[LimitState] = []
         self._renewals = Ticker(loop, gate.lease / RENEWALS, self._renew)
 
     def start(self) -> None:
@@ -86,6 +99,14 @@ class Leases:
                 holders[request.task].append(self._gate.holder(request.id, request.number))
         if holders:
             self._later.call(self._gate.renew, holders)
+        if self._read_limits is not None:
+            self._later.call(self._look)
+
+    def _look(self) -> None:
+        assert self._read_limits is not None
+        self.limits = []  # what is not known is not told
+        with contextlib.suppress(FlowStoreUnreachable):
+            self.limits = self._read_limits()
 
 
 def warn_of_deadlines(tasks: Iterable[TaskLike], pool_class: type[Pool]) -> None:

@@ -27,6 +27,7 @@ from amqtask.worker.report import Observer
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from amqtask.client.limits import LimitState
     from amqtask.exceptions import PublishError
     from amqtask.execution.request import Outcome, Request
     from amqtask.pool import Loop, Timer
@@ -338,11 +339,17 @@ class Metrics(Observer):
     name = "metrics"
 
     def __init__(
-        self, worker: Worker, publisher: CountedPublisher, *, wall_clock: Callable[[], float] = time.time
+        self,
+        worker: Worker,
+        publisher: CountedPublisher,
+        *,
+        limits: Callable[[], Iterable[LimitState]] = tuple,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._exposition = _prometheus_exposition()
         self._worker = worker
         self._publisher = publisher
+        self._limits = limits
         self._wall_clock = wall_clock
         self._tasks: dict[tuple[str, str], TaskNumbers] = {}
         self._redeliveries: Counter[str] = Counter()
@@ -415,6 +422,15 @@ class Metrics(Observer):
 
         yield from self._of_tasks(core)
         yield from self._of_the_worker(core)
+        limits, labels = list(self._limits()), ["task", "limit"]
+        yield _filled(
+            core.GaugeMetricFamily("amqtask_limit_running", "Runs within a limit, on all workers.", labels=labels),
+            (((limit.task, limit.limit), limit.running) for limit in limits),
+        )
+        yield _filled(
+            core.GaugeMetricFamily("amqtask_limit_waiting", "About how many runs wait for a limit.", labels=labels),
+            (((limit.task, limit.limit), limit.waiting) for limit in limits),
+        )
 
     def _of_tasks(self, core: ModuleType) -> Iterator[Any]:
         tasks = sorted(self._tasks.items())

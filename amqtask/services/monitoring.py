@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from amqtask.ground.printable import count
 from amqtask.services.metrics import CountedPublisher, HttpServer, Metrics, Page, Reply, text
 
 if TYPE_CHECKING:
+    from amqtask.client.limits import LimitState
     from amqtask.pool import Loop
     from amqtask.services.watchdog import Watchdog
     from amqtask.transport.contract import LoopPublisher
@@ -76,13 +77,13 @@ class Monitoring:
         self._counted = CountedPublisher(publisher) if options.metrics_port is not None else None
         self.publisher: LoopPublisher = self._counted or publisher
 
-    def services(self, worker: Worker, watchdog: Watchdog) -> list[Service]:
+    def services(self, worker: Worker, watchdog: Watchdog, limits: Callable[[], Iterable[LimitState]]) -> list[Service]:
         """Raises: ConfigurationError (prometheus_client is not installed)."""
         options = self._options
         services: list[Service] = []
         pages: dict[int, dict[str, Page]] = {}
         if options.metrics_port is not None and self._counted is not None:
-            metrics = Metrics(worker, self._counted)
+            metrics = Metrics(worker, self._counted, limits=limits)
             services.append(metrics)
             pages.setdefault(options.metrics_port, {}).update(metrics.pages)
         if options.health_port is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from amqtask import Concurrency, Rate
 from amqtask.console import depths
 from amqtask.console.actions import ACTIONS
 from amqtask.console.alerts.log import AlertLog
@@ -36,6 +37,7 @@ def shown(tmp_path: Path) -> Iterator[Shown]:
         beat_schedule={name: {"task": "shop.send", "schedule": 60.0} for name in ("often", "never")},
     )
     now = time.time()
+    _limit(made)
     _die(made)
     made.app.send_task("shop.send", ("x@y",), countdown=600)
     message = {"body": "W1tdLCB7fSwgbnVsbF0=", "headers": {"id": "bad"}, "content_type": "application/json"}
@@ -50,6 +52,17 @@ def shown(tmp_path: Path) -> Iterator[Shown]:
     _fire(made, now)
     yield made
     made.app.close()
+
+
+def _limit(made: Shown) -> None:
+    """A task with limits, one of which was set and has a key that is used."""
+    limits = [Rate("5/s"), Concurrency(1, by="who")]
+    made.app.task(name="limited", limits=limits)(lambda who: None)
+    made.app.finalize()
+    made.app.limits.set("limited", "concurrency by who", 2, by="ann")
+    gate = made.app.runtime.make_gate()
+    assert gate is not None
+    gate.enter("limited", "id", 1, {}, ("bob",), {})
 
 
 def _die(made: Shown) -> None:

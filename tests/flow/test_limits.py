@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Concurrency, Rate, group
+from amqtask.cli.main import run
 from amqtask.exceptions import FlowStoreUnreachable, WrongValue
 from amqtask.flow.contract import Entry, Verdict
 from amqtask.flow.memory import MemoryStore
@@ -224,6 +226,64 @@ def test_an_argument_makes_the_same_key_however_it_is_given(app: AmqTask) -> Non
     assert key(task, 1) == key(task, 2, tenant="a") == key(task, number=3) != key(task, 1, tenant="b")
     assert key(other, "a", user=1) == key(other, tenant="a", user=1)
     assert len({key(other, "a", user=user) for user in (1, 1.0, True, "1", None, [1])}) == 6
+
+
+def test_limits_are_looked_at_and_set_while_tasks_run(app: AmqTask, capsys: pytest.CaptureFixture[str]) -> None:
+    begun, may_end = threading.Semaphore(0), threading.Event()
+
+    @app.task(name="sync", limits=[Concurrency(1, by="tenant"), Rate("1000/s")])
+    def sync(tenant: str) -> str:
+        begun.release()
+        may_end.wait(60)
+        return tenant
+
+    with start_worker(app, pool="threads", concurrency=4):
+        calls = [sync.delay("acme") for _ in range(3)]
+        assert begun.acquire(timeout=60)
+        eventually(lambda: [use[1:] for use in app.limits.read()[0].keys] == [(1, 2)])
+        assert run(["limits", "set", "sync", "concurrency by tenant", "3", "--by", "ann"], app) == 0
+        assert begun.acquire(timeout=60)
+        assert begun.acquire(timeout=60)
+        assert run(["limits", "--json"], app) == 0
+        shown = capsys.readouterr().out
+        may_end.set()
+        assert [call.get(timeout=60) for call in calls] == ["acme"] * 3
+    of_tenants, _ = json.loads(shown[shown.index("[") :])
+    assert (of_tenants["value"], of_tenants["in_code"], of_tenants["by"]) == ("3", "1", "ann")
+    assert of_tenants["keys"] == [{"key": "acme", "running": 3, "waiting": 0}]
+    assert run(["limits"], app) == 0
+    assert "3 (code: 1)" in capsys.readouterr().out
+    assert run(["limits", "reset", "sync", "concurrency by tenant"], app) == 0
+    assert app.limits.read()[0].value == "1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (("nobody", "rate", "1/s"), "no task 'nobody' with limits; there are sync"),
+        (("sync", "concurrency", "1"), "has no limit 'concurrency'; it has rate by tenant"),
+        (("sync", "rate by tenant", "fast"), "wants text like '10/s'"),
+        (("sync", "rate by tenant", "1/s", "--burst", "0"), "--burst"),
+    ],
+)
+def test_a_limit_that_cannot_be_set_says_why(
+    app: AmqTask, capsys: pytest.CaptureFixture[str], asked: tuple[str, ...], words: str
+) -> None:
+    app.task(name="sync", limits=Rate("10/s", by="tenant"))(lambda tenant: None)
+
+    assert run(["limits", "set", *asked], app) != 0
+    assert words in capsys.readouterr().err
+
+
+def test_keys_of_encrypted_tasks_are_not_told(app: AmqTask) -> None:
+    limits = Concurrency(1, by="tenant")
+    plain = app.task(name="plain", limits=limits)(lambda tenant: None)
+    private = app.task(name="private", limits=limits, serializer="encrypted")(lambda tenant: None)
+    app.finalize()
+
+    texts = [task.flow_plan.bounds(("acme",), {})[0].text for task in (plain, private) if task.flow_plan]
+    assert texts[0] == "acme"
+    assert "acme" not in texts[1]
 
 
 def test_tests_on_the_broker_in_memory_ask_no_server() -> None:

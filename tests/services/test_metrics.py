@@ -9,8 +9,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
 from amqtask import states
+from amqtask.client.limits import LimitState
 from amqtask.exceptions import ConfigurationError, PublishRefused, Unroutable
 from amqtask.execution.request import Answer
+from amqtask.flow.contract import KeyUse
 from amqtask.protocol.entities import Queue
 from amqtask.services.metrics import CountedPublisher, Metrics
 from tests.worker.bench import Bench, result
@@ -55,6 +57,18 @@ def test_tasks_are_counted_by_name_queue_and_state() -> None:
     assert counted.ended("t", "SUCCESS") == 2
     assert counted.ended("t", "FAILURE") == 1
     assert counted.value("amqtask_tasks_received_total", task="t", queue="q") == 3
+
+
+def test_how_far_limits_are_used_is_told_without_their_keys() -> None:
+    counted = Counted()
+    used = LimitState("sync", "rate by tenant", "5/s", "5/s", 3, 7, (KeyUse("acme", 3, 7),))
+    metrics = Metrics(counted.bench.worker, counted.publisher, limits=lambda: [used])
+
+    lines = metrics.page({}).body.decode().splitlines()
+
+    assert 'amqtask_limit_running{limit="rate by tenant",task="sync"} 3.0' in lines
+    assert 'amqtask_limit_waiting{limit="rate by tenant",task="sync"} 7.0' in lines
+    assert not any("acme" in line for line in lines)
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/openmetrics-text"])

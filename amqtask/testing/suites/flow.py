@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amqtask.flow.contract import RUN, Bound, Entry, FlowStore, Lock
+from amqtask.flow.contract import RUN, Bound, Entry, FlowStore, Lock, Override
 
 LEASE = 30.0
 
@@ -142,6 +142,44 @@ class FlowStoreSuite:
         assert store.enter(self.entry(scope, "b", places, tenant), LEASE).reason == "concurrency by tenant"
         assert store.enter(self.entry(scope, "c", places), LEASE) == RUN
         assert store.enter(self.entry(scope, "d", places), LEASE) == RUN
+
+    # -- operators
+
+    def test_an_operators_number_holds_at_once_and_until_it_is_reset(
+        self, store: FlowStore, scope: str, places: Bound
+    ) -> None:
+        runs = [self.entry(scope, str(number), places, tickets={"concurrency": 0}) for number in range(4)]
+
+        assert store.set_limit(scope, places.label, Override("1", "ann", 1.5, places=1)) is False
+        assert [store.enter(run, LEASE).reason for run in runs[:2]] == ["", "concurrency"]
+        assert store.set_limit(scope, places.label, Override("3", "bob", 2.5, places=3)) is True
+        assert [store.enter(run, LEASE).reason for run in runs[1:]] == ["", "", "concurrency"]
+        store.leave(runs[0], 0.1, "free")
+        assert store.set_limit(scope, places.label, None) is True
+        assert store.enter(runs[3], LEASE).reason == "concurrency"
+        assert store.set_limit(scope, places.label, None) is False
+
+    def test_an_operators_rate_holds_at_once(self, store: FlowStore, scope: str) -> None:
+        rate = Bound(f"{scope}:rate::x", "rate", interval=1000.0, burst=1)
+
+        assert store.set_limit(scope, "rate", Override("3/s", "ann", 1.5, interval=1000.0, burst=3)) is False
+        entered = [store.enter(self.entry(scope, str(number), rate), LEASE) for number in range(4)]
+        assert entered[:3] == [RUN] * 3
+        assert entered[3].reason == "rate"
+
+    def test_a_look_says_what_is_set_runs_and_waits(self, store: FlowStore, scope: str, places: Bound) -> None:
+        one = Bound(f"{scope}:concurrency:tenant:x", "concurrency by tenant", places=1, text="acmé")
+        override = Override("1", "ann", 1.5, places=1)
+        store.set_limit(scope, one.label, override)
+        for number in range(3):
+            store.enter(self.entry(scope, str(number), places, one), LEASE)
+
+        overrides, uses = store.look(scope, ["concurrency", one.label, "rate"])
+
+        assert overrides == {one.label: override}
+        assert [tuple(use) for use in uses["concurrency"]] == [("", 1, 0)]
+        assert [tuple(use) for use in uses[one.label]] == [("acmé", 1, 2)]
+        assert not uses["rate"]
 
     # -- rates
 
