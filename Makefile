@@ -25,10 +25,11 @@ unit: $(DEV_STAMP)  ## Unit tests only: no broker; about four minutes on two cor
 integration: $(DEV_STAMP)  ## Integration tests only
 	@$(BIN)/python -m integration.run integration
 
-check: $(DEV_STAMP)  ## ruff, mypy --strict, import-linter, links of the documentation
+check: $(DEV_STAMP)  ## ruff, mypy --strict, pyright, import-linter, links of the documentation
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/basedpyright
 	@$(BIN)/lint-imports --config setup.cfg
 	@$(BIN)/python docs/make_site.py
 

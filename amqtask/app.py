@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, tzinfo
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from amqtask import signals
 from amqtask.calls.signature import Signature
@@ -40,6 +40,7 @@ from amqtask.task import AsyncTask, make_task
 from amqtask.task import Task as TaskBase
 
 if TYPE_CHECKING:
+    from amqtask.client.registry import TaskMaker
     from amqtask.events import BrokerConnection
     from amqtask.execution.chain_steps import Flag
     from amqtask.execution.contract import ChordStore
@@ -270,13 +271,9 @@ class AmqTask(WithOthersNames):
     @overload
     def task(self, function: Callable[P, R], /) -> TaskBase[P, R]: ...
     @overload
-    def task(
-        self, /, *, bind: Literal[True], **options: object
-    ) -> Callable[[Callable[Concatenate[Any, P], R]], TaskBase[P, R]]: ...
+    def task(self, /, *, bind: Literal[True], **options: object) -> TaskMaker[Literal[True]]: ...
     @overload
-    def task(
-        self, /, *, bind: Literal[False] = False, **options: object
-    ) -> Callable[[Callable[P, R]], TaskBase[P, R]]: ...
+    def task(self, /, *, bind: Literal[False] = False, **options: object) -> TaskMaker[Literal[False]]: ...
     def task(self, function: Any = None, /, *, bind: bool = False, **options: Any) -> Any:
         """Make a function a task: `@app.task` or `@app.task(name=…, bind=True, max_retries=5, …)`.
 

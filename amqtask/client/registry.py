@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from amqtask.exceptions import ConfigurationError, NotRegistered
 from amqtask.ground.current import current_app, note_shared
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Bind = TypeVar("Bind", bound=bool, covariant=True)
 # What the names of the tasks begin with that every worker has (amqtask.client.workflow_messages).
 BUILT_IN = ("celery.", "amqtask.")
 logger = bounded_logger("amqtask.worker")
@@ -115,16 +116,31 @@ class SharedTask:
         return f"<@shared_task: {self._name}>"
 
 
+class TaskMaker(Protocol[Bind]):
+    """What `@app.task(…)` is: a function becomes a task, a coroutine function one whose result is what that returns.
+
+    With `bind=True` the function's first parameter is the task."""
+
+    @overload
+    def __call__(
+        self: TaskMaker[Literal[True]], function: Callable[Concatenate[Any, P], CoroutineOf[R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self: TaskMaker[Literal[True]], function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self: TaskMaker[Literal[False]], function: Callable[P, CoroutineOf[R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self: TaskMaker[Literal[False]], function: Callable[P, R], /) -> Task[P, R]: ...
+
+
 @overload
 def shared_task(function: Callable[P, CoroutineOf[R]], /) -> AsyncTask[P, R]: ...
 @overload
 def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
-def shared_task(
-    *, bind: Literal[True], **options: object
-) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+def shared_task(*, bind: Literal[True], **options: object) -> TaskMaker[Literal[True]]: ...
 @overload
-def shared_task(*, bind: Literal[False] = False, **options: object) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def shared_task(*, bind: Literal[False] = False, **options: object) -> TaskMaker[Literal[False]]: ...
 def shared_task(function: object = None, /, *, bind: bool = False, **options: object) -> object:
     """`@shared_task` or `@shared_task(bind=True, …)`: options as of `app.task`."""
     if function is None:

@@ -1,10 +1,10 @@
-"""Checked by mypy, not run: what the type checker knows of tasks. An ignored line that is right is an error."""
+"""Checked by mypy and pyright, not run: what a type checker knows of tasks. An ignored line that is right is an error."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from amqtask import AmqTask, current_app
+from amqtask import AmqTask, current_app, shared_task
 
 if TYPE_CHECKING:
     from amqtask import AsyncResult, Task
@@ -30,6 +30,18 @@ def bound(self: Any, name: str) -> str:
     return f"{self.name} {name}"
 
 
+@app.task(queue="slow")
+async def slow(url: str) -> list[int]:
+    """A coroutine task with options."""
+    return [len(url)]
+
+
+@shared_task(bind=True)
+async def shared(self: Any, url: str) -> int:
+    """A bound one that any application may have."""
+    return len(url + self.name)
+
+
 def right() -> None:
     """Everything here is right."""
     result: AsyncResult[int] = add.delay(1, y=2)
@@ -37,7 +49,9 @@ def right() -> None:
     called: int = add(total)
     page: bytes = fetch.delay("http://a").get()
     text: str = bound.delay("x").get()
-    del called, page, text
+    sizes: list[int] = slow.delay("http://a").get()
+    size: int = shared.delay("http://a").get()
+    del called, page, text, sizes, size
 
 
 def wrong() -> None:
@@ -45,6 +59,8 @@ def wrong() -> None:
     add.delay("1")  # type: ignore[arg-type]
     add.delay()  # type: ignore[call-arg]
     add.delay(1, z=2)  # type: ignore[call-arg]
+    slow.delay(1)  # type: ignore[arg-type]
+    shared.delay("http://a", 1)  # type: ignore[call-arg]
     fetch.delay(b"x")  # type: ignore[arg-type]
     bound.delay(1)  # type: ignore[arg-type]
     text: str = add.delay(1).get()  # type: ignore[assignment]
