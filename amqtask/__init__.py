@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from amqtask.canvas import chain, chord, chunks, group, maybe_signature, signature, xmap, xstarmap
     from amqtask.client.registry import shared_task
     from amqtask.exceptions import Ignore, Reject, Retry
+    from amqtask.execution.batches import BatchCall
     from amqtask.ground import VERSION as __version__
     from amqtask.ground.current import CurrentApp
     from amqtask.ground.plugins import Plugins
     from amqtask.protocol.entities import Binding, Broadcast, Exchange, Queue
-    from amqtask.protocol.flow_options import Concurrency, Rate, Unique
+    from amqtask.protocol.flow_options import Batch, Concurrency, Rate, Unique
     from amqtask.remote.commands import control_command, inspect_command
     from amqtask.result import AsyncResult, EagerResult
     from amqtask.results import GroupResult, ResultSet, allow_join_result
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _WHERE = {
     "AmqTask": "app",
     "AsyncResult": "result",
+    "Batch": "protocol.flow_options",
+    "BatchCall": "execution.batches",
     "Binding": "protocol.entities",
     "Broadcast": "protocol.entities",
     "Celery": "app",
@@ -74,10 +77,11 @@ _WHERE = {
 }
 
 __all__ = [
-    "AmqTask", "AsyncResult", "Binding", "Broadcast", "Celery", "Concurrency", "EagerResult", "Exchange", "GroupResult", "Ignore",
-    "Queue", "Rate", "Reject", "ResultSet", "Retry", "Signature", "StampingVisitor", "Task", "Unique", "__version__",
-    "allow_join_result", "chain", "chord", "chunks", "control_command", "crontab", "current_app", "current_task",
-    "group", "inspect_command", "maybe_signature", "shared_task", "signature", "uuid", "xmap", "xstarmap",
+    "AmqTask", "AsyncResult", "Batch", "BatchCall", "Binding", "Broadcast", "Celery", "Concurrency", "EagerResult",
+    "Exchange", "GroupResult", "Ignore", "Queue", "Rate", "Reject", "ResultSet", "Retry", "Signature", "StampingVisitor",
+    "Task", "Unique", "__version__", "allow_join_result", "chain", "chord", "chunks", "control_command", "crontab",
+    "current_app", "current_task", "group", "inspect_command", "maybe_signature", "shared_task", "signature", "uuid", "xmap",
+    "xstarmap",
 ]  # fmt: skip
 
 

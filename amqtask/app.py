@@ -25,6 +25,7 @@ from amqtask.client.registry import (
 from amqtask.client.runtime import Kept, Runtime, made
 from amqtask.client.workflow_messages import BUILTINS
 from amqtask.exceptions import ConfigurationError, DuplicateTaskNameWarning
+from amqtask.execution.batched import BatchedExecutor
 from amqtask.execution.chain_steps import OFF
 from amqtask.execution.executor import Executor
 from amqtask.execution.gated import GatedExecutor
@@ -444,7 +445,9 @@ class AmqTask(WithOthersNames):
         """Makes the executor that runs this app's tasks in a worker; `wrapper` wraps the coroutines of tasks. `gate` lets unique
         and limited tasks in, and `later` calls a function with arguments in a thread."""
         self.finalize()
-        make = Executor if gate is None or later is None else partial(GatedExecutor, gate=gate, later=later)
+        make: Callable[..., Executor] = Executor if gate is None else partial(GatedExecutor, gate=gate, later=later)
+        if any(task.batch is not None for task in self.tasks.values()):
+            make = partial(BatchedExecutor, gate=gate, later=later)
         return make(
             self.tasks,
             accept=content_types(self.conf.accept_content),

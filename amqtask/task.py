@@ -20,6 +20,7 @@ from amqtask.exceptions import (
     Retry,
     UnknownTaskOptionWarning,
 )
+from amqtask.execution.batches import check_batch
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.task_plan import pydantic_wrapper
 from amqtask.flow.keys import plan_of
@@ -102,6 +103,7 @@ class Task(WithOthersNames, Generic[P, R]):
     unique: Any = None
     limits: Any = ()
     inbox: bool = False
+    batch: Any = None
     priority: int | None = None
     serializer: str | None = None
     compression: str | None = None
@@ -456,7 +458,9 @@ class Task(WithOthersNames, Generic[P, R]):
             name for name in HOOKS if all(getattr(task_class, name) is not getattr(base, name) for base in base_classes)
         )
         typed = app.strict_typing if self.typing is None else self.typing
-        self._check = argument_check(self.run) if typed else None
+        # The function of a batch task takes a list of calls, whatever their arguments are.
+        self._check = argument_check(self.run) if typed and self.batch is None else None
+        check_batch(self)
 
     def __repr__(self) -> str:
         return f"<@task: {self.name}>"

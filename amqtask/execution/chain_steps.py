@@ -85,6 +85,7 @@ class SlotSteps:
             and isinstance(headers.get("id"), str)
             and task.acks_late
             and task.flow_plan is None
+            and task.batch is None
             and task.time_limit is None
             and task.soft_time_limit is None
             and headers.get("timelimit") in _NO_LIMITS

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.flow.keys import FlowPlan
     from amqtask.ground.shapes import Headers, KeywordDict, SignatureFields
+    from amqtask.protocol.flow_options import Batch
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
 
@@ -44,6 +45,7 @@ class TaskLike(Protocol):
     deadline: float | None  # seconds from the call
     flow_plan: FlowPlan | None  # of tasks with `unique` or `limits`
     inbox: bool  # it runs in a transaction, and once
+    batch: Batch | None  # its function takes many calls
     send_events: bool  # of what happens to it, where its worker sends any
     # Names of the hooks that this class overrides (of before_start, on_success, on_failure, on_retry, after_return),
     # so that the executor can skip the others without a call.

@@ -28,6 +28,7 @@ from amqtask.exceptions import (
     Terminated,
     TimeLimitExceeded,
 )
+from amqtask.execution.batches import in_batches
 from amqtask.execution.chain_steps import OFF, Resuming
 from amqtask.execution.context import AT_END, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
@@ -297,7 +298,11 @@ class Executor(Endings):
 
     def _plan(self, name: str) -> TaskPlan:
         plan = plan_for(self.tasks, name, has_store=self._results is not None, wrapper=self._wrapper)
-        self._plans[name] = in_inbox(plan, self._inbox) if plan.task.inbox else plan
+        if plan.task.inbox:
+            in_inbox(plan, self._inbox)
+        elif plan.task.batch is not None:
+            in_batches(plan)
+        self._plans[name] = plan
         return plan
 
     def _resumed(self, request: Request, context: Context) -> Outcome | None:

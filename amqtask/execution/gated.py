@@ -42,13 +42,15 @@ class GateLike(Protocol):
 
 class GatedExecutor(Executor):
     """An Executor whose tasks in `gate.plans` ask the gate first. `later` calls a function with arguments in a thread: the
-    worker's I/O loop must not wait for the store."""
+    worker's I/O loop must not wait for the store. Without a gate no task asks."""
 
-    def __init__(self, *args: Any, gate: GateLike, later: Callable[..., object], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, gate: GateLike | None = None, later: Callable[..., object] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.gate = gate
-        self._gated = gate.plans
-        self._later = later
+        self.gate: Any = gate
+        self._gated: Mapping[str, Any] = {} if gate is None else gate.plans
+        self._later: Any = later
 
     def execute_here(self, request: Request) -> Outcome:
         """See Executor."""

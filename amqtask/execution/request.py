@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import traceback as tracebacks
+from collections.abc import Sequence
 from enum import IntEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,6 +37,7 @@ class Request(
     `soft_limit` and `hard_limit` are seconds or None. `decoded` is (args, kwargs, embed) when the body
     needs no decoding (inline calls, protocol v1); otherwise the slot decodes `body`.
     `attempts` is how often the broker has delivered the message before (0 at first).
+    For a batch `decoded` is Calls, the requests of its calls; then there is neither `id`, `body` nor `delivery`.
     For a step of a chain that the broker did not deliver (worker.steps), `first` is the request that it delivered, and no step
     begins after `until` (time.monotonic; 0.0 for a delivery).
     `delivery` and `first` stay in the worker's main process and are never sent; of the delivery's properties only the rare ones
@@ -165,6 +167,22 @@ class Request(
         return f"<Request {self.task}[{self.id}] #{self.number}>"
 
 
+class Calls(list[Request]):
+    """The calls of a batch, in place of a decoded body."""
+
+
+def calls_of(request: Request) -> Sequence[Request]:
+    """The calls of a batch, or the request itself."""
+    decoded: object = request.decoded
+    return decoded if isinstance(decoded, Calls) else (request,)
+
+
+def is_batch(request: Request) -> bool:
+    """Whether it stands for the calls of a batch."""
+    decoded: object = request.decoded
+    return isinstance(decoded, Calls)
+
+
 def request_of(message: Message | Delivery, number: int, *, task_id: str, task: str, queue: str) -> Request:
     """The request of a message; of the limits in its headers nothing is read."""
     properties = message.properties
@@ -240,6 +258,8 @@ class Outcome(NamedTuple):
     is_step: bool = False
     # The request of that step, where the slot has begun with it by itself.
     going_on: Request | None = None
+    # Of a batch: the outcomes of its calls, which are all that counts.
+    calls: tuple[Outcome, ...] = ()
 
 
 # In place of a value of an encrypted message.
@@ -261,7 +281,7 @@ def of_success(
     return _new(
         Outcome,
         (
-            number, states.SUCCESS, Answer.ACK, "", publish, result, runtime, summary, "", False, 0.0, parts, is_step, None
+            number, states.SUCCESS, Answer.ACK, "", publish, result, runtime, summary, "", False, 0.0, parts, is_step, None, ()
         ),
     )  # fmt: skip
 

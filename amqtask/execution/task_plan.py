@@ -25,7 +25,9 @@ Wrapper = Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
 class TaskPlan:
     """One task, ready to be called. `wants_result` and `track_started` are False without a result store."""
 
-    __slots__ = ("call", "hooks", "is_async", "task", "track_started", "wants_result")
+    # Of a task with `batch`: takes a list of calls.
+    batch_call: Callable[..., Any]
+    __slots__ = ("batch_call", "call", "hooks", "is_async", "task", "track_started", "wants_result")
 
     def __init__(self, task: TaskLike, *, has_store: bool, wrapper: Wrapper | None = None) -> None:
         self.task = task

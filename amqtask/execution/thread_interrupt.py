@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import CodeType, FrameType
 
+from amqtask.execution.batched import BatchedExecutor
 from amqtask.execution.coroutines import Interruptible, clear, drive
 from amqtask.execution.executor import Executor
 
 # Seconds.
 LOOP_PATIENCE = 1.0
-_EXECUTE = Executor.execute_here.__code__
+_EXECUTE = frozenset({Executor.execute_here.__code__, BatchedExecutor.call_function.__code__})
 _OWN_CODE: CodeType = Interruptible.__await__.__code__
 _DRIVE, _CLEAR = drive.__code__, clear.__code__
 
@@ -33,7 +34,7 @@ class ThreadInterrupt:
         """Called with the frame that the signal interrupted; does nothing when no task runs, or only its loop is cleared."""
         driving: FrameType | None = None
         is_own = False
-        while frame is not None and frame.f_code is not _EXECUTE:
+        while frame is not None and frame.f_code not in _EXECUTE:
             if frame.f_code is _CLEAR:
                 return
             is_own |= frame.f_code is _OWN_CODE

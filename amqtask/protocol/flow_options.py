@@ -1,4 +1,4 @@
-"""What a task may ask for: Unique, Concurrency and Rate; checked when they are written down."""
+"""What a task may ask for: Unique, Concurrency, Rate and Batch; checked when they are written down."""
 
 from __future__ import annotations
 
@@ -116,6 +116,29 @@ class Rate:
 
     # Seconds between two runs.
     interval: float = 0.0
+
+
+# A batch waits for its calls no longer than that (seconds): meanwhile their messages are unanswered.
+LONGEST_GATHERING = 600.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Call the task's function once with at most `size` calls, as soon as there are so many, or the first of them has waited for
+    `seconds` (a number or a timedelta). Raises: WrongValue."""
+
+    size: int = 100
+    seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or not 1 <= self.size <= MOST_PLACES:
+            raise WrongValue(f"Batch: size wants a whole number from 1 to {MOST_PLACES}, not {self.size!r}")
+        seconds = self.seconds.total_seconds() if isinstance(self.seconds, timedelta) else self.seconds
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_GATHERING:
+            raise WrongValue(
+                f"Batch: seconds wants a number above 0, at most {LONGEST_GATHERING:g}, or a timedelta, not {self.seconds!r}"
+            )
+        object.__setattr__(self, "seconds", float(seconds))
 
 
 Limit: TypeAlias = "Concurrency | Rate"

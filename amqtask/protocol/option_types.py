@@ -23,7 +23,7 @@ from amqtask.exceptions import WrongValue
 from amqtask.ground.plugins import near_names
 from amqtask.ground.printable import printable
 from amqtask.protocol.entities import Exchange, Queue, as_exchange, as_queue
-from amqtask.protocol.flow_options import as_limits, as_unique
+from amqtask.protocol.flow_options import Batch, as_limits, as_unique
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments, Options, SignatureFields
@@ -465,6 +465,7 @@ TASK: dict[str, Kind] = {
     "deadline": PAUSE,
     "unique": UNIQUE,
     "limits": LIMITS,
+    "batch": instance("a Batch, such as Batch(size=100, seconds=1)", Batch),
     "name": NAME,
     "max_retries": ATTEMPTS,
     "default_retry_delay": SECONDS,

@@ -108,10 +108,13 @@ def read_contracts(tasks: Sequence[tuple[Task[..., Any], Route | None]], *, refs
 
 
 def _signature(task: Task[..., Any]) -> inspect.Signature:
+    anything = inspect.signature(lambda *args, **kwargs: None)
+    if task.batch is not None:  # its function takes calls
+        return anything
     try:
         return inspect.signature(task.run)
-    except (TypeError, ValueError):  # of a built-in: anything goes
-        return inspect.signature(lambda *args, **kwargs: None)
+    except (TypeError, ValueError):  # of a built-in
+        return anything
 
 
 def _contract(
@@ -153,7 +156,9 @@ class _Types:
         self._adapters: list[tuple[tuple[str, str], str, Any]] = []
 
     def hints(self, task: Task[..., Any]) -> dict[str, Any]:
-        """The annotations of a task's function; none where they name what is not there."""
+        """The annotations of a task's function; none where they name what is not there, or are not of one call."""
+        if task.batch is not None:
+            return {}
         function = inspect.unwrap(getattr(task.run, "__func__", task.run))
         try:
             return typing.get_type_hints(function, include_extras=True)

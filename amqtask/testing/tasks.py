@@ -10,20 +10,23 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import EncodeError, Retry, SoftTimeLimitExceeded
+from amqtask.execution.batched import BatchedExecutor
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.executor import Executor
-from amqtask.execution.request import Request
+from amqtask.execution.request import Calls, Request
+from amqtask.protocol.flow_options import Batch
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.result import ResultMessage, encode_result
 from amqtask.protocol.serialization import content_types
 
 if TYPE_CHECKING:
+    from amqtask.execution.batches import BatchCall
     from amqtask.flow.keys import FlowPlan
     from amqtask.ground.shapes import Headers, JsonObject, KeywordDict, SignatureFields
 
@@ -58,6 +61,7 @@ class PlainTask:
         self.deadline: float | None = None
         self.flow_plan: FlowPlan | None = None
         self.inbox = False
+        self.batch: Batch | None = None
         self.send_events = True
         self.__dict__.update(options)
 
@@ -156,10 +160,19 @@ def request(number: int, task: str, *args: object, embed: JsonObject | None = No
     return Request(number=number, id=f"id-{number}", task=task, headers=headers, body=body, **options)
 
 
+def batch_request(number: int, task: str, *calls: Sequence[object], **options: Any) -> Request:
+    """The request of a batch as the worker makes them: of one call for each of these arguments, numbered from `number` on."""
+    batch = Request(number=-number, id="", task=task, **options)
+    requests = Calls(request(number + index, task, *args) for index, args in enumerate(calls))
+    batch.decoded = requests  # type: ignore[assignment] # see Request
+    return batch
+
+
 def make_executor(*tasks: PlainTask, **options: Any) -> Executor:
     """An executor of these tasks; `options` are Executor's."""
     options.setdefault("store", AmqpStore())
-    return Executor(
+    make = Executor if all(task.batch is None for task in tasks) else BatchedExecutor
+    return make(
         {task.name: task for task in tasks},
         accept=content_types(["json"]),
         composer=PlainComposer(),
@@ -351,7 +364,48 @@ def fork_and_return(how: str) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-POOL_TASKS = tuple(
+def add_each(calls: list[BatchCall]) -> list[Any]:
+    """The sum of each call's arguments."""
+    return [sum(call.args) for call in calls]
+
+
+async def add_each_async(calls: list[BatchCall]) -> list[Any]:
+    """`add_each` as a coroutine that waits."""
+    await asyncio.sleep(0.001)
+    return add_each(calls)
+
+
+def end_each(calls: list[BatchCall]) -> None:
+    """Each call says how it ends; an empty word ends nothing, and `raise` ends all of which nothing was said."""
+    for call in calls:
+        match call.args[0]:
+            case "succeed":
+                call.succeed(call.id)
+            case "fail":
+                call.fail(ValueError("as told"))
+            case "retry":
+                call.retry(ValueError("not yet"), countdown=1.5)
+    if any(call.args[0] == "raise" for call in calls):
+        raise KeyError("all others")
+
+
+def wait_for_each(calls: list[BatchCall]) -> list[str]:
+    """`wait_for` once, with the arguments of the first call."""
+    calls[-1].succeed("said before")
+    return [wait_for(*calls[0].args)] * len(calls)
+
+
+async def wait_for_each_async(calls: list[BatchCall]) -> list[str]:
+    """`wait_for_each` as a coroutine."""
+    calls[-1].succeed("said before")
+    return [await wait_for_async(*calls[0].args)] * len(calls)
+
+
+BATCH_TASKS = tuple(
+    PlainTask(function, batch=Batch())
+    for function in (add_each, add_each_async, end_each, wait_for_each, wait_for_each_async)
+)
+POOL_TASKS = BATCH_TASKS + tuple(
     PlainTask(function)
     for function in (
         add, add_async, fail, leave_the_process, try_again, wait_for, wait_for_async, clean_up, clean_up_async,

@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from amqtask.execution.request import Calls, calls_of, is_batch
 from amqtask.ground.loop import OneTimer
+from amqtask.worker.batches import BatchLine
 
 if TYPE_CHECKING:
-    from amqtask.execution.request import Request
+    from amqtask.execution.request import Outcome, Request
     from amqtask.pool import Loop, Pool
     from amqtask.worker.deliveries import Deliveries
     from amqtask.worker.division import Division
+    from amqtask.worker.strategy import TaskStrategy
     from amqtask.worker.throttle import Throttle
 
 
 class Dispatcher:
-    """Keeps waiting requests and submits them to the pool; requests that the pool has are in `running`.
+    """Keeps waiting requests and submits them to the pool; requests that the pool has are in `running`, a batch as one.
 
     `watched` has requests that must start before a wall-clock time, or that were revoked while they waited
     (infinity): `admit(request, deadline)` is called just before they run; False means that the request must not run and has
@@ -57,6 +60,7 @@ class Dispatcher:
         self._turns: deque[deque[Request]] = deque()
         self._timer = OneTimer(loop)
         self._busy = False
+        self._loop = loop
         self.running: dict[int, Request] = {}
         self._division: Division | None = None
         if division:
@@ -150,6 +154,60 @@ class Dispatcher:
             if wait is not None:
                 self._timer.set(max(wait, 0.001), self.run)
 
+    # -- batches
+
+    def gather(self, request: Request, strategy: TaskStrategy) -> None:
+        """Keep a call until its task's batch is due."""
+        key = f"{request.queue}\0{request.task}"
+        line = self._lines.get(key)
+        if not isinstance(line, BatchLine):
+            line = self._lines[key] = BatchLine(self._loop, self._batch_is_due, self._clock)
+        line.gather(request, strategy)
+
+    def _batch_is_due(self, line: BatchLine) -> None:
+        self._turns.append(line)
+        self._loop.call_soon(self.run)
+
+    def begin_batch(self, batch: Request) -> Calls:
+        """The calls of a batch that may run. Without one it does not run."""
+        calls = Calls(call for call in calls_of(batch) if call.number not in self.watched or self._admitted(call))
+        batch.decoded = calls  # type: ignore[assignment] # see Request
+        if not calls:
+            del self.running[batch.number]
+        return calls
+
+    def end_batches(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+        """The outcomes with those of calls in place of their batch's; the calls are in `running` now, and the batch is not."""
+        flat: list[Outcome] = []
+        for outcome in outcomes:
+            if outcome.calls:
+                batch = self.running.pop(outcome.number, None)
+                for call in () if batch is None else calls_of(batch):
+                    self.running[call.number] = call
+                flat += outcome.calls
+            else:
+                flat.append(outcome)
+        return flat
+
+    def running_calls(self) -> list[Request]:
+        """What runs, with the calls of batches in their place."""
+        return [call for request in self.running.values() for call in calls_of(request)]
+
+    def number_in_pool(self, request: Request) -> int:
+        """The number under which the pool has it: that of its batch, if it is in one."""
+        batches = filter(is_batch, self.running.values())
+        return next((batch.number for batch in batches if request in calls_of(batch)), request.number)
+
+    def take_batches(self, queue: str) -> list[Request]:
+        """Remove and return the calls of a queue that were gathered."""
+        taken: list[Request] = []
+        for key, line in self._lines.items():
+            if isinstance(line, BatchLine) and key.startswith(f"{queue}\0"):
+                taken += line
+                line.clear()
+        self._turns = deque(line for line in self._turns if line)
+        return taken
+
     # -- waiting requests
 
     @property
@@ -165,9 +223,10 @@ class Dispatcher:
     @property
     def needed(self) -> int:
         """How many slots (of the first pool) would let all run that are here and may."""
-        if self._division is None:
-            return len(self.running) + self.waiting
-        return self._division.needed({line[0].queue: len(line) for line in self._turns})
+        waiting: Counter[str] = Counter()
+        for line in self._turns:
+            waiting[line[0].queue] += line.batches if isinstance(line, BatchLine) else len(line)
+        return len(self.running) + waiting.total() if self._division is None else self._division.needed(waiting)
 
     def __iter__(self) -> Iterator[Request]:
         """All waiting requests, also those held by a rate limit."""
@@ -205,13 +264,13 @@ class Dispatcher:
     def take_unbegun(self, allowed: Callable[[Request], bool], limit: int | None = None) -> list[Request]:
         """Take back `allowed` requests that the pool has not begun, the last ones; the others stay in the pool."""
         unbegun = self._pool.take_back()
-        matching = [request.number for request in unbegun if allowed(request)]
+        matching = [request.number for request in unbegun if allowed(calls_of(request)[0])]
         numbers = set(matching if limit is None else matching[-limit:])
-        taken = []
+        taken: list[Request] = []
         for request in unbegun:
             if request.number in numbers:
                 del self.running[request.number]
-                taken.append(request)
+                taken += calls_of(request)
             else:
                 self._pool.submit(request)
         return taken
@@ -219,7 +278,7 @@ class Dispatcher:
     def stop(self) -> list[Request]:
         """End what runs, and return it."""
         self._pool.stop()
-        unfinished = list(self.running.values())
+        unfinished = self.running_calls()
         self.running.clear()
         return unfinished
 
@@ -285,7 +344,7 @@ class Surplus:
         closed = self._closed.get(queue)
         if closed is None:
             return 0
-        waiting, running = self._dispatcher, self._dispatcher.running.values()
+        waiting, running = self._dispatcher, self._dispatcher.running_calls()
         count = sum(
             request.number <= closed.last and request.queue == queue
             for requests in (waiting, running)

@@ -44,7 +44,7 @@ BEGUN_ANEW = "amqtask-begun-anew"
 
 
 class Intake:
-    """Decides about uncommon deliveries. `ready` is called when a request that waited here was added to the dispatcher."""
+    """Decides about uncommon deliveries. `ready` gets a request that waited here, or that is to be gathered for a batch."""
 
     def __init__(
         self,
@@ -105,6 +105,9 @@ class Intake:
         verdict = judge(request, self._wall_clock, delivery_limit=limit)
         if verdict.deadline is not None and verdict.action is Action.RUN:
             watched[request.number] = verdict.deadline
+        if strategy.batch is not None and verdict.action is Action.RUN:
+            self._ready(request)
+            return False
         return verdict.action is Action.RUN or self._divert(request, verdict)
 
     def connection_lost(self, *, is_silent: bool) -> None:

@@ -73,7 +73,9 @@ class Operations:
         matching, ended = [request for request in self.running() if matches(request)], []
         for request in matching:
             worker.report.terminating(request, signum or signal.SIGTERM)
-            if worker.pool.terminate(request.number, "terminated", signum):
+            # In a batch there are others' calls, too.
+            is_alone = worker.dispatcher.number_in_pool(request) == request.number
+            if is_alone and worker.pool.terminate(request.number, "terminated", signum):
                 ended.append(request)
                 worker.report.revoked(request, terminated=True, signum=signum or signal.SIGTERM)
         worker.wake()
@@ -82,6 +84,8 @@ class Operations:
     def set_rate_limit(self, task_name: str, limit: str | float | None) -> None:
         """Raises: NotRegistered, ConfigurationError."""
         self._check_registered(task_name)
+        if self._worker.strategies[task_name].batch is not None:
+            raise ConfigurationError(f"task {task_name} runs in batches, which have no rate limit")
         self._worker.throttle.set_rate(task_name, limit)
         self._worker.steps.look()
         self._worker.wake()
@@ -156,7 +160,7 @@ class Operations:
 
         unbegun = worker.dispatcher.take_unbegun(is_meant)
         line = worker.dispatcher.take_line(queue, allowed=lambda request: request.first is None, limit=sys.maxsize)
-        worker.deliveries.give_back(unbegun + line)
+        worker.deliveries.give_back(unbegun + line + worker.dispatcher.take_batches(queue))
         worker.wake()
         logger.warning("worker: queue %s is paused", queue)
         return True
@@ -203,7 +207,7 @@ class Operations:
 
     def running(self) -> list[Request]:
         """All requests that the pool has, also those that have not begun."""
-        return list(self._worker.dispatcher.running.values())
+        return self._worker.dispatcher.running_calls()
 
     def active(self) -> list[Request]:
         """The requests that have begun."""
@@ -260,10 +264,11 @@ class Operations:
         if running is not None and running.since is not None:
             return time.time() - (time.monotonic() - running.since)
         lifecycle = self._worker.lifecycle
-        if request.number not in lifecycle.running_since:
+        number = self._worker.dispatcher.number_in_pool(request)
+        if number not in lifecycle.running_since:
             lifecycle.note_starts()
-        return lifecycle.running_since.get(request.number)
+        return lifecycle.running_since.get(number)
 
     def find(self, request: Request) -> Running | None:
         """Where the request runs; None if it has not begun."""
-        return self._worker.pool.find(request.number)
+        return self._worker.pool.find(self._worker.dispatcher.number_in_pool(request))

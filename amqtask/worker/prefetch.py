@@ -54,14 +54,16 @@ class Window:
     """The window of one queue. A `pinned` window does not adapt, but grows by `held`; times are of one monotonic clock."""
 
     __slots__ = (
-        "_changes", "_ended", "_ended_before", "_full_since", "_held_in_current", "_next_change", "_shifted", "_slots", "count",
-        "current", "extra", "held", "old_deliveries", "pinned", "runtime", "total",
+        "_changes", "_ended", "_ended_before", "_full_since", "_held_in_current", "_next_change", "_shifted", "_slots", "batch",
+        "count", "current", "extra", "held", "old_deliveries", "pinned", "runtime", "total",
     )  # fmt: skip
 
     def __init__(self, slots: int, pinned: int | None = None) -> None:
         self.pinned = pinned
         self.current = pinned if pinned is not None else fitting_window(slots, None)
         self.extra = 0
+        # The largest batch of the queue's tasks: one for each slot has room, and one that is gathered.
+        self.batch = 0
         # Room for deliveries whose tasks have ended and whose follow-ups are not confirmed yet: they must not keep others out.
         self.held = 0
         self._held_in_current = 0
@@ -99,7 +101,7 @@ class Window:
         self.old_deliveries = 0
         if self.pinned is None:
             self._next_change = now + CALM_SECONDS
-            self.current = max(1, fitting_window(self._slots, None, self.extra + self._shifted))
+            self.current = self._fitting(None, self.extra + self._shifted)
             self._held_in_current = 0
 
     def saw_nothing_end(self, seconds: float) -> None:
@@ -148,8 +150,12 @@ class Window:
 
     def _next_window(self) -> int:
         if self.pinned is not None:
-            return min(MAX_WINDOW, self.pinned + self.held)
-        return max(1, fitting_window(self._slots, self.runtime, self.extra + self.held + self._shifted))
+            return min(MAX_WINDOW, max(self.pinned, self.batch) + self.held)
+        return self._fitting(self.runtime, self.extra + self.held + self._shifted)
+
+    def _fitting(self, runtime: float | None, extra: int) -> int:
+        for_batches = min(MAX_WINDOW, self.batch * (self._slots + 1))
+        return max(1, for_batches, fitting_window(self._slots, runtime, extra))
 
     def _is_worth_it(self, next_window: int) -> bool:
         if next_window == self.current:

@@ -23,6 +23,7 @@ from amqtask.protocol.task import LONGEST_ID, checked_id, read_v1, timestamp
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
     from amqtask.ground.shapes import Headers
+    from amqtask.protocol.flow_options import Batch
     from amqtask.protocol.message import Delivery
 
 # A request whose ETA is nearer than this (seconds) waits here; one with a later ETA goes to the delay levels.
@@ -58,7 +59,18 @@ RUN = Verdict(Action.RUN)
 class TaskStrategy:
     """One task's options that matter for each of its messages; compiled once."""
 
-    __slots__ = ("acks_late", "count", "deadline", "hard_limit", "is_plain", "name", "problem", "soft_limit", "task")
+    __slots__ = (
+        "acks_late",
+        "batch",
+        "count",
+        "deadline",
+        "hard_limit",
+        "is_plain",
+        "name",
+        "problem",
+        "soft_limit",
+        "task",
+    )
 
     def __init__(
         self,
@@ -79,7 +91,9 @@ class TaskStrategy:
         self.count = 0
         # Seconds, for messages whose sender did not know that the task has one.
         self.deadline: float | None = None
+        self.batch: Batch | None = None
         if task is not None:
+            self.batch = task.batch
             self.acks_late = task.acks_late
             self.deadline = task.deadline
             # A task's own 0 means that it has no limit, whatever the worker's limit is.
@@ -88,7 +102,7 @@ class TaskStrategy:
             if task.soft_time_limit is not None:
                 self.soft_limit = as_limit(task.soft_time_limit)
         # No option of this task needs a decision per message.
-        is_free = task is not None and task.flow_plan is None and self.deadline is None
+        is_free = task is not None and task.flow_plan is None and self.deadline is None and self.batch is None
         self.is_plain = is_free and self.acks_late
 
 

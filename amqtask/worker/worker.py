@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.exceptions import InvalidTaskError, MessageError
-from amqtask.execution.request import Answer
+from amqtask.execution.request import Answer, is_batch
 from amqtask.ground.plugins import WithListedNames
 from amqtask.ground.printable import bounded_logger
 from amqtask.transport.contract import HostLeft
@@ -78,7 +79,8 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self.publisher = publisher
         self.chord_joiner = chord_joiner
         self.report = report
-        self.pool = make_pool(self.on_outcomes)
+        self._has_batches = any(task.batch is not None for task in setup.tasks.values())
+        self.pool = make_pool(self._on_batches if self._has_batches else self.on_outcomes)
         self.consumer = make_consumer(self)
         self.work_queues = WorkQueues(setup.queues, setup.delivery_limit)
         self.strategies = Strategies(setup.tasks, hard_limit=setup.time_limit, soft_limit=setup.soft_time_limit)
@@ -97,6 +99,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self._clock = clock
         self.steps = self._make_steps()
         self.dispatcher = self._make_dispatcher()
+        self._choose_submit()
         self.surplus = self._make_surplus()
         # How many requests ended since the start.
         self.ended = 0
@@ -245,11 +248,23 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self._choose_submit()
 
     def _choose_submit(self) -> None:
-        self.dispatcher.submit = self._submit_seen if self.report.sees_started else self.pool.submit
+        submit = self._submit_seen if self.report.sees_started else self.pool.submit
+        self.dispatcher.submit = partial(self._submit_one_or_batch, submit) if self._has_batches else submit
 
     def _submit_seen(self, request: Request) -> None:
         self.report.started(request)
         self.pool.submit(request)
+
+    def _submit_one_or_batch(self, submit: Callable[[Request], None], request: Request) -> None:
+        if not is_batch(request):
+            submit(request)
+            return
+        calls = self.dispatcher.begin_batch(request)
+        if self.report.sees_started:
+            for call in calls:
+                self.report.started(call)
+        if calls:
+            self.pool.submit(request)
 
     # -- a delivery comes
 
@@ -307,10 +322,22 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
             self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
-        if not self.strategies[request.task].acks_late:
+        strategy = self.strategies[request.task]
+        if not strategy.acks_late:
             self.deliveries.acks_early.add(request.number)
-        self.dispatcher.add(request)
+        if strategy.batch is not None and self._has_batches and not self._is_last_run(request):
+            window = self.windows.by_queue.get(request.queue)
+            if window is not None:
+                window.batch = max(window.batch, strategy.batch.size)
+            self.dispatcher.gather(request, strategy)
+        else:
+            self.dispatcher.add(request)
         self.wake()
+
+    def _is_last_run(self, request: Request) -> bool:
+        """Whether it is dead-lettered if its process dies once more: then it runs alone, not with calls that may be innocent."""
+        limit = self.work_queues.delivery_limit(request.queue)
+        return limit is not None and 0 < limit <= request.attempts + 1
 
     def wake(self) -> None:
         """Run `_turn` at the end of this loop turn."""
@@ -319,6 +346,9 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
             self.loop.call_soon(self._turn)
 
     # -- an outcome comes
+
+    def _on_batches(self, outcomes: Sequence[Outcome]) -> None:
+        self.on_outcomes(self.dispatcher.end_batches(outcomes))
 
     def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """The pool's slots have outcomes of their requests."""
@@ -476,7 +506,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
 
     def _unanswered(self) -> tuple[list[Request], list[Request]]:
         """The channel is lost: the requests that run on, and those that had not begun, which are dropped."""
-        alive = [*self.dispatcher.running.values(), *self.finisher.confirming.values()]
+        alive = [*self.dispatcher.running_calls(), *self.finisher.confirming.values()]
         return alive, self.dispatcher.clear() + self.intake.clear()
 
     def on_cancelled(self, queue: str, reason: str) -> None:

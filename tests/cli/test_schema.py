@@ -11,8 +11,9 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
-from amqtask import AmqTask
+from amqtask import AmqTask, Batch
 from amqtask.cli.main import run
+from amqtask.schemas.contract import read_contracts
 
 
 class Line(BaseModel):
@@ -70,6 +71,14 @@ def test_calls_are_judged_by_the_schema(capsys: pytest.CaptureFixture[str]) -> N
     assert not is_right("loose", anything=1, more=2)
     assert schema["properties"]["orders.place"]["description"] == "Place an order."
     assert schema["properties"]["orders.place"]["properties"]["arguments"]["properties"]["how"]["default"] == "fast"
+
+
+def test_a_batch_task_takes_calls_of_any_kind() -> None:
+    app = AmqTask("shop", set_as_current=False)
+    app.task(name="insert", batch=Batch())(lambda calls: None)
+    contracts = read_contracts([(app.tasks["insert"], None)], refs="#/", warn=print)
+    (contract,) = contracts.tasks
+    assert (contract.arguments, contract.rest, contract.named_rest) == ((), {}, {})
 
 
 def test_only_some_tasks_and_slips(capsys: pytest.CaptureFixture[str]) -> None:

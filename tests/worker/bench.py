@@ -28,6 +28,7 @@ class FakeTask:
         self.acks_late = options.get("acks_late", True)
         self.deadline: float | None = options.get("deadline")
         self.flow_plan = None
+        self.batch = None
         self.time_limit = options.get("time_limit")
         self.soft_time_limit = options.get("soft_time_limit")
 

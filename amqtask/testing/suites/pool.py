@@ -23,7 +23,7 @@ from amqtask.execution.request import Answer, Outcome, Request
 from amqtask.ground.plugins import completed, misspelt
 from amqtask.pool import Pool, PoolDefaults, PoolOptions, Running, find_pool, limits_of
 from amqtask.testing.loop import PlainLoop
-from amqtask.testing.tasks import POOL_TASKS, PlainTask, make_executor, request
+from amqtask.testing.tasks import POOL_TASKS, PlainTask, batch_request, make_executor, request
 
 # How long a condition may take to come true; a slow machine is no failure.
 PATIENCE = 60.0
@@ -51,6 +51,14 @@ class Bench:
         self._waiting.append(request(self._numbers, task, *args, **options))
         self.feed_soon()
         return self._numbers
+
+    def submit_batch(self, task: str, *calls: Sequence[Any], **options: Any) -> int:
+        """Submit a batch of calls with these arguments; returns its number."""
+        batch = batch_request(self._numbers + 1, task, *calls, **options)
+        self._numbers += len(calls)
+        self._waiting.append(batch)
+        self.feed_soon()
+        return batch.number
 
     def feed_soon(self) -> None:
         """Submit what waits at the end of this turn of the loop."""
@@ -84,10 +92,7 @@ class Bench:
 
     def value(self, number: int) -> Any:
         """The task's return value, from the result message that the outcome carries."""
-        outcome = self.outcome(number)
-        assert outcome.state == states.SUCCESS, outcome
-        assert outcome.result is not None
-        return json.loads(outcome.result.body)["result"]
+        return value_of(self.outcome(number))
 
     def close(self) -> None:
         """Stop the pool, and fail if anything unexpected happened."""
@@ -306,6 +311,64 @@ class PoolSuite:
 
         assert bench.value(bench.submit("wait_for", str(tmp_path), "a", "go")) == "a"
 
+    # -- batches
+
+    @pytest.mark.parametrize("task", ["add_each", "add_each_async"])
+    def test_a_batch_is_one_run_with_an_outcome_for_each_call(self, bench: Bench, task: str) -> None:
+        batches = [bench.submit_batch(task, *((n, index) for index in range(100))) for n in range(5)]
+        alone = bench.submit(task, 3, 4)
+
+        for n, batch in enumerate(batches):
+            outcomes = bench.outcome(batch).calls
+            assert [outcome.number for outcome in outcomes] == list(range(-batch, -batch + 100))
+            assert [value_of(outcome) for outcome in outcomes] == [n + index for index in range(100)]
+            assert {outcome.answer for outcome in outcomes} == {Answer.ACK}
+        assert bench.value(alone) == 7
+        bench.until(lambda: bench.pool.free >= bench.pool.slots)
+
+    def test_each_call_of_a_batch_has_an_end_of_its_own(self, bench: Bench) -> None:
+        batch = bench.submit_batch("end_each", ("succeed",), ("fail",), ("retry",), ("",))
+        succeeded, failed, retried, other = bench.outcome(batch).calls
+
+        assert (value_of(succeeded), value_of(other)) == (f"id-{-batch}", None)
+        assert (failed.state, failed.answer, failed.summary) == (states.FAILURE, Answer.ACK, "ValueError('as told')")
+        assert retried.state == states.RETRY
+        assert [message.routing_key for message in retried.publish] == ["retry"]
+        assert json.loads(retried.publish[0].body)["when"] == 1.5
+
+    def test_a_batch_that_raises_fails_the_calls_of_which_nothing_was_said(self, bench: Bench) -> None:
+        batch = bench.submit_batch("end_each", ("succeed",), ("",), ("retry",), ("raise",))
+
+        outcomes = bench.outcome(batch).calls
+        assert [outcome.state for outcome in outcomes] == ["SUCCESS", "FAILURE", "RETRY", "FAILURE"]
+        assert {outcome.summary for outcome in outcomes if outcome.state == states.FAILURE} == {
+            "KeyError('all others')"
+        }
+        assert bench.value(bench.submit("add", 1, 1)) == 2
+
+    @pytest.mark.parametrize("task", ["wait_for_each", "wait_for_each_async"])
+    def test_the_soft_limit_of_a_batch_fails_the_calls_that_are_left(
+        self, bench: Bench, tmp_path: Path, task: str
+    ) -> None:
+        needs_limit(bench, "soft", task)
+        call = (str(tmp_path), "a", "never")
+        first, last = bench.outcome(bench.submit_batch(task, call, call, soft_limit=0.3)).calls
+
+        assert (first.state, value_of(last)) == (states.FAILURE, "said before")
+        assert first.summary.startswith("SoftTimeLimitExceeded")
+
+    @pytest.mark.parametrize("task", ["wait_for_each", "wait_for_each_async"])
+    def test_the_hard_limit_ends_a_batch(self, bench: Bench, tmp_path: Path, task: str) -> None:
+        needs_limit(bench, "hard", task)
+        call = (str(tmp_path), "a", "never")
+        first, second, last = bench.outcome(bench.submit_batch(task, call, call, call, hard_limit=0.4)).calls
+
+        assert first.summary.startswith("TimeLimitExceeded")
+        assert second.summary.startswith("TimeLimitExceeded")
+        # A process is killed, whatever was said there; elsewhere that counts.
+        assert last.state in (states.FAILURE, states.SUCCESS)
+        assert bench.value(bench.submit("add", 1, 1)) == 2
+
     # -- orders from the worker
 
     @pytest.mark.parametrize("task", ["wait_for", "wait_for_async"])
@@ -439,6 +502,13 @@ class PoolSuite:
     def test_it_says_what_it_is(self, pool_class: type[Pool]) -> None:
         assert pool_class.name
         assert pool_class.limits <= {"soft", "hard"}
+
+
+def value_of(outcome: Outcome) -> Any:
+    """What the call has returned, from the result message that its outcome carries."""
+    assert outcome.state == states.SUCCESS, outcome
+    assert outcome.result is not None
+    return json.loads(outcome.result.body)["result"]
 
 
 def needs_two_slots(bench: Bench) -> None:

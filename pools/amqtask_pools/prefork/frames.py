@@ -130,8 +130,9 @@ def socket_pair(socket_type: int | None = None) -> tuple[socket.socket, socket.s
 #
 #     OUTCOMES, the length of the text, the text: a list of rows, then the bodies of their messages, one after the other
 #
-# A row is an outcome's fields in their order, with `publish`, `result`, `parts` and `going_on` written as documents. The row
-# of a successful task has three fields, number, runtime and summary, and a fourth if there is a result to publish.
+# A row is an outcome's fields in their order, with `publish`, `result`, `parts` and `going_on` written as documents, and `calls`
+# as rows. The row of a successful task has three fields, number, runtime and summary, and a fourth if there is a result to
+# publish.
 #
 # Where all have succeeded, without a message to publish, only those three fields are sent, column by column:
 #
@@ -143,12 +144,14 @@ _HEAD = struct.Struct(">BI")
 _TIME, _BYTES, _DECIMAL, _NONE = "\0time", "\0bytes", "\0decimal", "\0none"
 _STATES = states.ALL_STATES | {states.REJECTED, states.IGNORED, HELD}
 _FIELDS = Outcome._fields
-_PUBLISH, _RESULT, _PARTS, _GOING_ON = (_FIELDS.index(name) for name in ("publish", "result", "parts", "going_on"))
+_PUBLISH, _RESULT, _PARTS, _GOING_ON, _CALLS = (
+    _FIELDS.index(name) for name in ("publish", "result", "parts", "going_on", "calls")
+)
 # The types of the other fields, by their defaults; an Answer is written as its number.
 _FIELD_TYPES = tuple(
     (index, int if name in ("number", "answer") else type(Outcome._field_defaults[name]))
     for index, name in enumerate(_FIELDS)
-    if index not in (_PUBLISH, _RESULT, _PARTS, _GOING_ON)
+    if index not in (_PUBLISH, _RESULT, _PARTS, _GOING_ON, _CALLS)
 )
 _ANSWER, _STATE, _RUNTIME, _PAUSE = (_FIELDS.index(name) for name in ("answer", "state", "runtime", "pause"))
 # Fields that are not in a short row begin here: all but the number, the result, runtime and summary.
@@ -241,6 +244,7 @@ class _Writer:
         row[_PARTS] = [self._part(part) for part in outcome.parts]
         if outcome.going_on is not None:
             row[_GOING_ON] = outcome.going_on.until
+        row[_CALLS] = [self.row(call) for call in outcome.calls]
         return row
 
     def _message(self, message: Message) -> list[object]:
@@ -371,6 +375,7 @@ class _Reader:
         until = row[_GOING_ON]
         if until is not None and not (isinstance(until, float) and isfinite(until)):
             raise BrokenFrame(f"a step until {until!r}")
+        row[_CALLS] = tuple([self.outcome(call) for call in row[_CALLS]]) if row[_CALLS] else ()
         return Outcome._make(row)
 
     def _message(self, document: list[Any]) -> Message:
