@@ -137,9 +137,9 @@ def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
     warn_of_deadlines(app.tasks.values(), pool_class)
     if longest > CONSUMER_TIMEOUT_SECONDS:
         logger.warning(
-            "a task may run for %g s, longer than RabbitMQ's default consumer_timeout of 30 minutes, after which the "
-            "broker closes the consumer and delivers the task again. Raise consumer_timeout in rabbitmq.conf, or set "
-            "x-consumer-timeout on the queue (RabbitMQ 3.12 or later).",
+            "a task may run for %g s, longer than RabbitMQ's default consumer_timeout of 30 minutes, after which a "
+            "broker before 4.3 closes the consumer and delivers the task again. Raise consumer_timeout in rabbitmq.conf, or "
+            "set x-consumer-timeout on the queue (RabbitMQ 3.12 or later).",
             longest,
         )
 

@@ -25,7 +25,7 @@ from amqtask.exceptions import AmqTaskError, QueueNotFound
 from amqtask.ground.printable import count, first_of
 from amqtask.protocol.entities import Binding, Queue
 from amqtask.settings.table import SETTINGS
-from amqtask.topology.declarations import all_bindings, dead_letter_queue, too_many
+from amqtask.topology.declarations import all_bindings, dead_letter_queue, is_quorum, too_many
 from amqtask.transport.inventory import check as check_by_amqp
 from amqtask.worker.strategy import as_limit
 
@@ -136,8 +136,11 @@ def _of_tasks(facts: Facts) -> Iterator[Finding]:
             "warning", "application", "has no tasks", "A worker moves every message to the dead-letter queue.",
             "Name their modules in `include` or `imports`, or call autodiscover_tasks().",
         )  # fmt: skip
-    timed = facts.product == "RabbitMQ" and not any(
-        "x-consumer-timeout" in queue.argument_map for queue in facts.queues
+    # From 4.3 on our consumers of quorum queues ask for more themselves.
+    timed = (
+        facts.product == "RabbitMQ"
+        and (facts.version < (4, 3) or not all(is_quorum(queue) for queue in facts.queues))
+        and not any("x-consumer-timeout" in queue.argument_map for queue in facts.queues)
     )
     for name in task_names:
         task = app.tasks[name]

@@ -47,11 +47,16 @@ _tuple = tuple.__new__
 # RabbitMQ waits for a queue's leader for half a minute and more, even when the leader stands still or has just been replaced, and
 # the channel does nothing else meanwhile. When no consumer is confirmed for so long (seconds), a new connection is made.
 START_SECONDS, LONGEST_START_SECONDS = 3.0, 6.0
+# From 4.3 on a consumer of a quorum queue says itself for how long (milliseconds) it may hold a delivery; else the broker takes a
+# delivery back after half an hour (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout). A worker that is gone loses
+# its connection, and one that is stuck is told of by its watchdog: two weeks.
+HELD_FOR = {"x-consumer-timeout": 14 * 24 * 3600 * 1000}
+OWN_TIMEOUTS_SINCE = (4, 3)
 
 
 def keeps_consumers_of_deleted(connection: Wire) -> bool:
     """Whether the broker is a RabbitMQ before 4."""
-    return 0 < connection.server_major < 4
+    return () < connection.server_version < (4,)
 
 
 class RecreationGuard:
@@ -136,6 +141,7 @@ class PikaConsumer:
         self._channel: Any = None
         self._opening: PikaChannel | None = None
         self._guard: RecreationGuard | None = None
+        self._has_own_timeouts = False
         self._epoch = 0
         self._queues: dict[str, _Consumed] = {}
         # Consumers that the broker has not confirmed yet, in the order in which it will confirm them.
@@ -263,6 +269,7 @@ class PikaConsumer:
         self._timer.cancel()
         self._unreachable.clear()
         self._pika = connection
+        self._has_own_timeouts = connection.server_version >= OWN_TIMEOUTS_SINCE
         self._declarer.connected(connection)
         if not self._no_ack:
             self._lookout.begin(connection)
@@ -405,11 +412,13 @@ class PikaConsumer:
         if not self._no_ack and prefetch != self._window:
             self._window = prefetch
             self._channel.basic_qos(prefetch_count=prefetch)
+        own = not self._no_ack and self._has_own_timeouts and is_quorum(consumed.queue)
         self._channel.basic_consume(
             consumed.queue.name,
             _deliver_to(self._listener.on_delivery, consumed, self._epoch),
             auto_ack=self._no_ack,
             consumer_tag=tag,
+            arguments=HELD_FOR if own else None,
             callback=lambda _: self._started(tag, on_started),
         )
         if not self._start_timer.is_set:

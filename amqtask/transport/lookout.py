@@ -303,7 +303,7 @@ class Lookout:
     def _is_to_answer(self, watched: Watched) -> bool:
         silence = min(other.watch.ticks for other in self._watched())
         is_turn = silence > 0 and (silence <= EACH_TICK or not silence % LATER_TICKS)
-        is_new = self._connection is not None and self._connection.server_major >= 4
+        is_new = self._connection is not None and self._connection.server_version >= (4,)
         return is_new and is_turn and bool(self._connects) and watched.has_room and _can_be_asked(watched.queue)
 
     def _got(self, channel: PikaChannel, method: PikaMethod, properties: PropertiesLike, body: bytes) -> None:

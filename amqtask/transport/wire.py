@@ -331,11 +331,12 @@ class Wire(Connection):  # type: ignore[misc]  # pika is untyped here
     _taken = 0
 
     @property
-    def server_major(self) -> int:
-        """The first number of RabbitMQ's version; 0 for other brokers."""
+    def server_version(self) -> tuple[int, ...]:
+        """The first two numbers of RabbitMQ's version; empty for other brokers."""
         properties = self.server_properties or {}
-        major = str(properties.get("version", "")).partition(".")[0]
-        return int(major) if properties.get("product") == "RabbitMQ" and major.isdigit() else 0
+        numbers = str(properties.get("version", "")).split(".")[:2]
+        is_known = properties.get("product") == "RabbitMQ" and all(map(str.isdigit, numbers))
+        return tuple(map(int, numbers)) if is_known else ()
 
     # -- what pika keeps to itself
 
