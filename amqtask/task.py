@@ -7,7 +7,7 @@ import types
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from amqtask.calls.signature import Signature
@@ -582,20 +582,6 @@ current_task = CurrentTask()
 
 def _by_name(name: str) -> object:
     return current_app().tasks[name]
-
-
-def eta_of(eta: object, countdown: float | None, zone: Callable[[], tzinfo] = lambda: timezone.utc) -> datetime | None:
-    """The aware datetime of an `eta` or `countdown`; a naive one is in the application's time zone, `zone()`, as in Celery.
-
-    Raises: TypeError, ValueError for what is no time."""
-    if countdown is not None:
-        return datetime.now(timezone.utc) + timedelta(seconds=countdown)
-    if eta is None:
-        return None
-    moment = datetime.fromisoformat(eta.replace("Z", "+00:00")) if isinstance(eta, str) else eta
-    if not isinstance(moment, datetime):
-        raise TypeError(f"a datetime or an ISO 8601 text is wanted, not {eta!r} (seconds from now: countdown={eta!r})")
-    return moment.replace(tzinfo=zone()) if moment.tzinfo is None else moment
 
 
 if TYPE_CHECKING:

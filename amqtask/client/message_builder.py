@@ -31,7 +31,7 @@ from amqtask.protocol.task import (
     encode_task,
     strip_death_headers,
 )
-from amqtask.task import Task, eta_of
+from amqtask.task import Task
 from amqtask.topology.delays import DelayPlan
 
 if TYPE_CHECKING:
@@ -410,6 +410,20 @@ def _expiry(expires: object, zone: Callable[[], tzinfo]) -> datetime | None:
     if moment is None:
         raise ConfigurationError(f"expires is {expires!r}: seconds or a datetime is wanted")
     return moment
+
+
+def eta_of(eta: object, countdown: float | None, zone: Callable[[], tzinfo] = lambda: timezone.utc) -> datetime | None:
+    """The aware datetime of an `eta` or `countdown`; a naive one is in the application's time zone, `zone()`, as in Celery.
+
+    Raises: TypeError, ValueError for what is no time."""
+    if countdown is not None:
+        return datetime.now(timezone.utc) + timedelta(seconds=countdown)
+    if eta is None:
+        return None
+    moment = datetime.fromisoformat(eta.replace("Z", "+00:00")) if isinstance(eta, str) else eta
+    if not isinstance(moment, datetime):
+        raise TypeError(f"a datetime or an ISO 8601 text is wanted, not {eta!r} (seconds from now: countdown={eta!r})")
+    return moment.replace(tzinfo=zone()) if moment.tzinfo is None else moment
 
 
 def deadline_of(limit: object, eta: datetime | None, zone: Callable[[], tzinfo]) -> datetime:

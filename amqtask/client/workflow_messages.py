@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask import signals
 from amqtask.calls.signature import Signature, listed
 from amqtask.canvas import ACCUMULATE, CHAIN, CHORD, CHUNKS, GROUP, MAP, STARMAP, chord, chunks, maybe_signature, routed
-from amqtask.client.message_builder import deadline_of, tell_composed
+from amqtask.client.message_builder import deadline_of, eta_of, tell_composed
 from amqtask.client.workflow_ids import Begun, Freezer, Result, begin, bind_bodies, end_of, settle, single
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import Context, current_context
@@ -23,7 +23,6 @@ from amqtask.protocol.message import Message
 from amqtask.protocol.result import exception_as_dict, exception_from_dict
 from amqtask.protocol.task import RUN_HEADER
 from amqtask.result import AsyncResult
-from amqtask.task import eta_of
 
 if TYPE_CHECKING:
     from datetime import datetime

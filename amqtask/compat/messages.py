@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from amqtask.client.message_builder import eta_of
 from amqtask.exceptions import InvalidTaskError
 from amqtask.protocol.task import TaskCall, saferepr, task_headers
-from amqtask.task import eta_of
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject

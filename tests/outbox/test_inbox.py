@@ -286,6 +286,19 @@ def test_a_scoped_session_is_the_current_one_in_the_task(bank: Bank) -> None:
     assert bank.booked == ["paid"]
 
 
+def test_a_scoped_session_that_is_in_a_transaction_is_left_alone(bank: Bank) -> None:
+    scoped = scoped_session(bank.sessions)
+    bank.inbox = SqlAlchemyInbox(bank.app, bank.table, sessions=scoped)
+    pay = bank.task(name="pay")(lambda: bank.book("paid"))
+
+    scoped.execute(bank.bookings.insert(), {"what": "before"})
+    session = scoped()
+    assert "in a transaction" in str(pay.apply().result)
+    assert (scoped() is session, session.in_transaction()) == (True, True)
+    scoped.commit()
+    assert bank.booked == ["before"]
+
+
 def test_inline_a_task_has_its_transaction_too(bank: Bank) -> None:
     @bank.task(name="pay")
     def pay(amount: int) -> int:

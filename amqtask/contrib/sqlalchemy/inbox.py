@@ -118,7 +118,7 @@ class SqlAlchemyInbox:
                         result = await work()
                     self._commit(session, task_id, result)
                 return kept
-        session = self._sessions()
+        session = self._new_session()
         try:
             seen: Kept | None = await session.run_sync(self._begin, task_id, task)
             if seen is None:
@@ -144,7 +144,7 @@ class SqlAlchemyInbox:
     @contextmanager
     def _opened(self) -> Iterator[Session]:
         """What is not committed at the end is rolled back."""
-        session: Session = self._sessions()
+        session: Session = self._new_session()
         try:
             yield session
         finally:
@@ -152,6 +152,15 @@ class SqlAlchemyInbox:
                 self._sessions.remove()
             else:
                 session.close()
+
+    def _new_session(self) -> Any:
+        session = self._sessions()
+        if session.in_transaction():
+            raise RuntimeError(
+                "a task with inbox=True begins, and the scoped session is in a transaction: an earlier task in this thread has "
+                "left it open (call sessions.remove() at its end), or this one is called inline within it"
+            )
+        return session
 
     @contextmanager
     def _given(self, session: object) -> Iterator[None]:
