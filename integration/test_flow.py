@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import signal
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from amqtask.exceptions import FlowStoreUnreachable
 from amqtask.flow.contract import RUN, Bound, Entry, FlowStore
 from amqtask.testing.suites.flow import FlowStoreSuite
 from integration.machine import free_port
+from integration.servers import Postgres
 from integration.workers import WorkerProcess, eventually, run_cli
 
 
@@ -30,6 +32,48 @@ class TestRedisStore(FlowStoreSuite):
         made = open_flow_store(redis_url, {}, 30.0)
         yield made
         made.close()
+
+
+@pytest.fixture(scope="module")
+def database(postgres_server: Postgres) -> Iterator[str]:
+    """One for all, whose scopes are each test's own."""
+    url = postgres_server.create_database()
+    yield url
+    postgres_server.drop_database(url)
+
+
+class TestPostgresStore(FlowStoreSuite):
+    @pytest.fixture
+    def store(self, database: str) -> Iterator[FlowStore]:
+        made = open_flow_store(database, {}, 30.0)
+        yield made
+        made.close()
+
+    def test_those_who_ask_at_once_get_no_more_places_than_there_are(self, database: str, scope: str) -> None:
+        place, running, most = Bound(f"{scope}:concurrency::x", "concurrency", places=3), Counter[str](), Counter[str]()
+        mutex = threading.Lock()
+
+        def count(change: int) -> None:
+            with mutex:
+                running["now"] += change
+                most["now"] = max(most["now"], running["now"])
+
+        def work(store: FlowStore, name: str) -> None:
+            for number in range(10):
+                entry = Entry(scope, f"{name}-{number}", f"{name}-{number} w", None, (place,), {"concurrency": 0})
+                while store.enter(entry, 60.0) != RUN:
+                    pass
+                count(1)
+                count(-1)
+                store.leave(entry, 0.01, "free")
+
+        with closing(open_flow_store(database, {}, 30.0)) as one, closing(open_flow_store(database, {}, 30.0)) as two:
+            threads = [threading.Thread(target=work, args=((one, two)[name % 2], str(name))) for name in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert most["now"] <= 3
 
 
 def test_a_store_that_is_away_is_told_without_its_password() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, FlowStoreUnreachable
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 # Seconds for which a server that is away is tried again before slots and callers are told.
 PATIENCE = 2.0
 NONE = (
-    "unique tasks and limits need a store that all callers and workers share: set flow_store to redis://host:6379/0 "
-    "(docs/flow-control.md#the-store)"
+    "unique tasks and limits need a store that all callers and workers share: set flow_store to redis://host:6379/0 or "
+    "postgresql://host/db (docs/flow-control.md#the-store)"
 )
 
 
@@ -26,15 +27,18 @@ def open_flow_store(url: str, options: Options, connect_timeout: float) -> FlowS
     if scheme in ("valkey", "valkeys"):
         url = url.replace("valkey", "redis", 1)
         scheme = url.partition("://")[0]
-    if scheme not in ("redis", "rediss", "redis+cluster", "rediss+cluster", "sentinel"):
+    is_sql = scheme.partition("+")[0] in ("postgresql", "postgres", "sqlite")
+    if not is_sql and scheme not in ("redis", "rediss", "redis+cluster", "rediss+cluster", "sentinel"):
         raise ConfigurationError(
-            f"flow_store is {mask_urls(url)!r}; there are redis://, rediss://, sentinel://, redis+cluster:// and memory://"
+            f"flow_store is {mask_urls(url)!r}; there are redis://, rediss://, sentinel://, redis+cluster://, postgresql://, "
+            "sqlite:// and memory://"
         )
     try:
-        return _open_redis(url, options, connect_timeout)
+        return (_open_sql if is_sql else _open_redis)(url, options, connect_timeout)
     except ImportError as error:
+        extra = "sqlalchemy" if is_sql else "redis"
         raise ConfigurationError(
-            f'flow_store {scheme}:// needs a library that is not installed: pip install "amqtask[redis]" ({error})'
+            f'flow_store {scheme}:// needs a library that is not installed: pip install "amqtask[{extra}]" ({error})'
         ) from error
 
 
@@ -52,10 +56,7 @@ def _open_redis(url: str, options: Options, connect_timeout: float) -> FlowStore
         try:
             return servers.get().retrying(lambda client: run_script(client, question))
         except BackendUnreachable as error:
-            raise FlowStoreUnreachable(
-                f"the store of limits at {deployment.name} does not answer: {clause(error.__cause__ or error)}. Is it running "
-                "there, and is flow_store right?"
-            ) from error
+            raise _away(deployment.name, error.__cause__ or error) from error
 
     servers = ByProcess(lambda: RedisServer(deployment, policy))
     lines = ByProcess(lambda: Lines(SCRIPTS, ask_slowly, lambda: servers.get().client, connect_timeout))
@@ -66,6 +67,40 @@ def _open_redis(url: str, options: Options, connect_timeout: float) -> FlowStore
                 part.close()
 
     return RedisStore(deployment.name, lines.get, close)
+
+
+def _open_sql(url: str, options: Options, connect_timeout: float) -> FlowStore:
+    from amqtask.backends.contract import RetryPolicy, retrying
+    from amqtask.flow.sql import ERRORS, SqlStore, make_engine, name_of, with_table
+
+    policy = RetryPolicy(seconds=PATIENCE)
+    make_engine(url, options, connect_timeout)  # what is wrong with the URL is told at once
+    engines = ByProcess(
+        lambda: with_table(make_engine(url, options, connect_timeout)), surplus=lambda engine: engine.dispose()
+    )
+    name = name_of(url)
+
+    def run(work: Callable[[Any], Any]) -> Any:
+        return retrying(
+            lambda: work(engines.get()),
+            policy,
+            errors=ERRORS,
+            is_transient=lambda error: True,
+            explain=lambda error: _away(name, error),
+        )
+
+    def close() -> None:
+        engine = engines.pop()
+        if engine is not None:
+            engine.dispose()
+
+    return SqlStore(name, run, close)
+
+
+def _away(name: str, error: BaseException) -> FlowStoreUnreachable:
+    return FlowStoreUnreachable(
+        f"the store of limits at {name} does not answer: {clause(error)}. Is it running there, and is flow_store right?"
+    )
 
 
 __all__ = ["open_flow_store"]

@@ -1,10 +1,15 @@
-"""The store of one process does what all stores do."""
+"""The stores of one process and of a database do what all stores do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from amqtask.flow.contract import RUN, Bound, Entry
+from amqtask.client.flow_store import open_flow_store
+from amqtask.exceptions import ConfigurationError, FlowStoreUnreachable
+from amqtask.flow.contract import RUN, Bound, Entry, FlowStore
 from amqtask.flow.memory import MemoryStore
 from amqtask.testing.suites.flow import FlowStoreSuite
 
@@ -13,6 +18,24 @@ class TestMemoryStore(FlowStoreSuite):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return MemoryStore()
+
+
+class TestSqlStore(FlowStoreSuite):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Iterator[FlowStore]:
+        made = open_flow_store(f"sqlite:///{tmp_path}/flow.sqlite3", {}, 5.0)
+        yield made
+        made.close()
+
+
+def test_a_database_that_cannot_be_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="sqlite:// and memory://"):
+        open_flow_store("mysql://host/db", {}, 5.0)
+    with pytest.raises(ConfigurationError, match="flow_store cannot be used"):
+        open_flow_store("sqlite+nothing://", {}, 5.0)
+    store = open_flow_store(f"sqlite:///{tmp_path}/nowhere/flow.sqlite3", {}, 5.0)
+    with pytest.raises(FlowStoreUnreachable, match="is flow_store right"):
+        store.take("amqtask-flow:{t}:unique::x", "id", 1)
 
 
 @pytest.mark.parametrize("places", [1, 4])
