@@ -54,6 +54,11 @@ class Project:
             process.kill()
             raise
 
+    def type(self, line: str, *, answers: Path) -> LoggedProcess:
+        """Begin what a shell makes of a line, in its place. What that asks it reads from `answers`."""
+        command = ["bash", "-c", f"exec <{shlex.quote(str(answers))}\n{line}"]
+        return LoggedProcess(command, folder=self.folder, environment=self.environment).start(wait=False)
+
     def _command(self, line: str) -> list[str]:
         program, *arguments = shlex.split(line)
         return [str(BIN / program), *arguments]

@@ -79,7 +79,7 @@ def test_a_rule_that_would_not_fire_is_found(tmp_path: Path) -> None:
 
 
 def test_each_alert_says_what_is_wrong_and_the_page_what_to_do() -> None:
-    page = (DEPLOY.parent / "docs" / "metrics.md").read_text()
+    page = (DEPLOY.parent / "docs" / "alerts.md").read_text()
     for rule in alerts():
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
         assert rule["annotations"].keys() >= {"summary", "description"}

@@ -24,7 +24,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"^\s*print\(.*\)  # (.*)$", re.MULTILINE)
 # `# shop/tasks.py` as a block's first line names the module that it is.
 FILE = re.compile(r"# ([\w/]+)\.py\b")
-# The tutorial's programs run in processes of their own, as it says: integration/test_tutorial_page.py.
+# The tutorial's programs run in processes of their own, as it says: integration/test_pages.py.
 PAGES = [
     path
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

@@ -15,7 +15,7 @@ from amqtask.cli.main import cli
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
-LINE = re.compile(r"^ {4}(?:\$ )?(amqtask [-a-z].*)$", re.MULTILINE)
+LINE = re.compile(r"^(?: {4}(?:\$ )?|\$ )(amqtask [-a-z].*)$", re.MULTILINE)
 LINES = [
     pytest.param(found[1], id=f"{page.name}: {found[1][:60]}")
     for page in PAGES
