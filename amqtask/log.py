@@ -45,9 +45,10 @@ def add_task_fields(record: logging.LogRecord) -> bool:
     if hasattr(record, "task_id"):
         return True
     context = current_context()
-    if context is None or context.id is None:
+    if context is None or context.task is None:
         return False
-    record.task_id, record.task_name = context.id, context.task
+    # What the function of a batch says is about no single call.
+    record.task_id, record.task_name = context.id or "batch", context.task
     return True
 
 

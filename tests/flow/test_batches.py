@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from logging import makeLogRecord
 from typing import Any
 
 import pytest
 
 from amqtask import AmqTask, Batch, BatchCall, Concurrency, Unique, chain, chord, states
 from amqtask.exceptions import ConfigurationError, TaskRevokedError, WrongValue
+from amqtask.log import TaskFormatter
 from amqtask.testing.worker import start_worker
 from amqtask.worker.operations import Operations
 from amqtask.worker.worker import Worker
@@ -135,6 +137,17 @@ def test_steps_of_workflows_may_run_in_batches(app: AmqTask) -> None:
         assert [result.get(timeout=60) for result in results] == [1, 2]
         assert joined.get(timeout=60) == [2, 4]
     assert sum(sizes) == 6
+
+
+def test_what_the_function_logs_is_the_batchs(app: AmqTask) -> None:
+    @app.task(name="pay", batch=Batch(2, 600))
+    def pay(calls: list[BatchCall]) -> list[str]:
+        line = TaskFormatter("%(task_name)s[%(task_id)s] %(message)s", False).format(makeLogRecord({"msg": "paid"}))
+        return [line, line]
+
+    calls: list[Any] = [pay.apply_async(), pay.apply_async()]
+    with start_worker(app):
+        assert [call.get(timeout=60) for call in calls] == ["pay[batch] paid"] * 2
 
 
 # -- while calls are gathered
