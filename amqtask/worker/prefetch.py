@@ -101,7 +101,7 @@ class Window:
         self.old_deliveries = 0
         if self.pinned is None:
             self._next_change = now + CALM_SECONDS
-            self.current = self._fitting(None, self.extra + self._shifted)
+            self.current = max(1, fitting_window(self._slots, None, self.extra + self._shifted))
             self._held_in_current = 0
 
     def saw_nothing_end(self, seconds: float) -> None:

@@ -112,5 +112,11 @@ def test_the_window_has_room_for_batches(pinned: int | None, room: int) -> None:
     window.batch = 100
     window.look(1.0)
     assert window.current == room
+
+
+def test_after_a_lost_connection_the_window_is_small_for_a_while() -> None:
+    window = Window(2)
+    window.batch = 100
+    window.look(1.0)
     window.begin_anew(2.0)
-    assert window.current == room
+    assert (window.current, window.look(3.0), window.look(5.0)) == (2, None, 300)
