@@ -25,12 +25,13 @@ unit: $(DEV_STAMP)  ## Unit tests only: no broker; about four minutes on two cor
 integration: $(DEV_STAMP)  ## Integration tests only
 	@$(BIN)/python -m integration.run integration
 
-check: $(DEV_STAMP)  ## ruff, mypy --strict, pyright, import-linter, links of the documentation
+check: $(DEV_STAMP)  ## ruff, mypy --strict, pyright, import-linter, known vulnerabilities, the public API, the site's links
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/basedpyright
 	@$(BIN)/lint-imports --config setup.cfg
+	@$(BIN)/python -m integration.upkeep
 	@$(BIN)/python docs/make_site.py
 
 lint: check  ## The same as check

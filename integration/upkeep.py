@@ -1,0 +1,72 @@
+"""What `make check` asks of others: known faults of what is installed, public names that are not as the last release had them.
+
+python -m integration.upkeep
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import griffe
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    """The exit code: 1 when something is to be done."""
+    public = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    to_do = [*vulnerable(), *broken(ROOT, "amqtask", public)]
+    for line in to_do:
+        print(line, file=sys.stderr)
+    return 1 if to_do else 0
+
+
+def vulnerable(*options: str) -> Iterator[str]:
+    """Installed versions with a known vulnerability that another version has not. Who cannot ask says so, and finds none."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip_audit",
+        "-s",
+        "osv",
+        "-f",
+        "json",
+        "--progress-spinner",
+        "off",
+        "--skip-editable",
+    ]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    try:
+        packages = json.loads(done.stdout)["dependencies"]
+    except ValueError:
+        print(f"pip-audit: not asked, for {(done.stderr.strip() or 'it said nothing').splitlines()[-1]}")
+        return
+    for package in packages:
+        for fault in package.get("vulns", ()):
+            if fault["fix_versions"]:
+                yield f"{package['name']} {package['version']}: {fault['id']}, mended in {', '.join(fault['fix_versions'])}"
+
+
+def broken(repository: Path, package: str, public: list[str]) -> Iterator[str]:
+    """What of the public names a caller of the last tag's would miss, and CHANGELOG.md does not name as unreleased."""
+    git = ["git", "-C", str(repository), "describe", "--tags", "--abbrev=0", "--match", "v*"]
+    tag = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    if not tag:
+        print("griffe: no tag yet, so there is no release to compare with")
+        return
+    told = (repository / "CHANGELOG.md").read_text().partition("## [Unreleased]")[2].partition("\n## ")[0]
+    before = griffe.load_git(package, ref=tag, repo=repository, resolve_aliases=False)
+    now = griffe.load(package, search_paths=[repository], resolve_aliases=False)
+    for breakage in griffe.find_breaking_changes(before, now):
+        name = breakage.obj.path
+        if any(f"{name}.".startswith(f"{each}.") for each in public) and f"`{breakage.obj.name}" not in told:
+            yield f"{name}: {breakage.kind.value}, since {tag}; CHANGELOG.md does not name it"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
