@@ -272,3 +272,22 @@ def test_wrong_batches_are_refused(wrong: dict[str, Any]) -> None:
 def test_a_call_fails_with_an_exception_only() -> None:
     with pytest.raises(TypeError, match="an exception"):
         BatchCall().fail("no")  # type: ignore[arg-type]
+
+
+def test_a_batch_takes_one_of_its_queues_slots(app: AmqTask) -> None:
+    app.conf.worker_queue_slots = {"amqtask": "1"}
+    running: list[int] = []
+    most: list[int] = []
+
+    @app.task(name="pay", batch=Batch(3, 600))
+    def pay(calls: list[BatchCall]) -> None:
+        running.append(1)
+        most.append(len(running))
+        threading.Event().wait(0.01)  # the work
+        running.pop()
+
+    calls = [pay.apply_async() for _ in range(30)]
+    with start_worker(app, pool="threads", concurrency=4):
+        for call in calls:
+            call.get(timeout=60)
+    assert (len(most), max(most)) == (10, 1)
