@@ -67,6 +67,10 @@ class PoolDefaults(Protocol):
         """Replace all processes, each when its task has ended; called only where `can_restart`."""
         raise RuntimeError("this pool has no processes to replace")
 
+    def cancel(self, number: int, reason: str) -> None:
+        """Ask one running request to end, where its code can be told: raise CancelledError in a coroutine. It may go on."""
+        return None  # noqa: RET501 - an empty body would be an abstract method
+
     @property
     def can_restart(self) -> bool:
         """Whether the pool has processes that `restart` replaces."""

@@ -21,7 +21,7 @@ from amqtask.pipeline import flush_open, opened
 from amqtask.protocol.result import ResultMessage, exception_from_dict
 from amqtask.results import GroupResult as GroupResult
 from amqtask.results import ResultSet as ResultSet
-from amqtask.results import WithDescendants, check_not_in_task
+from amqtask.results import WithDescendants, check_not_in_task, ids_in_tree
 from amqtask.results import allow_join_result as allow_join_result
 
 if TYPE_CHECKING:
@@ -448,6 +448,28 @@ class AsyncResult(WithDescendants, WithOthersNames, Generic[R]):
         With `wait` their answers are waited for, `timeout` seconds (default: 1).
         """
         self._revoker(self.id, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
+
+    def cancel(
+        self,
+        *,
+        tree: bool = True,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Revoke it, ask it to end if it runs (`self.is_cancelled()`), and with `tree` the same for the whole workflow that it is
+        known to belong to: the steps before it, members of its groups and all that any of them has called or will call. One
+        message, however many they are; the rest is as with `revoke`.
+
+        Raises: PublishError, BackendNotConfigured.
+        """
+        ids = list(ids_in_tree(self)) if tree else [self.id]
+        self._revoker(ids, tree=tree, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
+
+    async def acancel(self, *, tree: bool = True, terminate: bool = False, signal: str | None = None) -> None:
+        """The same as `cancel`."""
+        await asyncio.to_thread(self.cancel, tree=tree, terminate=terminate, signal=signal)
 
     def revoke_by_stamped_headers(
         self,

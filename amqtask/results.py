@@ -137,6 +137,27 @@ def check_not_in_task(disable_sync_subtasks: bool) -> None:
         )
 
 
+# -- what belongs together
+
+
+def ids_in_tree(result: Any) -> dict[str, None]:
+    """The ids of a result, of those before it and of the members of groups among them, as far as the caller holds them."""
+    ids: dict[str, None] = {}
+    waiting = deque([result])
+    while waiting:
+        one = waiting.popleft()
+        one_id = getattr(one, "id", None)  # several results that are no group have none
+        if one_id in ids:
+            continue
+        if one_id is not None:
+            ids[one_id] = None
+        waiting.extend(getattr(one, "results", ()))
+        parent = getattr(one, "parent", None)
+        if parent is not None:
+            waiting.append(parent)
+    return ids
+
+
 # -- several results
 
 
@@ -334,14 +355,36 @@ class ResultSet(WithOthersNames):
         timeout: float | None = None,
     ) -> None:
         """Revoke all, with one message; see AsyncResult.revoke."""
+        for revoke, ids in self._by_app().items():
+            revoke(ids, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
+
+    def _by_app(self) -> dict[Callable[..., None], list[str]]:
+        """The ids of the members, by what revokes them. Raises: BackendNotConfigured for one of no application."""
         by_app: dict[Callable[..., None], list[str]] = {}
         for result in self._flat():
             if result.revoke_call is None:
                 result.revoke()
             else:
                 by_app.setdefault(result.revoke_call, []).append(result.id)
-        for revoke, ids in by_app.items():
-            revoke(ids, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
+        return by_app
+
+    def cancel(
+        self,
+        *,
+        tree: bool = True,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Cancel all, with one message; see AsyncResult.cancel."""
+        for revoke, ids in self._by_app().items():
+            meant = list(ids_in_tree(self)) if tree else ids
+            revoke(meant, tree=tree, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
+
+    async def acancel(self, *, tree: bool = True, terminate: bool = False, signal: str | None = None) -> None:
+        """The same as `cancel`."""
+        await asyncio.to_thread(self.cancel, tree=tree, terminate=terminate, signal=signal)
 
     def forget(self) -> None:
         """Drop all results, here and in the store."""

@@ -21,6 +21,8 @@ ASKING = rf"{UUID}\.reply\.celery\.pidbox"
 # They do not survive a restart of the broker: whoever comes first declares them.
 EXCHANGES = r"(reply\.)?celery\.pidbox|celeryev"
 MAILBOX = r".+@.+\.celery\.pidbox"
+# What was revoked, for workers that start later.
+REVOKED = r"amqtask\.cancel"
 SENDING = r"amq\.default|amqtask\.delay\..+"
 NOTHING = "^$"
 # Roles where an operator has declared the topology (`amqtask topology declare`) for the work queues `jobs` and `mail`: what is
@@ -29,9 +31,9 @@ OPERATED = {
     "producer": Rights(NOTHING, f"^({SENDING})$", NOTHING),
     "producer with results": Rights(f"^{UUID}$", f"^({SENDING})$", f"^{UUID}$"),
     "worker": Rights(
-        rf"^({EXCHANGES}|{MAILBOX}|{ASKING}|{UUID}|amqtask\.chord\..+)$",
+        rf"^({EXCHANGES}|{MAILBOX}|{ASKING}|{UUID}|{REVOKED}|amqtask\.chord\..+)$",
         rf"^({SENDING}|{EXCHANGES}|{MAILBOX}|{ASKING})$",
-        rf"^((jobs|mail)(\.dead)?|amqtask\.delay\..+|{EXCHANGES}|{MAILBOX}|{ASKING}|{UUID}|amqtask\.chord\..+)$",
+        rf"^((jobs|mail)(\.dead)?|amqtask\.delay\..+|{EXCHANGES}|{MAILBOX}|{ASKING}|{UUID}|{REVOKED}|amqtask\.chord\..+)$",
     ),
     "beat": Rights(r"^amqtask\.beat\..+$", f"^({SENDING})$", r"^amqtask\.beat\..+$"),
     "monitor": Rights(

@@ -119,6 +119,19 @@ def test_a_worker_is_asked_and_told_over_redis(on_redis: OnRedis, tmp_path: Path
     assert not (tmp_path / "never").exists()
 
 
+def test_a_revoke_holds_for_a_worker_that_starts_later(on_redis: OnRedis) -> None:
+    revoked, other = on_redis.send("add", 1, 1), on_redis.send("add", 2, 3)
+    revoked.revoke()
+    with on_redis.worker("-c", "1", "-P", "threads"):
+        with pytest.raises(TaskRevokedError):
+            revoked.get(timeout=90)
+        assert other.get(timeout=90) == 5
+        last = on_redis.send("add", 1, 1, countdown=1)
+        last.revoke()
+        with pytest.raises(TaskRevokedError):
+            last.get(timeout=90)
+
+
 def test_events_of_a_worker_come_over_redis(on_redis: OnRedis) -> None:
     seen: list[str] = []
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from amqtask import AmqTask
+from amqtask import AmqTask, chain, chord
 from amqtask.exceptions import TaskRevokedError
 from integration import celery_peer
 from integration.celery_peer import CeleryWorker
@@ -109,6 +109,40 @@ def test_celery_s_worker_learns_it_from_ours(rabbit: Broker, redis_url: str, app
         task_id = revoke_somewhere(app, node)
         with celery_worker_that_heard(node, celery_peer.environment(rabbit.url, redis_url, second), second):
             assert_revoked(app, task_id, second)
+
+
+def test_it_holds_for_a_worker_that_starts_later_whoever_said_it(rabbit: Broker, redis_url: str, app: AmqTask) -> None:
+    queue, ours, theirs = rabbit.queue("work"), str(uuid.uuid4()), str(uuid.uuid4())
+    app.control.revoke(ours)
+    with our_worker(queue, redis_url, "--without-mingle") as worker:
+        assert_revoked(app, ours, queue)
+        celery_peer.call(f"app.control.revoke({theirs!r})", celery_peer.environment(rabbit.url, redis_url, queue))
+        eventually(lambda: any(theirs in ids for ids in (app.control.inspect().revoked() or {}).values()))
+        worker.stop()
+    with our_worker(queue, redis_url, "--without-mingle"):
+        assert_revoked(app, theirs, queue)
+
+
+def test_a_workflow_is_cancelled_and_what_runs_is_asked_to_end(
+    rabbit: Broker, redis_url: str, app: AmqTask, tmp_path: Path
+) -> None:
+    queue = rabbit.queue("work")
+    add = app.signature("sample.add", queue=queue)
+    with our_worker(queue, redis_url):
+        running = app.send_task("sample.wait_until_cancelled", (str(tmp_path / "began"),), queue=queue)
+        header = [add.clone((number, number)) for number in range(5)]
+        body = chain(add.clone((1, 1)), chord(header, app.signature("sample.pid", immutable=True, queue=queue)))
+        waiting = body.apply_async()
+        eventually((tmp_path / "began").exists)
+
+        waiting.cancel()
+        running.cancel(terminate=False)
+
+        assert running.get(timeout=90) == "cancelled"
+        with pytest.raises(TaskRevokedError, match="cancelled"):
+            waiting.get(timeout=90)
+        eventually(lambda: waiting.state == "REVOKED")
+        assert app.send_task("sample.add", (2, 3), queue=queue).get(timeout=90) == 5
 
 
 def test_workers_ask_each_other_again_after_a_lost_connection(hurt_node: RabbitNode) -> None:

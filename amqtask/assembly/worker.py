@@ -16,6 +16,7 @@ from amqtask.client.registry import uses_django
 from amqtask.events.dispatcher import LamportClock
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.chain_steps import SharedFlag, SlotSteps
+from amqtask.execution.stops import Stops
 from amqtask.ground import VERSION, systemd
 from amqtask.ground.lazy import lazy
 from amqtask.ground.plugins import plugins
@@ -30,6 +31,7 @@ from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.flow import Later, Leases
 from amqtask.services.forwarder import Forwarder
+from amqtask.services.kept_revokes import RevokeReader
 from amqtask.services.panel import Panel
 from amqtask.services.pausing import Pausing
 from amqtask.services.reloading import import_again
@@ -122,6 +124,7 @@ class WorkerBuilder:
         self.executor = app.make_executor(
             hostname, verbose=self.describes.state, wrapper=_task_wrapper(), gate=self.gate, later=self.later.call
         )
+        self.stops = self.executor.stops = Stops()
         self.slot_steps = SharedFlag(is_on=False)
         if self.executor.resumes_chains and self.conf.worker_chain_seconds:
             self.executor.steps = SlotSteps(app.tasks, self.conf.worker_chain_seconds, self.slot_steps.state)
@@ -181,6 +184,7 @@ class WorkerBuilder:
             rate_limits=self.rate_limits(),
             chain_seconds=conf.worker_chain_seconds,
             slot_steps=self.slot_steps,
+            stops=self.stops,
             shutdown_timeout=conf.worker_shutdown_timeout,
             soft_shutdown_timeout=conf.worker_soft_shutdown_timeout or 0.0,
             soft_shutdown_on_idle=bool(conf.worker_enable_soft_shutdown_on_idle),
@@ -287,8 +291,11 @@ class WorkerBuilder:
         )
         services.append(pausing)
         if self.conf.worker_enable_remote_control:
+            revokes = self.revokes(worker, operations)
+            if revokes is not None:
+                services.append(revokes)
             elections = self.elections()
-            panel = self.panel(worker, operations, autoscale, events, elections, delayed, pausing)
+            panel = self.panel(worker, operations, autoscale, events, elections, delayed, pausing, revokes)
             services += [elections, panel]
             worker.followers.append(panel.go_to)
         if self.conf.outbox_relay:
@@ -298,6 +305,21 @@ class WorkerBuilder:
         if "steps" in vars(self.app):  # of a program that was written for Celery
             services.append(plugins().celery_bootsteps(self.app, worker, self.options))
         return services
+
+    def revokes(self, worker: Worker, operations: Operations) -> RevokeReader | None:
+        """Reads what the broker keeps; its publisher is connected only while it writes."""
+        publisher = self.app.broker.publisher(name=f"{self.hostname} revokes", on_warning=_warn)
+        kept = self.app.runtime.kept_revokes(publisher)
+        if kept is None:
+            return None
+        return RevokeReader(
+            operations,
+            worker.dispatcher,
+            loop=self.loop,
+            revokes=kept,
+            is_ready=lambda: worker.lifecycle.is_ready,
+            written=publisher.close,
+        )
 
     def notifier(self, worker: Worker, watchdog: Watchdog) -> Service:
         """Tells systemd what this worker does; a worker that /live would call stuck is not healthy."""
@@ -377,6 +399,7 @@ class WorkerBuilder:
         elections: Elections,
         delayed: Delayed,
         pausing: Pausing,
+        revokes: RevokeReader | None,
     ) -> Panel:
         control = Control(
             worker=worker,
@@ -392,6 +415,7 @@ class WorkerBuilder:
             events=events,
             lamport=self.clock,
             elections=elections,
+            heard=revokes.heard if revokes is not None else lambda command: None,
             delayed=delayed.soonest,
             delayed_blocks=delayed.blocks,
             count_delayed=delayed.count,

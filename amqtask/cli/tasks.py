@@ -273,6 +273,9 @@ def retry(
 @_search_options
 @click.option("--terminate", is_flag=True, help="Also end those that run.")
 @click.option("--signal", default="SIGTERM", show_default=True, help="With --terminate, on prefork.")
+@click.option(
+    "--tree", is_flag=True, help="Cancel them, with all that they have called or will call; TASK_IDS may be groups'."
+)
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_obj
@@ -282,6 +285,7 @@ def revoke(
     search: Search,
     terminate: bool,
     signal: str,
+    tree: bool,
     force: bool,
     as_json: bool,
 ) -> int:
@@ -295,7 +299,8 @@ def revoke(
         ids = list(task_ids) or [task.id for task in _meant(app, (), search, []) if task.state not in READY_STATES]
         _confirm(f"Revoke {count(len(ids), 'task')}?", task_ids, force, as_json)
         for start in range(0, len(ids), AT_ONCE):
-            app.control.revoke(ids[start : start + AT_ONCE], terminate=terminate, signal=signal)
+            revoke_some = app.control.cancel if tree else app.control.revoke
+            revoke_some(ids[start : start + AT_ONCE], terminate=terminate, signal=signal)
     finally:
         app.close()
     return _tell("revoked", [{"id": task_id} for task_id in ids], [], as_json)

@@ -275,12 +275,16 @@ class Caller:
         wait: bool = False,
         timeout: float | None = None,
         headers: Headers | None = None,
+        tree: bool | None = None,
     ) -> None:
-        """Tell all workers not to run a task, several, or those with these stamps, after the calls that wait in a pipeline."""
+        """Tell all workers not to run a task, several, or those with these stamps, after the calls that wait in a pipeline. With
+        `tree` (True or False) cancel them."""
         flush_open()
         arguments: KeywordDict = {"terminate": terminate, "signal": signal or "SIGTERM", "reply": wait}
         seconds = 1.0 if timeout is None else timeout
-        if headers is None:
+        if tree is not None:
+            self._app.runtime.control.cancel(task_id, tree=tree, timeout=seconds, **arguments)
+        elif headers is None:
             self._app.runtime.control.revoke(task_id, timeout=seconds, **arguments)
         else:
             self._app.runtime.control.revoke_by_stamped_headers(headers, timeout=seconds, **arguments)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from amqtask.outbox.contract import Outbox
     from amqtask.protocol.message import Delivery
     from amqtask.remote.control import Control
+    from amqtask.remote.revokes import KeptRevokes
     from amqtask.transport.broker import Broker
     from amqtask.transport.contract import AsyncPublisher, EventPublisher, Publisher
     from amqtask.transport.memory.broker import MemoryBroker
@@ -449,6 +450,20 @@ class Runtime:
             accept=content_types(self._conf.accept_content),
             serializer=control_serializer(self._conf.task_serializer),
             queues=lambda: [queue.name for queue in self.queues.consumed],
+            keep_revokes=lambda: self.kept_revokes(self.publisher),
+        )
+
+    def kept_revokes(self, publisher: Publisher) -> KeptRevokes | None:
+        """The revokes that the broker keeps, written with this publisher; None: none are kept."""
+        from amqtask.remote.revokes import JOURNAL, KeptRevokes
+
+        conf = self._conf
+        if not conf.revoke_max_age:
+            return None
+        return KeptRevokes(
+            self.broker.journal(JOURNAL, publisher, max_age=conf.revoke_max_age),
+            serializer=control_serializer(conf.task_serializer),
+            accept=content_types(conf.accept_content),
         )
 
     @lazy

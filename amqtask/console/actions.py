@@ -53,6 +53,15 @@ def revoke(app: AmqTask, form: Form, user: str) -> str:
     return f"{form['id']} is revoked"
 
 
+def cancel(app: AmqTask, form: Form, user: str) -> str:
+    """Cancel a workflow, by the id of any task or group of it: what is to come of it does not run."""
+    some_id = form["id"]
+    tasks = app.history.workflow(some_id)
+    known = {one for task in tasks for one in (task.id, task.group_id, task.joins) if one}
+    app.control.cancel(sorted({some_id, *known}), terminate=form.get("terminate") == "yes")
+    return f"the workflow of {some_id} is cancelled; {count(len(tasks), 'task')} of it known"
+
+
 def pause(app: AmqTask, form: Form, user: str) -> str:
     """Pause a queue."""
     answers = app.control.pause_queue(form["queue"], user)
@@ -119,6 +128,7 @@ ACTIONS: dict[str, Action] = {
     "send-now": send_now,
     "revoke-delayed": revoke_delayed,
     "revoke": revoke,
+    "cancel": cancel,
     "pause": pause,
     "resume": resume,
     "purge": purge,

@@ -200,7 +200,7 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
 }  # fmt: skip
 # action → its fields; "?" are those that may be left out.
 FIELDS: dict[str, str] = {
-    "rerun": "id args? kwargs?", "rerun-group": "task error rate?", "revoke": "id terminate?",
+    "rerun": "id args? kwargs?", "rerun-group": "task error rate?", "revoke": "id terminate?", "cancel": "id terminate?",
     "rerun-all": "number? rate? *", "revoke-all": "number? terminate? *", "mark-seen": "task error last",
     "pause": "queue", "resume": "queue", "purge": "queue confirm",
     "retry-dead": "queue id? task? reason? all? rate?",

@@ -121,6 +121,7 @@ class BatchedExecutor(GatedExecutor):
             batch.outcomes.append(self.refused(request, error, in_slot=True))
             return
         plan, context = batch.plan, Context.of(request, args, kwargs, embed, self.hostname)
+        context._stops = self.stops
         call = BatchCall(args, kwargs, context)
         current.set(context)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextvars import ContextVar
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,8 @@ class Context:
     # Of `ask_for_retry`.
     asked_retries: tuple[Retry, ...] = ()
     _request: Request | None = None
+    # Numbers of requests that are asked to end.
+    _stops: Container[int] = ()
 
     def __init__(self, *args: object, **fields: object) -> None:
         """Of fields, or of a mapping of them, as Celery's."""
@@ -114,6 +116,11 @@ class Context:
     def ask_for_retry(self, retry: Retry) -> None:
         """Publish another run, although this one continues to its own end."""
         self.asked_retries += (retry,)
+
+    def is_cancelled(self) -> bool:
+        """Whether this run is asked to end."""
+        request = self._request
+        return request is not None and request.number in self._stops
 
     def is_over_at(self, when: datetime | float) -> bool:
         """Whether a retry at that time, or in so many seconds, would come after the deadline; inline nothing waits."""

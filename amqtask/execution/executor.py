@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Container, Coroutine, Mapping
 from contextvars import copy_context
 from time import perf_counter
 from types import CoroutineType
@@ -165,6 +165,8 @@ class Executor(Endings):
         self.run_coroutine: RunCoroutine = CoroutineRunner()
         # For slots that are processes; the worker's assembly sets it.
         self.steps: SlotSteps | None = None
+        # Numbers of requests that are asked to end; the same sets it.
+        self.stops: Container[int] = ()
         self._composer = composer
         # A store in AMQP, or in this process, does not block.
         self._store_blocks = store is not None and store.blocks
@@ -202,6 +204,7 @@ class Executor(Endings):
         except Exception as error:  # noqa: BLE001 - mostly a MessageError, but never the end of the slot
             return self.refused(request, error, in_slot=True)
         context = Context.of(request, args, kwargs, embed, self.hostname)
+        context._stops = self.stops
         current.set(context)
         forks = FORKS[0]
         try:
@@ -241,6 +244,7 @@ class Executor(Endings):
         except Exception as error:  # noqa: BLE001 - see execute
             return self.refused(request, error, in_slot=True)
         context = Context.of(request, args, kwargs, embed, self.hostname)
+        context._stops = self.stops
         token = current.set(context)
         forks = FORKS[0]
         try:

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask import states
-from amqtask.exceptions import BackendUnreachable, ChordError
+from amqtask.exceptions import BackendUnreachable, ChordError, TaskRevokedError
 from amqtask.execution.context import Context, current_context
+from amqtask.execution.request import CANCELLED
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.chord import ChordPart, part_message, queue_name, size_of, token_of, values_of
 from amqtask.protocol.result import ResultMessage, exception_as_dict
@@ -93,6 +94,9 @@ class Chords:
         try:
             return FollowUps(tuple(self._composer.compose_body(body, values_of(parts), group_id, parent_id)))
         except ChordError as error:
+            cause = error.__cause__
+            if isinstance(cause, TaskRevokedError) and str(cause) == CANCELLED:
+                return self.never(body, states.REVOKED, cause, "")
             return self.failed(body, error)
         except BackendUnreachable:
             raise

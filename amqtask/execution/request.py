@@ -220,6 +220,8 @@ def _rare_properties(properties: PropertiesLike) -> dict[str, object] | None:
 
 # The state in an outcome of a request that was not let in: its message goes back to the broker until its turn.
 HELD = "HELD"
+# Why a task of a cancelled workflow is revoked.
+CANCELLED = "cancelled"
 
 
 class Answer(IntEnum):

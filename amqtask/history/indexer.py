@@ -15,6 +15,7 @@ from amqtask.exceptions import AccessRefused, MessageError, OperationalError
 from amqtask.ground.printable import bounded_logger
 from amqtask.history.index import HistoryIndex, Overtaken
 from amqtask.protocol.event import read_events
+from amqtask.transport.contract import OFFSET
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import EventDict
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.history")
 
-OFFSET = "x-stream-offset"
 # Messages in a batch, and the events after which it is written: a message has one to 500.
 MOST_MESSAGES, MOST_EVENTS = 200, 2_000
 # Seconds that a read waits for a message, for others to come after it, and before another attempt.

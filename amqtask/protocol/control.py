@@ -24,6 +24,8 @@ re_parser = load("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 Expected = TypeVar("Expected")
 
 PREFIX = "celery"  # the setting control_exchange
+# Arguments of a revoke that cancels: it asks what runs to end; it is for all that belongs to the tasks, too.
+CANCEL, TREE = "cancel", "tree"
 # Bytes of a command's body, and characters of a pattern.
 LARGEST_COMMAND = 16 * 1024 * 1024
 LONGEST_PATTERN = 200

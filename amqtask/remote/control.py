@@ -11,17 +11,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from amqtask.exceptions import ConfigurationError, DuplicateNodenameWarning, MessageError, QueueNotFound
+from amqtask.exceptions import ConfigurationError, DuplicateNodenameWarning, MessageError, PublishError, QueueNotFound
 from amqtask.ground.lazy import lazy
 from amqtask.ground.printable import printable
-from amqtask.protocol.control import Command, check_pattern, command_message, read_reply, reply_exchange, reply_queue
+from amqtask.protocol.control import (
+    CANCEL,
+    TREE,
+    Command,
+    check_pattern,
+    command_message,
+    read_reply,
+    reply_exchange,
+    reply_queue,
+)
 from amqtask.remote.commands import MATCHERS
 from amqtask.remote.pauses import NOTE, Pauses
+from amqtask.remote.revokes import KEPT, ORDERS
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, Headers, Options, Replies
     from amqtask.protocol.control import Reply
     from amqtask.protocol.message import Delivery
+    from amqtask.remote.revokes import KeptRevokes
     from amqtask.transport.broker import Broker
     from amqtask.transport.contract import Publisher
 
@@ -174,6 +185,7 @@ class Control:
         accept: frozenset[str],
         serializer: str = "json",
         queues: Callable[[], Sequence[str]] = tuple,
+        keep_revokes: Callable[[], KeptRevokes | None] = lambda: None,
     ) -> None:
         self._broker = broker
         self._publisher = publisher
@@ -181,6 +193,7 @@ class Control:
         self._accept = accept
         self._serializer = serializer
         self._queues = queues
+        self._keep_revokes = keep_revokes
         self._clock = itertools.count(1)
 
     # -- the two roads
@@ -300,7 +313,9 @@ class Control:
         ticket: str | None = None,
         reply_to: str | None = None,
     ) -> None:
-        clock = next(self._clock)
+        clock, trouble = next(self._clock), None
+        if command in ORDERS and not options.destination and not options.pattern:
+            arguments, trouble = self._keep(command, arguments)
         message = command_message(
             Command(
                 method=command,
@@ -319,6 +334,21 @@ class Control:
         )
         message.mandatory = False  # no worker may be there, and that is an answer too
         self._publisher.publish(message)
+        if trouble is not None:
+            raise trouble
+
+    def _keep(self, order: str, arguments: CommandArguments) -> tuple[CommandArguments, PublishError | None]:
+        """Have the broker keep the order. When it cannot now, it is sent all the same: a worker that hears it writes it down."""
+        kept = self._kept_revokes
+        try:
+            is_kept = kept is not None and kept.keep(order, arguments)
+        except PublishError as error:
+            return arguments, error
+        return {**arguments, KEPT: True} if is_kept else arguments, None
+
+    @lazy
+    def _kept_revokes(self) -> KeptRevokes | None:
+        return self._keep_revokes()
 
     # -- orders
 
@@ -332,11 +362,29 @@ class Control:
     ) -> Any:
         """Tell workers not to run a task (or several); with `terminate` to end it if it runs, by this signal (prefork).
 
-        Keyword arguments of all orders are those of `broadcast`.
+        The broker keeps the order for workers that start later, unless `destination` or a `pattern` says who is meant.
+        Keyword arguments of all orders are those of `broadcast`. Raises: PublishError.
         """
         ids = task_id if isinstance(task_id, str) else list(task_id)
         arguments = {"task_id": ids, "terminate": terminate, "signal": signal}
         return self.broadcast("revoke", arguments, destination, **kwargs)
+
+    def cancel(
+        self,
+        task_id: str | Sequence[str],
+        *,
+        tree: bool = True,
+        terminate: bool = False,
+        signal: str = "SIGTERM",
+        **kwargs: Any,
+    ) -> Any:
+        """Revoke a task (or several), and ask it to end if it runs: `self.is_cancelled()` is true in it then, and a coroutine of
+        the asyncio pool is cancelled. With `tree` the ids may be groups', too, and it is for all that belongs to them. Celery's
+        workers take it for a revoke of the ids. `terminate` and the rest are as with `revoke`.
+        """
+        ids = [task_id] if isinstance(task_id, str) else list(task_id)
+        arguments = {"task_id": ids, "terminate": terminate, "signal": signal, CANCEL: True, TREE: tree}
+        return self.broadcast("revoke", arguments, **kwargs)
 
     def revoke_by_stamped_headers(
         self,

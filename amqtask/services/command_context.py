@@ -11,6 +11,7 @@ from amqtask.events.dispatcher import LamportClock
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, JsonFields, SettingValues
+    from amqtask.protocol.control import Command
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
     from amqtask.services.autoscale import Autoscale
@@ -55,6 +56,8 @@ class Control:
     report: Callable[[], str] = str
     reload: Callable[[Iterable[str] | None, bool], set[str]] | None = None
     elections: Elections | None = None
+    # Called with each command that the mailbox had, whoever it is for.
+    heard: Callable[[Command], None] = lambda command: None
     # Delayed messages that this worker holds until their time, the soonest first.
     delayed: Callable[[int], Sequence[tuple[float, Delivery]]] = lambda limit: ()
     # Whether that waits for a server.

@@ -129,6 +129,7 @@ class Panel:
         self._control.lamport.adjust((delivery.properties.headers or {}).get("clock"))
         if self._mingle is not None and command.method == "hello" and self._mingle.heard(command):
             return
+        self._control.heard(command)
         if command.is_for(self._hostname):
             self._obey(command)
 

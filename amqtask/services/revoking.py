@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from amqtask.exceptions import AmqTaskError, ConfigurationError, PublishError
 from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
-from amqtask.protocol.control import Command, command_message, read_reply, reply_exchange, reply_queue
+from amqtask.protocol.control import CANCEL, TREE, Command, command_message, read_reply, reply_exchange, reply_queue
 from amqtask.worker.revoked import Revocations, Stamp, stamps_in
 
 if TYPE_CHECKING:
@@ -47,7 +48,13 @@ def revoked_state(control: Control, *, after: float = 0.0, without: Container[st
     revocations = control.worker.revoked
     ids = {task_id: since for task_id, since in revocations.ids.items() if since >= after and task_id not in without}
     stamps = [[name, value, since] for (name, value), since in revocations.stamps.items() if since >= after]
-    return {"revoked": list(ids), "revoked_at": list(ids.values()), "revoked_stamps": stamps}
+    trees = {one: since for one, since in revocations.trees.items() if since >= after}
+    return {
+        "revoked": list(ids),
+        "revoked_at": list(ids.values()),
+        "revoked_stamps": stamps,
+        "revoked_trees": trees,
+    }
 
 
 def learn_revoked(control: Control, state: JsonFields) -> None:
@@ -56,23 +63,29 @@ def learn_revoked(control: Control, state: JsonFields) -> None:
     if not isinstance(times, list) or len(times) != len(ids):
         times = [time.time()] * len(ids)
     stamps = {(str(name), value): float(since) for name, value, since in state.get("revoked_stamps") or ()}
-    control.operations.learn_revoked({str(key): float(since) for key, since in zip(ids, times, strict=True)}, stamps)
+    trees = {str(key): float(since) for key, since in (state.get("revoked_trees") or {}).items()}
+    revoked = {str(key): float(since) for key, since in zip(ids, times, strict=True)}
+    control.operations.learn_revoked(revoked, stamps, trees)
 
 
 def revoke(control: Control, arguments: CommandArguments) -> object:
-    ids = _ids(arguments)
+    ids = ids_of(arguments)
     if not ids:
         return {"error": "no task id was given"}
+    is_tree = bool(arguments.get(TREE))
+    matches = matcher(ids, is_tree=is_tree)
+    if arguments.get(CANCEL):
+        control.operations.ask_to_end(matches)
     if arguments.get("terminate"):
-        return _terminate(control, arguments, lambda: control.operations.revoke(ids), lambda request: request.id in ids)
-    control.operations.revoke(ids)
-    logger.info("Tasks flagged as revoked: %s", ", ".join(ids))
+        return _terminate(control, arguments, lambda: control.operations.revoke(ids, tree=is_tree), matches)
+    control.operations.revoke(ids, tree=is_tree)
+    logger.info("Tasks flagged as revoked%s: %s", ", with all that belongs to them" if is_tree else "", ", ".join(ids))
     return {"ok": f"tasks {', '.join(ids)} flagged as revoked"}
 
 
 def revoke_by_stamped_headers(control: Control, arguments: CommandArguments) -> object:
     headers = _by_name(arguments.get("headers"))
-    stamps = dict.fromkeys(stamps_in(headers))
+    stamps = stamps_of(arguments)
     if not stamps:
         return {"error": "no stamp was given: headers is {name: value or list of values}"}
     if arguments.get("terminate"):
@@ -88,6 +101,13 @@ def revoke_by_stamped_headers(control: Control, arguments: CommandArguments) -> 
     control.operations.revoke_stamps(stamps)
     logger.info("Stamps flagged as revoked: %s", _spelled(stamps))
     return {"ok": f"headers {headers} flagged as revoked, but not terminated"}
+
+
+def matcher(ids: Iterable[str], *, is_tree: bool) -> Callable[[Request], bool]:
+    """Whether a request is one of these; with `is_tree` also whether it belongs to one."""
+    revocations = Revocations(max_ids=sys.maxsize)
+    (revocations.add_trees if is_tree else revocations.add)(ids, time.time())
+    return lambda request: revocations.covers(request.id, request.headers)
 
 
 def terminate(control: Control, arguments: CommandArguments) -> object:
@@ -127,10 +147,15 @@ def signal_number(signal_name: object) -> int | None:
         raise ConfigurationError(f"there is no signal {signal_name!r} (it is like SIGTERM, KILL or 9)") from None
 
 
-def _ids(arguments: CommandArguments) -> dict[str, None]:
-    """The task ids, each once, in the given order."""
+def ids_of(arguments: CommandArguments) -> dict[str, None]:
+    """The task ids of an order, each once, in the given order."""
     task_ids = arguments.get("task_id") or arguments.get("task_ids") or ()
     return dict.fromkeys([task_ids] if isinstance(task_ids, str) else [str(task_id) for task_id in task_ids])
+
+
+def stamps_of(arguments: CommandArguments) -> dict[Stamp, None]:
+    """The stamps of an order, each once, in the given order."""
+    return dict.fromkeys(stamps_in(_by_name(arguments.get("headers"))))
 
 
 def _by_name(headers: object) -> dict[str, object]:

@@ -206,6 +206,8 @@ SETTINGS: tuple[Setting, ...] = (
             "Queues (globs) to which rpc:// results go when a message says so, besides reply queues, whose names are "
             "UUIDs."),
     Setting("result_serializer", "json", "serializer", "CELERY_RESULT_SERIALIZER", "How results are written."),
+    Setting("revoke_max_age", 2_592_000.0, "float", None,
+            "Seconds for which the broker keeps what was revoked, for workers that start later; 0: it keeps nothing."),
     Setting("security_cert_store", None, "path", "CELERY_SECURITY_CERT_STORE",
             "auth: the folder (or glob) with the certificates whose signatures are taken."),
     Setting("security_certificate", None, "path", "CELERY_SECURITY_CERTIFICATE",

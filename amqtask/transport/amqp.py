@@ -23,9 +23,11 @@ if TYPE_CHECKING:
         AsyncPublisher,
         BrokerOptions,
         ConsumerListener,
+        Journal,
         LoopPublisher,
         Note,
         OnWarning,
+        Publisher,
     )
     from amqtask.transport.loop_publisher import PikaLoopPublisher
     from amqtask.transport.publisher import PikaEventPublisher, PikaPublisher
@@ -162,6 +164,13 @@ class AmqpBroker:
         return StreamNote(
             self.addresses, lambda: self.publisher(name="amqtask command line", on_warning=lambda text: None), name
         )
+
+    def journal(self, name: str, publisher: Publisher, *, max_age: float) -> Journal:
+        """In a stream."""
+        from amqtask.transport.tail import StreamJournal
+
+        timeout = self._options.connect_timeout
+        return StreamJournal(self.addresses, publisher, name, max_age=max_age, connect_timeout=timeout)
 
     def admin(self) -> QueueAdmin:
         """Over a connection of its own."""

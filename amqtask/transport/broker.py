@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ConsumerListener,
         Delayed,
         EventPublisher,
+        Journal,
         LoopPublisher,
         Note,
         OnWarning,
@@ -109,6 +110,9 @@ class Broker(Protocol):
 
     def note(self, name: str) -> Note:
         """A small text that the broker keeps, under this name."""
+
+    def journal(self, name: str, publisher: Publisher, *, max_age: float) -> Journal:
+        """Messages that are kept for `max_age` seconds, under this name; `publisher` publishes them, where they are published."""
 
     def queue_jobs(self) -> QueueJobs: ...
 

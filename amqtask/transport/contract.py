@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from amqtask.transport.errors import ChannelClosing
 
 OnWarning = Callable[[str], None]
+# The header in which a message of a stream, or of another journal, has its position.
+OFFSET = "x-stream-offset"
 
 
 class Publisher(Protocol):
@@ -247,6 +249,16 @@ class Note(Protocol):
 
     def write(self, text: str) -> None:
         """Keep this one instead; it is kept when this returns."""
+
+
+class Journal(Protocol):
+    """Messages that the broker keeps for a time, for any number of readers that each read all of them."""
+
+    def write(self, message: Message) -> None:
+        """Add one, wherever it is addressed to; it is kept when this returns. Raises: PublishError."""
+
+    def tail(self, position: object) -> Tail:
+        """Reads what comes after a position, the header x-stream-offset of a delivery; None: all that may still matter."""
 
 
 class QueueState(NamedTuple):

@@ -1,5 +1,5 @@
 """QueueTail: reads a stream, or an ordinary queue, in batches, and acknowledges them when they are kept elsewhere. StreamNote: a
-text that is kept as the last message of a stream.
+text that is kept as the last message of a stream. StreamJournal: a stream that each reader reads for itself.
 
 A stream is consumed over AMQP 0-9-1 from an offset (https://www.rabbitmq.com/docs/streams#consuming): with a prefetch, and with
 acknowledgements, which only make room for more. Its messages stay, and each has its offset in the header x-stream-offset.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pika import spec
@@ -20,6 +21,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.transport.admin import QueueAdmin, refusal_error
+from amqtask.transport.contract import OFFSET
 from amqtask.transport.errors import is_away
 from amqtask.transport.link import AnswerClasses, Link, LinkLost, delivery_of
 from amqtask.transport.url import HostTurns
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.history")
 
-OFFSET = "x-stream-offset"
 # Messages that the broker sends ahead; one may have 500 events.
 PREFETCH = 200
 # Seconds to connect, declare and consume.
@@ -62,7 +63,7 @@ class _TailLink(Link):
 
 
 class QueueTail:
-    """See amqtask.transport.contract.Tail. It connects with the first `read`."""
+    """See amqtask.transport.contract.Tail. It connects with the first `read`. `position` may be an age, as RabbitMQ writes it."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class QueueTail:
         queue: Queue,
         declare: Sequence[Declaration],
         *,
-        position: int | None,
+        position: object,
         connect_timeout: float,
         name: str,
     ) -> None:
@@ -123,7 +124,8 @@ class QueueTail:
         link.ask_prefetch(PREFETCH)
         arguments: FieldTable = {}
         if self._queue.argument_map.get("x-queue-type") == "stream":
-            arguments[OFFSET] = "first" if self._position is None else self._position + 1
+            position = self._position
+            arguments[OFFSET] = position + 1 if isinstance(position, int) else position or "first"
         consume = spec.Basic.Consume(queue=name, arguments=arguments)
         link.call(consume, spec.Basic.ConsumeOk, deadline, f"subscribing to {name!r}")
 
@@ -193,3 +195,48 @@ class StreamNote:
             publisher.publish(Message(text.encode(), properties, "", self._queue.name, (self._queue,)))
         finally:
             publisher.close()
+
+
+# A journal's stream is deleted by segments, so they are small.
+_JOURNAL_BYTES, _JOURNAL_SEGMENT = 200_000_000, 2_000_000
+
+
+class StreamJournal:
+    """See amqtask.transport.contract.Journal."""
+
+    def __init__(
+        self,
+        addresses: Sequence[BrokerAddress],
+        publisher: Publisher,
+        name: str,
+        *,
+        max_age: float,
+        connect_timeout: float,
+    ) -> None:
+        self._addresses = addresses
+        self._publisher = publisher
+        self._connect_timeout = connect_timeout
+        self._age = f"{max(1, int(max_age))}s"
+        limits = {
+            "x-queue-type": "stream",
+            "x-max-age": self._age,
+            "x-max-length-bytes": _JOURNAL_BYTES,
+            "x-stream-max-segment-size-bytes": _JOURNAL_SEGMENT,
+        }
+        self._queue = Queue(name, queue_arguments=limits)
+
+    def write(self, message: Message) -> None:
+        """See the contract."""
+        properties = replace(message.properties, delivery_mode=2)
+        self._publisher.publish(Message(message.body, properties, "", self._queue.name, (self._queue,)))
+
+    def tail(self, position: object) -> QueueTail:
+        """See the contract."""
+        return QueueTail(
+            self._addresses,
+            self._queue,
+            (self._queue,),
+            position=self._age if position is None else position,
+            connect_timeout=self._connect_timeout,
+            name=f"amqtask {self._queue.name}",
+        )

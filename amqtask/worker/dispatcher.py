@@ -61,6 +61,8 @@ class Dispatcher:
         self._timer = OneTimer(loop)
         self._busy = False
         self._loop = loop
+        # How many want that nothing starts.
+        self._holds = 0
         self.running: dict[int, Request] = {}
         self._division: Division | None = None
         if division:
@@ -78,7 +80,7 @@ class Dispatcher:
 
     def run(self) -> None:
         """Fill the free slots. A pool may run the request inside `submit` and report back from there."""
-        if self._busy:
+        if self._busy or self._holds:
             return
         self._busy = True
         try:
@@ -90,12 +92,12 @@ class Dispatcher:
             self._busy = False
 
     def hold(self) -> None:
-        """Start nothing until `release`."""
-        self._busy = True
+        """Start nothing until `release`; it may be called by several, each of whom releases."""
+        self._holds += 1
 
     def release(self) -> None:
-        """Go on; call `run` later."""
-        self._busy = False
+        """Go on, unless another holds; call `run` later."""
+        self._holds -= 1
 
     def divide(self, division: Division) -> None:
         """From now on a queue takes only the slots that this grants it."""

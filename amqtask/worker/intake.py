@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
+from amqtask.execution.request import CANCELLED
 from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.flow.deadline import bind_received, bound_limit
 from amqtask.ground.printable import bounded_logger
@@ -193,7 +194,8 @@ class Intake:
 
     def _revoke(self, request: Request) -> None:
         self._report.revoked(request)
-        self._end(request, self._endings.revoked(request, "revoked"))
+        is_cancelled = self._revoked.in_tree(request.id, request.headers)
+        self._end(request, self._endings.revoked(request, CANCELLED if is_cancelled else "revoked"))
 
     def _expire(self, request: Request) -> None:
         self._report.revoked(request, expired=True)

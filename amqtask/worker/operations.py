@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import ConfigurationError, NotRegistered
+from amqtask.execution.request import CANCELLED
 from amqtask.ground.printable import bounded_logger
 from amqtask.worker.intake import NEVER
+from amqtask.worker.revoked import NOTHING
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
@@ -43,9 +45,9 @@ class Operations:
 
     # -- changes
 
-    def revoke(self, task_ids: Iterable[str]) -> list[Request]:
-        """Revoke these tasks. Returns the requests that waited here and will not run."""
-        self._worker.revoked.add(task_ids, time.time())
+    def revoke(self, task_ids: Iterable[str], *, tree: bool = False) -> list[Request]:
+        """Revoke these tasks, and with `tree` all that belongs to them. Returns the requests that waited here and do not run."""
+        self.note_revoked(task_ids, (), time.time(), tree=tree)
         return self._stop_waiting()
 
     def revoke_stamps(self, stamps: Iterable[Stamp]) -> list[Request]:
@@ -53,10 +55,28 @@ class Operations:
         self._worker.revoked.add_stamps(stamps, time.time())
         return self._stop_waiting()
 
-    def learn_revoked(self, ids: Mapping[str, float], stamps: Mapping[Stamp, float]) -> None:
-        """Take over the revoked ids and stamps of another worker, each with the time of its revoke."""
-        self._worker.revoked.merge(ids, stamps, time.time())
+    def learn_revoked(
+        self, ids: Mapping[str, float], stamps: Mapping[Stamp, float], trees: Mapping[str, float] = NOTHING
+    ) -> None:
+        """Take over the revoked ids, stamps and trees of another worker, each with the time of its revoke."""
+        self._worker.revoked.merge(ids, stamps, time.time(), trees)
         self._stop_waiting()
+
+    def note_revoked(self, ids: Iterable[str], stamps: Iterable[Stamp], since: float, *, tree: bool = False) -> None:
+        """Take over what was revoked at that Unix time; call `stop_revoked` after the last."""
+        revoked = self._worker.revoked
+        revoked.add(ids, since)
+        revoked.add_stamps(stamps, since)
+        if tree:
+            revoked.add_trees(ids, since)
+
+    def stop_revoked(self) -> None:
+        """Have what waits here and is revoked not run."""
+        self._stop_waiting()
+
+    def wake(self) -> None:
+        """Do the gathered work at the end of this loop turn."""
+        self._worker.wake()
 
     def _stop_waiting(self) -> list[Request]:
         worker = self._worker
@@ -66,6 +86,14 @@ class Operations:
         worker.dispatcher.watched.update((request.number, NEVER) for request in stopped)
         worker.wake()
         return stopped
+
+    def ask_to_end(self, matches: Callable[[Request], bool]) -> None:
+        """Ask the running requests that match to end; each is asked once."""
+        stops = self._worker.setup.stops
+        for request in self.running():
+            if request.number not in stops and matches(request):
+                stops.add(request.number)
+                self._worker.pool.cancel(request.number, CANCELLED)
 
     def terminate(self, matches: Callable[[Request], bool], signum: int | None = None) -> Terminated:
         """End the running requests that match; prefork sends this signal (default TERM), and KILL after a second."""

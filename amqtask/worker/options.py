@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from amqtask.execution.stops import Stops
 from amqtask.pool import Loop
 from amqtask.topology.declarations import broker_limit
 from amqtask.worker.revoked import MAX_IDS
@@ -200,6 +201,8 @@ class WorkerSetup:
     chain_seconds: float = 0.0
     # On while slots that are processes may do so, too.
     slot_steps: SharedFlag | None = None
+    # Running requests that are asked to end.
+    stops: Stops = field(default_factory=Stops)
     shutdown_timeout: float | None = None
     soft_shutdown_timeout: float = 0.0
     soft_shutdown_on_idle: bool = False

@@ -19,6 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from amqtask.exceptions import ConfigurationError
@@ -31,6 +32,9 @@ MAX_IDS = 50_000
 # Characters of an id or of a stamp's value; messages with longer ones are refused.
 LONGEST = 1000
 Stamp = tuple[str, Any]
+# Headers that name what a task belongs to.
+_ABOVE = ("parent_id", "group")
+NOTHING: Mapping[str, float] = MappingProxyType({})
 # An id or a stamp.
 Revoked = TypeVar("Revoked", str, Stamp)
 
@@ -46,20 +50,42 @@ class Revocations:
         self._expires = expires
         self._ids: OrderedDict[str, float] = OrderedDict()
         self._stamps: OrderedDict[Stamp, float] = OrderedDict()
+        # Tasks and groups that are cancelled with all that they lead to.
+        self._trees: OrderedDict[str, float] = OrderedDict()
+        # What was met of them: it leads to others. Apart, so that it takes no place of what was told.
+        self._met: OrderedDict[str, float] = OrderedDict()
         self.version = 0
 
     def __bool__(self) -> bool:
-        return bool(self._ids or self._stamps)
+        return bool(self._ids or self._stamps or self._trees)
 
     def covers(self, task_id: str, headers: Headers) -> bool:
         """Whether a task with this id and these message headers is revoked."""
-        if task_id in self._ids:
+        if task_id in self._ids or (self._trees and self.in_tree(task_id, headers)):
             return True
         if not self._stamps or not headers.get("stamped_headers"):
             return False
         return any(stamp in self._stamps for stamp in _stamps_of(headers))
 
+    def in_tree(self, task_id: str, headers: Headers) -> bool:
+        """Whether it is cancelled, or belongs to what is: what it leads to does then, too."""
+        trees, met = self._trees, self._met
+        if task_id in trees or _root_of(headers) in trees:
+            return True
+        for name in _ABOVE:
+            above = headers.get(name)
+            if isinstance(above, str):
+                since = trees.get(above) or met.get(above)
+                if since is not None:
+                    met[task_id] = since
+                    return True
+        return False
+
     # -- changes
+
+    def add_trees(self, ids: Iterable[str], now: float) -> None:
+        """Revoke these tasks, or groups, and all that belongs to them."""
+        self._renew(self._trees, ids, now)
 
     def add(self, task_ids: Iterable[str], now: float) -> None:
         """Revoke; an id that is revoked already gets the new time."""
@@ -78,7 +104,7 @@ class Revocations:
 
     def purge(self, now: float) -> None:
         """Forget revokes that are too old or too many."""
-        limited: tuple[OrderedDict[Any, float], ...] = (self._ids, self._stamps)
+        limited: tuple[OrderedDict[Any, float], ...] = (self._ids, self._stamps, self._trees, self._met)
         for times in limited:
             while times:
                 oldest, since = next(iter(times.items()))
@@ -99,14 +125,30 @@ class Revocations:
         """Each stamp with the time of its revoke, oldest first."""
         return dict(self._stamps)
 
-    def merge(self, ids: Mapping[str, float], stamps: Mapping[Stamp, float], now: float) -> None:
+    @property
+    def trees(self) -> dict[str, float]:
+        """Each task or group that is cancelled with what it leads to, with the time of that, oldest first."""
+        return dict(self._trees)
+
+    def merge(
+        self,
+        ids: Mapping[str, float],
+        stamps: Mapping[Stamp, float],
+        now: float,
+        trees: Mapping[str, float] = NOTHING,
+    ) -> None:
         """Take over the revokes of another worker or of a state file; a time in the future counts as now."""
-        before = len(self._ids) + len(self._stamps)
+        before = self._count
         self._ids = _merged(self._ids, ids, now)
         self._stamps = _merged(self._stamps, stamps, now)
+        self._trees = _merged(self._trees, trees, now)
         self.purge(now)
-        if len(self._ids) + len(self._stamps) != before:
+        if self._count != before:
             self.version += 1
+
+    @property
+    def _count(self) -> int:
+        return len(self._ids) + len(self._stamps) + len(self._trees)
 
 
 def _merged(
@@ -114,6 +156,12 @@ def _merged(
 ) -> OrderedDict[Revoked, float]:
     merged = {key: min(now, since) for key, since in received.items() if _is_short(key)} | dict(current)
     return OrderedDict(sorted(merged.items(), key=lambda entry: entry[1]))
+
+
+def _root_of(headers: Headers) -> str:
+    """The id of the first task of the workflow; "" where the message says none."""
+    root = headers.get("root_id")
+    return root if isinstance(root, str) else ""
 
 
 def _is_short(key: str | Stamp) -> bool:
@@ -162,6 +210,7 @@ class StateFile:
             state = json.loads(self._path.read_bytes())
             ids = {str(key): float(since) for key, since in state["revoked"].items()}
             stamps = {(str(name), value): float(since) for name, value, since in state.get("revoked_stamps", ())}
+            trees = {str(key): float(since) for key, since in state.get("revoked_trees", {}).items()}
         except FileNotFoundError:
             return
         except OSError as error:
@@ -169,7 +218,7 @@ class StateFile:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self._put_aside(error)
             return
-        self._revoked.merge(ids, stamps, time.time())
+        self._revoked.merge(ids, stamps, time.time(), trees)
         self._saved_version = self._revoked.version
 
     def _put_aside(self, error: Exception) -> None:
@@ -201,7 +250,7 @@ class StateFile:
     def _take_state(self) -> JsonObject:
         self._saved_version = self._revoked.version
         stamps = [[name, value, since] for (name, value), since in self._revoked.stamps.items()]
-        return {"revoked": self._revoked.ids, "revoked_stamps": stamps}
+        return {"revoked": self._revoked.ids, "revoked_stamps": stamps, "revoked_trees": self._revoked.trees}
 
     def _write(self, state: JsonObject) -> None:
         new = self._path.with_name(f"{self._path.name}.new-{os.getpid()}")

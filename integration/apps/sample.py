@@ -69,6 +69,15 @@ def wait_for(started: str, release: str) -> str:
     return "released"
 
 
+@app.task(name="sample.wait_until_cancelled", bind=True)
+def wait_until_cancelled(self: Any, started: str) -> str:
+    """Say that it runs, then wait until it is cancelled."""
+    Path(started).touch()
+    while not self.is_cancelled():
+        time.sleep(0.01)
+    return "cancelled"
+
+
 @app.task(name="sample.fail")
 def fail(message: str) -> None:
     """An ordinary error."""

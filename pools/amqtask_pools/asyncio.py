@@ -228,6 +228,16 @@ class AsyncioPool(SlotPool):
         self._aloop.call_soon_threadsafe(self._end, request, Terminated(reason))
         return True
 
+    def cancel(self, number: int, reason: str) -> None:
+        """Cancel the coroutine; it may catch that, and go on."""
+        if number in self._running and number not in self._in_threads and self._aloop is not None:
+            self._aloop.call_soon_threadsafe(self._ask, number, Terminated(reason))
+
+    def _ask(self, number: int, error: Terminated) -> None:
+        running = self._coroutines.get(number)
+        if running is not None:
+            running.interrupt(error)
+
     def stop(self) -> list[Request]:
         """Interrupt the coroutines; threads end with the process."""
         unfinished = self._give_back_all()

@@ -151,6 +151,10 @@ class SeveralPools(PoolDefaults):
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         return any(pool.terminate(number, reason, signum) for pool in self._members)
 
+    def cancel(self, number: int, reason: str) -> None:
+        for pool in self._members:
+            pool.cancel(number, reason)
+
     def find(self, number: int) -> Running | None:
         return next((found for pool in self._members if (found := pool.find(number)) is not None), None)
 

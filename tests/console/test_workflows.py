@@ -13,9 +13,11 @@ import httpx
 import pytest
 
 from amqtask import AmqTask, chain, chord, group
+from amqtask.console.actions import cancel
 from amqtask.console.web import console
 from amqtask.console.workflow import Workflow
 from amqtask.events.workflow import MOST_FOLLOWING, following
+from amqtask.exceptions import TaskRevokedError
 from amqtask.history.client import History
 from amqtask.protocol.event import read_events
 from amqtask.testing.worker import start_worker
@@ -230,3 +232,19 @@ def test_groups_are_nested_in_whichever_order_their_members_came(kept: Kept, is_
     assert sorted(line.partition(" {")[0].partition(":")[0] for line in lines) == sorted(
         ["group of 2", "  chord of 2", "    add RECEIVED", "    add RECEIVED", "  > total RECEIVED", "  add RECEIVED"]
     )
+
+
+def test_a_workflow_is_cancelled_by_the_id_of_any_of_its_tasks(kept: Kept) -> None:
+    body = chord([kept.add.s(1, 1), kept.add.s(2, 2)], kept.total.s()).delay()
+    other = kept.add.delay(2, 3)
+    member = body.parent.results[0].id
+    assert "Cancel and terminate" in kept.get(f"/workflows/{member}").text
+
+    told = cancel(kept.app, {"id": member}, "somebody")
+
+    assert told == f"the workflow of {member} is cancelled; 2 tasks of it known"
+    with start_worker(kept.app, pool="threads"):
+        for result in (*body.parent.results, body):
+            with pytest.raises(TaskRevokedError, match="cancelled"):
+                result.get(timeout=60, follow_parents=False)
+        assert other.get(timeout=60) == 5

@@ -130,6 +130,9 @@ class HandPool(PoolDefaults):
         self.unbegun.clear()
         return taken
 
+    def cancel(self, number: int, reason: str) -> None:
+        """It has no coroutines."""
+
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         if self.can_terminate and number in self.running:
             self.signals.append(signum)

@@ -115,3 +115,19 @@ def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 def test_a_file_that_could_never_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be written"):
         StateFile(str(tmp_path / "nowhere" / "state"), Revocations()).load()
+
+
+def test_what_belongs_to_a_cancelled_tree_is_found_and_takes_no_place_of_others() -> None:
+    revoked = Revocations(max_ids=3)
+    revoked.add_trees(["root", "group"], 1.0)
+
+    assert revoked.covers("root", {})
+    assert revoked.covers("a", {"root_id": "root"})
+    assert revoked.covers("member", {"root_id": "other", "group": "group"})
+    assert revoked.covers("child", {"root_id": "other", "parent_id": "member"})
+    assert not revoked.covers("b", {"root_id": "other", "parent_id": "other", "group": None})
+    assert not revoked.covers("b", {"root_id": ["root"], "parent_id": 7})
+    for number in range(100):
+        assert revoked.covers(str(number), {"group": "group"})
+        revoked.purge(2.0)
+    assert list(revoked.trees) == ["root", "group"]

@@ -9,9 +9,9 @@ from bisect import bisect_left
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from amqtask.transport.contract import OFFSET
 from amqtask.transport.errors import PRECONDITION_FAILED
 from amqtask.transport.memory.queues import MemoryQueue, Refused, Stored, Subscriber, copied
-from amqtask.transport.tail import OFFSET
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import FieldTable

@@ -16,10 +16,10 @@ from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Delivery, Message
 from amqtask.topology.delays import TO_HEADER, UNTIL_HEADER
 from amqtask.transport.admin import BATCH, publish_pairs
-from amqtask.transport.contract import Moved, QueueState, Refusal
+from amqtask.transport.contract import OFFSET, Moved, QueueState, Refusal
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
 from amqtask.transport.redis.answers import MOST_ANSWERS, NEVER_CAME
-from amqtask.transport.redis.envelope import incoming
+from amqtask.transport.redis.envelope import envelope, incoming
 from amqtask.transport.redis.layout import LEASE_SECONDS, SEPARATOR, Command, Layout, list_keys
 from amqtask.transport.redis.publisher import FAILURES, borrowed, converse
 from amqtask.transport.redis.publishing import publish_error
@@ -150,6 +150,62 @@ class RedisNote(RedisJobs):
     def write(self, text: str) -> None:
         """See the contract."""
         self._ask(("SET", self._key, text))
+        self._client.close()
+
+
+# Messages that a journal has at most, about.
+MOST_KEPT = 50_000
+
+
+class RedisJournal(RedisJobs):
+    """See amqtask.transport.contract.Journal. Entries beyond MOST_KEPT are dropped, the oldest first."""
+
+    def __init__(self, deployment: Deployment, layout: Layout, name: str, *, max_age: float) -> None:
+        super().__init__(deployment, layout)
+        self._deployment = deployment
+        self._name = name
+        self._max_age = max_age
+
+    def write(self, message: Message) -> None:
+        """See the contract."""
+        text = envelope(message.body, message.properties, "", self._name)
+        self._ask(("XADD", self._layout.key(self._name), "MAXLEN", "~", MOST_KEPT, "*", "message", text))
+        self._client.close()
+
+    def tail(self, position: object) -> RedisJournalTail:
+        """See the contract."""
+        oldest = max(0, int((time.time() - self._max_age) * 1000))
+        return RedisJournalTail(self._deployment, self._layout, self._name, str(position or oldest))
+
+
+class RedisJournalTail(RedisJobs):
+    """See amqtask.transport.contract.Tail. `position` is the id of the last entry that was read."""
+
+    def __init__(self, deployment: Deployment, layout: Layout, name: str, position: str) -> None:
+        super().__init__(deployment, layout)
+        self._name = name
+        self._position = position
+
+    def read(self, limit: int, seconds: float) -> list[Delivery]:
+        """See the contract."""
+        block = ("BLOCK", max(1, int(seconds * 1000)))
+        key = self._layout.key(self._name)
+        (streams,) = self._ask(("XREAD", "COUNT", limit, *block, "STREAMS", key, self._position))
+        # A map by key, or pairs where the client speaks RESP2.
+        entries = dict(streams or ()).get(key.encode(), ())
+        deliveries = []
+        for tag, (entry, fields) in enumerate(entries, start=1):
+            self._position = entry.decode()
+            delivery = incoming(fields[1]).delivery(self._name, tag)
+            delivery.properties.headers = {**(delivery.properties.headers or {}), OFFSET: self._position}
+            deliveries.append(delivery)
+        return deliveries
+
+    def acknowledge(self) -> None:
+        """Nothing waits for that."""
+
+    def close(self) -> None:
+        """See the contract."""
         self._client.close()
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.event import Keeping
     from amqtask.protocol.message import Delivery
-    from amqtask.transport.contract import BrokerOptions, ConsumerListener, LoopPublisher, OnWarning
-    from amqtask.transport.redis.admin import RedisAdmin, RedisDelayed, RedisJobs, RedisNote, RedisTail
+    from amqtask.transport.contract import BrokerOptions, ConsumerListener, LoopPublisher, OnWarning, Publisher
+    from amqtask.transport.redis.admin import RedisAdmin, RedisDelayed, RedisJobs, RedisJournal, RedisNote, RedisTail
     from amqtask.transport.redis.consumer import RedisConsumer
     from amqtask.transport.redis.loop_publisher import RedisLoopPublisher
     from amqtask.transport.redis.publisher import (
@@ -159,6 +159,12 @@ class RedisBroker:
         from amqtask.transport.redis.admin import RedisNote
 
         return RedisNote(self._read.deployment, self._read.layout, name)
+
+    def journal(self, name: str, publisher: Publisher, *, max_age: float) -> RedisJournal:
+        """In a stream of Redis of that name."""
+        from amqtask.transport.redis.admin import RedisJournal
+
+        return RedisJournal(self._read.deployment, self._read.layout, name, max_age=max_age)
 
     def queue_jobs(self) -> RedisJobs:
         """Over a connection of its own."""

@@ -1,0 +1,213 @@
+"""RevokeReader: reads the revokes that the broker keeps, first all of them, then each as it comes; and writes down those that
+somebody else's program gave.
+
+A worker starts no task before it has read what was kept when it started, but at most for HOLD_SECONDS from when it consumes its
+queues: a journal that cannot be read must not stop it.
+
+A client of ours writes its order down itself. One of Celery's is heard by all workers; each waits a random part of
+SPREAD_SECONDS, and then writes it down unless another has. So it is written once, or a few times, which does no harm.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from amqtask.exceptions import MessageError, OperationalError, QueueNotFound
+from amqtask.ground.loop import OneTimer
+from amqtask.ground.printable import bounded_logger, count
+from amqtask.protocol.control import CANCEL, TREE
+from amqtask.remote.revokes import AT, KEPT, MARK, ORDERS, is_refused
+from amqtask.services.revoking import ids_of, matcher, stamps_of
+from amqtask.transport.contract import OFFSET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from amqtask.pool import Loop
+    from amqtask.protocol.control import Command
+    from amqtask.remote.revokes import KeptRevokes
+    from amqtask.transport.contract import Tail
+    from amqtask.worker.dispatcher import Dispatcher
+    from amqtask.worker.operations import Operations
+
+logger = bounded_logger("amqtask.worker")
+
+HOLD_SECONDS = 10.0
+SPREAD_SECONDS = 1.0
+# How long a read waits, after which the thread looks whether it is to end, and whether it has to write.
+LOOK_SECONDS = 0.25
+RETRY_SECONDS, REFUSED_SECONDS = 1.0, 60.0
+STOP_SECONDS = 1.0
+NOT_KEPT = "worker: revokes are not kept, so a worker that starts learns them only from workers that run"
+# Entries in one read.
+BATCH = 1000
+
+
+class RevokeReader:
+    """Reads in a thread; what it finds is done on the loop. `is_ready`: whether the worker consumes its queues. `written` is
+    called in the thread when nothing is left to write."""
+
+    name = "revokes"
+
+    def __init__(
+        self,
+        operations: Operations,
+        dispatcher: Dispatcher,
+        *,
+        loop: Loop,
+        revokes: KeptRevokes,
+        is_ready: Callable[[], bool],
+        written: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._operations = operations
+        self._dispatcher = dispatcher
+        self._loop = loop
+        self._revokes = revokes
+        self._is_ready = is_ready
+        self._written = written
+        self._is_holding = False
+        self._timer = OneTimer(loop)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="amqtask revokes", daemon=True)
+        # Orders that were heard, and not yet taken by the thread.
+        self._heard: deque[Command] = deque()
+        # The thread's own: what it has to write, by what it says, with the time (monotonic) to do it at; the entry that it waits
+        # for; where it is.
+        self._unwritten: dict[str, tuple[float, Command]] = {}
+        self._mark: str | None = None
+        self._position: object = None
+
+    def start(self) -> None:
+        """Hold the worker's tasks until all is read."""
+        self._is_holding = True
+        self._dispatcher.hold()
+        self._timer.set(HOLD_SECONDS, self._too_late)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the thread write what it still has to; when called again, wait for that."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._timer.cancel()
+        elif self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(STOP_SECONDS)
+
+    def heard(self, command: Command) -> None:
+        """A worker's mailbox had this: keep it, if it is an order that nobody has kept. On the loop."""
+        is_for_all = command.destination is None and not command.pattern
+        if command.method in ORDERS and is_for_all and not command.arguments.get(KEPT):
+            self._heard.append(command)
+
+    # -- on the loop
+
+    def _too_late(self) -> None:
+        if self._is_ready():
+            logger.warning(
+                "worker: the revokes that the broker keeps could not be read in %g s; tasks begin without", HOLD_SECONDS
+            )
+            self._release()
+        else:
+            self._timer.set(HOLD_SECONDS, self._too_late)
+
+    def _release(self) -> None:
+        if self._is_holding:
+            self._is_holding = False
+            self._timer.cancel()
+            self._dispatcher.release()
+            self._operations.wake()
+
+    def _learn(self, orders: Sequence[Command]) -> None:
+        for order in orders:
+            at = order.arguments.get(AT)
+            since = float(at) if isinstance(at, (int, float)) else time.time()
+            ids, is_tree = ids_of(order.arguments), bool(order.arguments.get(TREE))
+            if order.arguments.get(CANCEL):
+                self._operations.ask_to_end(matcher(ids, is_tree=is_tree))
+            self._operations.note_revoked(ids, stamps_of(order.arguments), since, tree=is_tree)
+        self._operations.stop_revoked()
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._follow()
+            except (OperationalError, QueueNotFound) as error:
+                self._wait_after(error)
+            except Exception:  # whatever a client's library raises must not end it
+                logger.exception("worker: the kept revokes cannot be read")
+                self._stopping.wait(REFUSED_SECONDS)
+
+    def _wait_after(self, error: OperationalError | QueueNotFound) -> None:
+        if isinstance(error, OperationalError) and is_refused(error):
+            self._revokes.tell_refused(NOT_KEPT, error)
+            self._call(self._release)
+            self._stopping.wait(REFUSED_SECONDS)
+        else:
+            logger.debug("worker: the kept revokes cannot be read now: %s", error)
+            self._stopping.wait(RETRY_SECONDS)
+
+    def _follow(self) -> None:
+        """Read, and write, until the worker stops. Raises: OperationalError, QueueNotFound."""
+        if self._position is None:
+            self._mark = self._revokes.mark()
+            self._written()
+        tail = self._revokes.tail(self._position)
+        try:
+            while not self._stopping.is_set():
+                self._read(tail)
+                self._write(time.monotonic())
+            self._write(float("inf"))
+        finally:
+            tail.close()
+
+    def _read(self, tail: Tail) -> None:
+        deliveries = tail.read(BATCH, LOOK_SECONDS)
+        if not deliveries:
+            return
+        orders, is_all = [], False
+        for delivery in deliveries:
+            try:
+                order = self._revokes.read(delivery)
+            except MessageError as error:
+                logger.warning("worker: an entry among the kept revokes that is none: %s", error)
+                continue
+            if order.method == MARK:
+                is_all |= order.arguments.get("name") == self._mark
+            elif order.method in ORDERS:
+                orders.append(order)
+                self._unwritten.pop(_said(order), None)
+        tail.acknowledge()
+        self._position = (deliveries[-1].properties.headers or {}).get(OFFSET)
+        if orders:
+            self._call(lambda: self._learn(orders))
+        if is_all:
+            logger.debug("worker: the kept revokes are read (%s last)", count(len(orders), "order"))
+            self._call(self._release)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        """On the loop, unless that is about to end."""
+        if not self._stopping.is_set():
+            self._loop.call_soon_threadsafe(callback)
+
+    def _write(self, until: float) -> None:
+        """Write down what is due by then."""
+        while self._heard:
+            order = self._heard.popleft()
+            due = time.monotonic() + random.random() * SPREAD_SECONDS
+            self._unwritten.setdefault(_said(order), (due, order))
+        for said, (due, order) in list(self._unwritten.items()):
+            if due <= until:
+                self._revokes.keep(order.method, order.arguments)
+                del self._unwritten[said]
+                self._written()
+
+
+def _said(order: Command) -> str:
+    """What an order says, whoever gave it: two that say the same are one."""
+    arguments = order.arguments
+    return repr((sorted(ids_of(arguments)), sorted(map(repr, stamps_of(arguments))), bool(arguments.get(TREE))))
