@@ -112,13 +112,15 @@ def _json(form: Form, name: str, json_type: type[T]) -> T | None:
         return None
     try:
         value = json.loads(written)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{name} is not JSON: {error}") from error
     if not isinstance(value, json_type):
         raise ConfigurationError(f"{name} is a JSON {'list' if json_type is list else 'object'}")
     return value
 
 
+# What is done once where several ask for it at once.
+ONCE = frozenset({"rerun", "rerun-all", "rerun-group", "schedule-run"})
 ACTIONS: dict[str, Action] = {
     "rerun": rerun,
     "rerun-group": rerun_group,

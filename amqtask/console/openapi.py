@@ -279,4 +279,7 @@ def _responses(answer: JsonObject) -> JsonObject:
         "401": told("Log in", error),
         "403": told("The user may not do that", error),
         "404": told("There is no such thing", error),
+        "409": told("Somebody has just asked for the same", error),
+        "413": told("It is too large", error),
+        "503": told("The broker, or the index, is away or refuses", error),
     }

@@ -66,7 +66,7 @@ def _moment(written: str) -> datetime | timedelta | None:
         return _AGO[written]
     try:
         return datetime.fromisoformat(written).astimezone() if written else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -28,13 +28,13 @@ from starlette.staticfiles import StaticFiles
 from amqtask.assembly import build_indexer
 from amqtask.console import delayed, many, openapi, pages
 from amqtask.console.access import Access, Denied, User, local_path
-from amqtask.console.actions import ACTIONS
+from amqtask.console.actions import ACTIONS, ONCE
 from amqtask.console.alerts.page import alerts
 from amqtask.console.alerts.watch import Watch
 from amqtask.console.limits import limits
 from amqtask.console.overview import overview
 from amqtask.console.schedules import schedules
-from amqtask.exceptions import AmqTaskError
+from amqtask.exceptions import AmqTaskError, OperationalError
 from amqtask.ground.printable import bounded_logger, duration, local_time
 
 if TYPE_CHECKING:
@@ -43,10 +43,15 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.console")
 HERE = Path(__file__).parent
-# Bytes that a form may have: arguments are edited in one.
+# Bytes that a form may have: arguments are edited in one. Characters of any other field, and of what is told of an action.
 LARGEST_FORM = 2_000_000
+LONGEST_FIELD, LONGEST_NOTICE = 4_096, 1_000
+# Fields that are as long as the form.
+_LONG_FIELDS = ("args", "kwargs")
 # Seconds between looks whether something happened, for pages that show it live.
 LIVE_SECONDS = 1.0
+# Seconds within which two orders for the same are one: two people look at the same failure.
+ONCE_SECONDS = 10.0
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -142,14 +147,16 @@ class Console:
             except Denied as error:
                 response = self._denied(request, error)
             except AmqTaskError as error:
-                response = self._error(request, str(error), 400)
+                response = self._error(request, str(error), 503 if isinstance(error, OperationalError) else 400)
             response.headers.update(HEADERS)
             return response
 
         return answering
 
     def _denied(self, request: Request, error: Denied) -> Response:
-        is_look = request.method in ("GET", "HEAD") and not _is_api(request)
+        # A script cannot follow to the provider's page.
+        is_scripted = _is_api(request) or "hx-request" in request.headers or _path(request) == "/live"
+        is_look = request.method in ("GET", "HEAD") and not is_scripted
         if error.status == 401 and self._access.login is not None and is_look:
             root = request.scope.get("root_path", "")
             target = _path(request) + (f"?{request.url.query}" if request.url.query else "")
@@ -207,22 +214,38 @@ class Console:
         target = local_path(form.get("back") or "/")
         separator = "&" if "?" in target else "?"
         root = request.scope.get("root_path", "")
-        return RedirectResponse(f"{root}{target}{separator}{urlencode({'notice': notice})}", 303)
+        told = notice if len(notice) <= LONGEST_NOTICE else f"{notice[:LONGEST_NOTICE]}…"
+        return RedirectResponse(f"{root}{target}{separator}{urlencode({'notice': told})}", 303)
 
     def _do(self, name: str, form: Mapping[str, str], user: User) -> str:
         index = self._app.history.index
-        subject = {key: value for key, value in form.items() if key not in ("back", "args", "kwargs", "confirm")}
+        # What a task is called with is nobody's to see.
+        subject = {
+            key: "…" if key in _LONG_FIELDS else value for key, value in form.items() if key not in ("back", "confirm")
+        }
         number = index.begin_action(user.name, name, json.dumps(subject))
         try:
+            if name in ONCE and not any(form.get(field) for field in _LONG_FIELDS):
+                self._check_first(number)
             notice = ACTIONS[name](self._app, form, user.name)
-        except KeyError as error:
-            index.end_action(number, f"refused: {error} is missing")
-            raise Denied(400, f"the field {error} is missing") from error
-        except AmqTaskError as error:
-            index.end_action(number, f"refused: {error}")
+        except (AmqTaskError, Denied) as error:
+            self._note(number, f"refused: {error}")
             raise
-        index.end_action(number, notice)
+        self._note(number, notice)
         return notice
+
+    def _check_first(self, number: int) -> None:
+        """Raises: Denied where somebody has just asked for the same."""
+        earlier = self._app.history.index.same_action(number, ONCE_SECONDS)
+        if earlier is not None:
+            raise Denied(409, f"{earlier} has just asked for the same: the list of tasks shows what came of it")
+
+    def _note(self, number: int, outcome: str) -> None:
+        """Note what came of an action. It is done, whether that can be written down or not."""
+        try:
+            self._app.history.index.end_action(number, outcome)
+        except OperationalError as error:
+            logger.warning("console: the outcome of action %d, %s, cannot be noted: %s", number, outcome, error)
 
     async def _live(self, request: Request, user: User) -> Response:
         """Server-sent events: one whenever something was taken in (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
@@ -231,15 +254,30 @@ class Console:
             last = None
             yield "retry: 3000\n\n"
             while not await request.is_disconnected():
-                newest = await run_in_threadpool(self._app.history.index.newest)
-                yield ": still here\n\n" if newest == last else "event: news\ndata: now\n\n"
-                last = newest
+                try:
+                    await run_in_threadpool(self._access.user, request.headers, request.scope.get("session"))
+                    newest = await run_in_threadpool(self._app.history.index.newest)
+                except Denied:
+                    return  # the login is over: the next attempt is told so
+                except OperationalError as error:
+                    yield f"event: trouble\ndata: {json.dumps(str(error))}\n\n"
+                    last = None
+                else:
+                    yield ": still here\n\n" if newest == last else "event: news\ndata: now\n\n"
+                    last = newest
                 await asyncio.sleep(LIVE_SECONDS)
 
         return StreamingResponse(news(), media_type="text/event-stream")
 
 
-async def _form(request: Request) -> dict[str, str]:
+class Form(dict[str, str]):
+    """The fields of a form. One that an action needs and that is not there raises Denied."""
+
+    def __missing__(self, name: str) -> str:
+        raise Denied(400, f"the field '{name}' is missing")
+
+
+async def _form(request: Request) -> Form:
     """The fields of a form, or of a JSON object. Raises: Denied."""
     body = b""
     async for chunk in request.stream():
@@ -251,10 +289,17 @@ async def _form(request: Request) -> dict[str, str]:
             fields = json.loads(body or b"{}")
             if not isinstance(fields, dict):
                 raise Denied(400, "a JSON object is wanted")
-            return {str(name): value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
-        return dict(parse_qsl(body.decode(), keep_blank_values=True))
-    except ValueError as error:
+            form = {str(name): value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+        else:
+            form = dict(parse_qsl(body.decode(), keep_blank_values=True))
+    except (ValueError, RecursionError) as error:
         raise Denied(400, f"the form cannot be read: {error}") from error
+    for name, value in form.items():
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise Denied(400, f"the field {name[:100]!a} has characters that are no text")
+        if len(name) > LONGEST_FIELD or (name not in _LONG_FIELDS and len(value) > LONGEST_FIELD):
+            raise Denied(400, f"the field {name[:100]!a} is longer than {LONGEST_FIELD} characters")
+    return Form(form)
 
 
 def console(app: AmqTask, *, access: Access | None = None, indexes: bool = True, watches: bool = True) -> Starlette:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.lazy import lazy
 from amqtask.history.index import HistoryIndex
-from amqtask.history.records import FAILED_MARK, KEY_BITS, TaskRow, WorkerRow, key_at, mark
+from amqtask.history.records import FAILED_MARK, KEY_BITS, LONG, TaskRow, WorkerRow, key_at, mark, short
+from amqtask.history.records import text as as_text
 from amqtask.history.tables import FAILED, TASKS
 from amqtask.states import FAILURE
 
@@ -383,17 +384,19 @@ def _asked(
 ) -> _Asked:
     """The conditions of a search; its stamp is the index's matter."""
     c = TASKS.c
+    # As they are kept.
+    task, queue, text = short(task), short(queue), as_text(text, LONG)
     conditions = [
         column == value
         for column, value in (
-            (c.name, task), (c.queue, queue), (c.worker, worker), (c.root_id, root_id), (c.error, error),
-            (c.periodic, periodic),
+            (c.name, task), (c.queue, queue), (c.worker, short(worker)), (c.root_id, short(root_id)), (c.error, short(error)),
+            (c.periodic, short(periodic)),
         )
         if value is not None
     ]  # fmt: skip
     marks = [mark(prefix, value) for prefix, value in (("n", task), ("q", queue)) if value is not None]
     if state is not None:
-        names = [state.upper()] if isinstance(state, str) else [name.upper() for name in state]
+        names = [(short(name) or "").upper() for name in ([state] if isinstance(state, str) else state)]
         conditions.append(FAILED if names == [FAILURE] else c.state.in_(names))
         marks += [FAILED_MARK] if names == [FAILURE] else []
     if since is not None:
@@ -402,6 +405,8 @@ def _asked(
         conditions.append(c.key < key_at(_unix(until)))
     if after is not None:
         conditions.append(c.key < _key(after))
+    if stamp is not None:
+        stamp = (short(stamp[0]) or "", short(stamp[1]) or "")
     return _Asked(conditions, text.strip() if text and text.strip() else None, marks, stamp)
 
 
@@ -491,10 +496,9 @@ def _unix(moment: Moment) -> float:
 
 
 def _key(cursor: str) -> int:
-    try:
-        return int(cursor)
-    except ValueError:
-        raise ConfigurationError(f"`after` is the cursor of a task that was found, not {cursor!r}") from None
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 20 and int(cursor) < 1 << 63):
+        raise ConfigurationError(f"`after` is the cursor of a task that was found, not {cursor[:100]!r}")
+    return int(cursor)
 
 
 def _at(moment: float) -> datetime:

@@ -370,6 +370,24 @@ class HistoryIndex:
         )
         return int(inserted[0]) if inserted else 0
 
+    def same_action(self, number: int, seconds: float) -> str | None:
+        """Who began the same at most so many seconds before, and was not refused; None: nobody."""
+        mine, theirs = ACTIONS, ACTIONS.alias("theirs")
+        statement = (
+            sa.select(theirs.c.who)
+            .where(
+                mine.c.id == number,
+                theirs.c.id < mine.c.id,
+                theirs.c.at > mine.c.at - seconds,
+                theirs.c.action == mine.c.action,
+                theirs.c.subject == mine.c.subject,
+                sa.func.coalesce(theirs.c.outcome, "").not_like("refused:%"),
+            )
+            .limit(1)
+        )
+        user: str | None = self._read(lambda connection: connection.execute(statement).scalar())
+        return user
+
     def end_action(self, number: int, outcome: str) -> None:
         """Note what came of it."""
         statement = sa.update(ACTIONS).where(ACTIONS.c.id == number).values(outcome=outcome)

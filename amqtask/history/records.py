@@ -105,9 +105,13 @@ def as_columns(row: TaskRow) -> JsonObject:
     return dict(zip(COLUMNS, _values(row), strict=True))
 
 
+# The last moment of which there is a key: a database's integer has 63 bits. That is in the year 2255.
+_LAST = 9e9
+
+
 def key_at(moment: float) -> int:
-    """The smallest key of that time."""
-    return int(moment * 1e6) << KEY_BITS
+    """The smallest key of that time, or of the first or last one that has keys."""
+    return int(min(max(moment, 0.0), _LAST) * 1e6) << KEY_BITS
 
 
 @dataclass(slots=True)

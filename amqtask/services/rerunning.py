@@ -108,7 +108,12 @@ def _publish(app: AmqTask, ids: list[str], queue: str | None, pace: Pace, done: 
     if not messages:
         return
     errors = app.publisher.publish_many([pace(message) for _, message in messages])
-    published = [message for (_, message), refusal in zip(messages, errors, strict=True) if refusal is None]
+    published = [
+        message
+        for (_, message), refusal in zip(messages, errors, strict=True)
+        # A message of Celery's old protocol has both in its body: there is nothing to tell of it.
+        if refusal is None and {"id", "task"} <= message.properties.headers.keys()
+    ]
     if published and app.runtime.tells_sent:
         app.runtime.sent_events.sent(tuple(published))
     for (task_id, _), refusal in zip(messages, errors, strict=True):

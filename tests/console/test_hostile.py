@@ -1,0 +1,152 @@
+"""What a stranger may send to the console, and what may be broken around it: an answer that says so, and never a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from amqtask import AmqTask
+from amqtask.console.actions import ACTIONS
+from amqtask.console.openapi import FIELDS, PAGES, api_path
+from amqtask.console.web import console
+from tests.console.test_console import EVIL, LOCAL, Client, Shown
+
+LONG = "x" * 1_000_000
+TEXTS = [
+    LONG[:5_000], EVIL, "\0", "'\"\\%_*", "-1", "9" * 400, "1e400", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00",
+    "\u202e\N{FULLWIDTH DIGIT ONE}", "[" * 5_000, "=", "../../etc/passwd", "NEAR(", "a " * 3_000,
+]  # fmt: skip
+PLACES = {"{task_id}": "bad", "{some_id}": "bad", "{action}": "rerun"}
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Iterator[Shown]:
+    made = Shown(tmp_path)
+    yield made
+    made.app.close()
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_no_search_breaks_a_page(shown: Shown, text: str) -> None:
+    for path, (_, names, _) in PAGES.items():
+        for place, value in PLACES.items():
+            path = path.replace(place, value)
+        # A page that asks workers waits for their answers: it is asked once.
+        queries = (
+            [dict.fromkeys(names, text)] if "delayed" in path else [{"task": "shop.send", name: text} for name in names]
+        )
+        for query in queries:
+            answer = shown.client.get(api_path(path), params=query)
+            assert answer.status_code in (200, 400), (path, query.keys(), answer.text[:500])
+    assert EVIL not in shown.client.get("/tasks", params={"text": text, "notice": text}).text
+
+
+def test_fields_of_any_size_and_kind_are_refused_or_done(shown: Shown) -> None:
+    fields = sorted({name.rstrip("?*") for written in FIELDS.values() for name in written.split()} - {""})
+    for action in sorted(ACTIONS):
+        for text in (LONG, "\ud800", "\0", "[" * 100_000):
+            body = json.dumps(dict.fromkeys(fields, text)).encode()
+            answer = shown.client.post(f"/api/do/{action}", content=body, headers={"Content-Type": "application/json"})
+            assert (answer.status_code in (400, 413), len(answer.text) < 5_000) == (True, True), (
+                action,
+                answer.text[:500],
+            )
+    for body in (b"[" * 100_000, b"\xff", b'{"id": "\\ud800"}', b"1"):
+        answer = shown.client.post("/api/do/rerun", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400
+    assert shown.app.history.index.actions(10) == []
+
+    # Of those that wait for workers' answers some, with one text.
+    waiting = {name for name in ACTIONS if name.startswith(("worker-", "rate-", "pause", "resume", "send-", "revoke-"))}
+    asked = [(action, text) for action in sorted(set(ACTIONS) - waiting) for text in ("y" * 4_000, EVIL, "-1")]
+    for action, text in [
+        *asked,
+        *((action, EVIL) for action in ("pause", "send-now", "worker-grow", "worker-add-queue")),
+    ]:
+        form = {**dict.fromkeys(fields, text), "back": text}
+        answer = shown.client.post(f"/do/{action}", data=form, headers={"Origin": LOCAL})
+        assert answer.status_code in (303, 400, 404, 409), (action, answer.text[:500])
+        assert len(answer.headers.get("location", "")) < 5_000
+
+
+def test_arguments_of_a_megabyte_are_sent_and_nested_ones_are_refused(shown: Shown) -> None:
+    answer = shown.client.post("/api/do/rerun", json={"id": "bad", "args": f'["{LONG}"]', "kwargs": "{}"})
+    assert answer.status_code == 200, answer.text[:500]
+    refused = shown.client.post("/api/do/rerun", json={"id": "bad", "args": "[" * 100_000})
+    assert (refused.status_code, "not JSON" in refused.json()["error"]) == (400, True)
+    with shown.app.broker.admin() as admin:
+        assert admin.count("mail") == 1
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "POST"])
+def test_other_methods_do_nothing(shown: Shown, method: str) -> None:
+    for path in ("/", "/api/tasks", "/tasks/bad", "/live", "/static/console.css"):
+        assert shown.client.request(method, path).status_code == 405
+    if method != "POST":
+        assert shown.client.request(method, "/api/do/pause", params={"queue": "mail"}).status_code == 405
+    assert shown.app.control.pauses.read() == {}
+
+
+def test_two_who_run_the_same_task_again_at_once_run_it_once(shown: Shown) -> None:
+    kept = {"body": "W1siYUBiIl0sIHt9LCBudWxsXQ==", "content_type": "application/json", "headers": {"id": "twice"}}
+    shown.tell(time.time(), "twice", "failed", exception="KeyError('x')", message=kept)
+
+    async def ask_twice() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=console(shown.app), client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(transport=transport, base_url=LOCAL) as client:
+            return await asyncio.gather(*(client.post("/api/do/rerun", json={"id": "twice"}) for _ in range(2)))
+
+    answers = asyncio.run(ask_twice())
+    assert sorted(answer.status_code for answer in answers) == [200, 409], [answer.text for answer in answers]
+    assert "local has just asked" in next(answer for answer in answers if answer.status_code == 409).json()["error"]
+    with shown.app.broker.admin() as admin:
+        assert admin.count("mail") == 1
+    # One that was refused is no reason to wait.
+    assert [shown.client.post("/api/do/rerun", json={"id": "good"}).status_code for _ in range(2)] == [400, 400]
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """No file of this process grows any more."""
+    largest = max(file.stat().st_size for file in folder.iterdir())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_on_a_full_disk_it_is_read_and_nothing_is_done_or_lost(shown: Shown, tmp_path: Path) -> None:
+    index = shown.app.history.index
+    before = index.position()
+    event = {"type": "task-sent", "hostname": "gen1@web", "timestamp": time.time(), "args": "x" * 5_000}
+    with full_disk(tmp_path):
+        with pytest.raises(Exception, match="cannot be written"):
+            index.take([{**event, "uuid": f"t{number}"} for number in range(2_000)], before=before, now=7)
+        answers = [shown.client.post("/api/do/pause", json={"queue": "mail"}) for _ in range(200)]
+        assert "no such address" in shown.page("/tasks")
+    assert index.position() == before
+    index.take([{**event, "uuid": "after"}], before=before, now=7)
+    assert [task.id for task in shown.app.history.find(state="PENDING")] == ["after"]
+    assert {answer.status_code for answer in answers} <= {200, 503}
+
+
+def test_an_index_that_may_only_be_read_is_read(shown: Shown, tmp_path: Path) -> None:
+    app = AmqTask("shop", broker="memory://", set_as_current=False)
+    app.conf.update(history_url=f"sqlite:///file:{tmp_path}/index.sqlite3?mode=ro&uri=true", task_history=True)
+    client = Client(console(app))
+    for path in ("/", "/tasks", "/tasks/bad", "/failures", "/audit", "/api/tasks?text=address"):
+        assert client.get(path).status_code == 200, path
+    refused = client.post("/api/do/pause", json={"queue": "mail"})
+    assert (refused.status_code, "cannot be written" in refused.json()["error"]) == (503, True)
+    assert app.control.pauses.read() == {}
+    app.close()
