@@ -69,6 +69,10 @@ class Browser:
         """Its text as it is seen."""
         return str(self._ask("GET", f"/element/{element}/text"))
 
+    def property(self, element: str, name: str) -> Any:
+        """What a script would read of it."""
+        return self._ask("GET", f"/element/{element}/property/{name}")
+
     def click(self, element: str) -> None:
         """Click, and wait for nothing."""
         self._ask("POST", f"/element/{element}/click", {})
@@ -98,6 +102,21 @@ class Browser:
     def resize(self, width: int, height: int) -> None:
         """The window's size, in pixels."""
         self._ask("POST", "/window/rect", {"width": width, "height": height})
+
+    def seen(self, selector: str, words: str) -> str | None:
+        """The first such element that is visible and has these words and no others, on it or (a field) before it."""
+        script = """
+            const [selector, words] = arguments, said = (one) => (one.innerText || one.textContent).trim();
+            const text = (one) => one.labels && one.labels.length ? said(one.labels[0]).split("\\n")[0].trim() : said(one);
+            return [...document.querySelectorAll(selector)].find((one) => one.checkVisibility() && text(one) === words) || null;
+        """
+        found = self._ask("POST", "/execute/sync", {"script": script, "args": [selector, words]})
+        return None if found is None else str(found[ELEMENT])
+
+    def dark(self, is_dark: bool) -> None:
+        """What the browser says of the colours that its user likes."""
+        features = [{"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}]
+        self._ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}})
 
     def screenshot(self, name: str, *, width: int = 1280) -> None:
         """The whole page, into the folder AMQTASK_SCREENSHOTS if there is one."""

@@ -136,7 +136,10 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
     "/tasks/{task_id}": (
         "One task and its family",
         {},
-        _of(task=_ref("Task"), is_in_workflow=bool, **{name: _list(_ref("Task")) for name in ("parents", "children", "reruns")}),
+        _of(
+            task=_ref("Task"), editable=dict[str, str], is_in_workflow=bool,
+            **{name: _list(_ref("Task")) for name in ("parents", "children", "reruns")},
+        ),
     ),
     "/many/{action}": (
         "How many tasks fit a search and would `rerun` or `revoke`; `fields` are for /api/do/rerun-all or revoke-all",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import math
 from collections import Counter
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -89,11 +92,34 @@ def task(app: AmqTask, task_id: str) -> JsonObject | None:
         return None
     return {
         "task": as_row(history.task),
+        "editable": _editable(history.task),
         "is_in_workflow": _is_in_workflow(history),
         "parents": [as_row(one) for one in history.parents],
         "children": [as_row(one) for one in history.children],
         "reruns": [as_row(one) for one in app.history.reruns(task_id)],
     }
+
+
+def _editable(task: PastTask) -> dict[str, str]:
+    """The arguments as JSON, to be corrected: of those that are shown whole and are the same in JSON."""
+    found = {}
+    for name, shown in (("args", task.args), ("kwargs", task.kwargs)):
+        try:
+            # What is shortened has dots in it.
+            value = None if not shown or "..." in shown or "…" in shown else ast.literal_eval(shown)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = None
+        if isinstance(value, (list, tuple) if name == "args" else dict) and _is_json(value):
+            found[name] = json.dumps(value, ensure_ascii=False)
+    return found
+
+
+def _is_json(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_json(one) for name, one in value.items())
+    return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_in_workflow(history: TaskHistory) -> bool:

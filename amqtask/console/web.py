@@ -342,8 +342,14 @@ def _number(request: Request, name: str, default: int) -> int:
 
 
 def _local(moment: object) -> str:
+    """A time, also one in ISO 8601; what is another text stays."""
     if isinstance(moment, (int, float)):
         moment = datetime.fromtimestamp(moment, timezone.utc)
+    if isinstance(moment, str):
+        try:
+            return local_time(datetime.fromisoformat(moment)) or ""
+        except (ValueError, OverflowError):
+            return moment
     return local_time(moment) or "" if isinstance(moment, datetime) else ""
 
 

@@ -46,6 +46,14 @@ async def add_async(x: int, y: int) -> int:
     return x + y
 
 
+@app.task(name="sample.check_mail")
+def check_mail(address: str, number: int) -> str:
+    """What a task that sends mail does, but for the mail."""
+    if not address.endswith("@example.org"):
+        raise ValueError(f"no server takes mail for {address.rpartition('@')[2]}")
+    return f"{number} to {address}"
+
+
 @app.task(name="sample.leave")
 def leave(path: str, text: str = "ran") -> None:
     """Append a line to a file."""

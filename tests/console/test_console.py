@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from markupsafe import escape
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -448,3 +449,32 @@ def test_hostile_names_of_workers_queues_and_searches_are_shown_as_text(shown: S
         page = shown.page(f"{path}?{query}" if path != "/failures" else "/failures?since=7d")
         assert EVIL not in page, path
         assert "&lt;script&gt;" in page, path
+
+
+@pytest.mark.parametrize(
+    ("shown_args", "offered"),
+    [
+        (
+            "('ann@exmaple.org', 1.5, None, ['x'], {'y': (True,)})",
+            '["ann@exmaple.org", 1.5, null, ["x"], {"y": [true]}]',
+        ),
+        ("()", "[]"),
+        ("('much text...',)", ""),
+        ("('much text…", ""),
+        ("<hidden>", ""),
+        ("(datetime.date(2026, 1, 1),)", ""),
+        ("({1: 2},)", ""),
+        ("(b'x', {3})", ""),
+        ("(1e999,)", ""),
+        ("'a text'", ""),
+        ("(" * 5000, ""),
+        ("(__import__('os').abort(),)", ""),
+    ],
+)
+def test_arguments_are_offered_to_be_corrected_where_they_are_shown_whole(
+    shown: Shown, shown_args: str, offered: str
+) -> None:
+    shown.tell(time.time(), "wrong", "failed", args=shown_args)
+
+    assert shown.client.get("/api/tasks/wrong").json()["editable"].get("args", "") == offered
+    assert f">{escape(offered)}</textarea>" in shown.page("/tasks/wrong")
