@@ -1,6 +1,6 @@
 """`make bench`: the table of costs, ours beside bare pika, Celery, Dramatiq and Taskiq, written to RESULTS.md.
 
-    python -m benchmarks [drain] [roundtrip] [burst] [flows] [publish] [service] [boot] [history]
+    python -m benchmarks [drain] [roundtrip] [burst] [flows] [publish] [service] [boot] [flow] [history]
                          [redis-drain] [redis-green] [redis-roundtrip] [redis-flows] [redis-delayed] [--ours] [--keep]
 
 `--ours` leaves the peers out, `--keep` puts tables measured on Redis into RESULTS.md. Ratios hold within one table on one
@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import pika
 import redis
 
-from benchmarks import history, measure, on_redis, peers
+from benchmarks import flow, history, measure, on_redis, peers
 from benchmarks.measure import ROOT, Drained
 from integration.nodes import free_port
 
@@ -385,6 +385,7 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "publish": publishes,
     "service": services,
     "boot": boots,
+    "flow": lambda _: flow.rows(forget, median),
     "redis-drain": lambda _: redis_drains("drain on Redis", "prefork", "threads", "solo", "asyncio"),
     "redis-green": lambda _: redis_drains("drain on Redis, green pools", "eventlet", "gevent"),
     "redis-roundtrip": lambda _: on_redis.roundtrips(our_worker, celery_worker),
