@@ -104,6 +104,7 @@ class Task(WithOthersNames, Generic[P, R]):
     limits: Any = ()
     inbox: bool = False
     batch: Any = None
+    breaker: Any = None
     priority: int | None = None
     serializer: str | None = None
     compression: str | None = None
@@ -453,9 +454,8 @@ class Task(WithOthersNames, Generic[P, R]):
             else:
                 setattr(self, attribute, bool(conf.task_acks_on_failure_or_timeout))
         self.retry_backoff = 1.0 if self.retry_backoff is True else float(self.retry_backoff or 0)
-        self.flow_plan = plan_of(
-            self.name, self.run, self.unique, self.limits, tells_keys=not is_private(self.serializer)
-        )
+        is_told = not is_private(self.serializer)
+        self.flow_plan = plan_of(self.name, self.run, self.unique, self.limits, self.breaker, tells_keys=is_told)
         self.is_async = inspect.iscoroutinefunction(self.run)
         task_class = type(self)
         base_classes = (Task, AsyncTask)

@@ -173,6 +173,19 @@ def test_a_limit_is_changed_while_workers_run(flow: Any) -> None:
         limits("reset", "flow.work", "concurrency")
 
 
+def test_calls_of_what_is_down_wait_until_one_has_succeeded(flow: Any) -> None:
+    with ExitStack() as stack:
+        (worker,) = workers(stack, 1, "-c", "1", "-P", "prefork")
+        results = [flow.call.delay() for _ in range(8)]
+        for failed in results[:2]:
+            with pytest.raises(ConnectionError):
+                failed.get(timeout=90)
+        flow.journal.set(f"{flow.JOURNAL}-up", 1, ex=90)
+        assert {result.get(timeout=90, propagate=False) for result in results[-3:]} == {"up"}
+        assert "the breaker of task flow.call is closed" in worker.log
+    assert flow.journal.llen(flow.JOURNAL) == 8
+
+
 def test_a_killed_workers_places_are_free_and_its_unique_call_runs_again_alone(flow: Any) -> None:
     # Its last call is purged with the queue, and has the key for as long as nobody ends it.
     key = uuid.uuid4().hex

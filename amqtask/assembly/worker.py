@@ -359,7 +359,10 @@ class WorkerBuilder:
             return None
         from amqtask.services.monitoring import Monitoring
 
-        return Monitoring(self.options, self.loop, publisher)
+        gate = self.gate
+        return Monitoring(
+            self.options, self.loop, publisher, breakers=dict if gate is None else lambda: gate.breaker_states()
+        )
 
     def events(self, worker: Worker) -> EventSender:
         interval = self.options.heartbeat_interval or HEARTBEAT_SECONDS

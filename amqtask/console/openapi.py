@@ -124,6 +124,7 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
             plot=_list(_of(at=datetime, succeeded=int, failed=int, runtime=float | None, waited=float | None)),
             alerts=_list(_ref("Alert")),
             queues=_list(_of(queue=str, ready=int, growth=_Number, waits=float | None)),
+            breakers=_list(_of(task=str, state=str, seconds=float)),
             failures=_list(_ref("FailureGroup")),
             workers=_list(_ref("KnownWorker")),
         ),

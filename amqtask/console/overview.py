@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from amqtask.console import depths
 from amqtask.console.alerts.log import AlertLog
 from amqtask.console.pages import as_group
+from amqtask.exceptions import ConfigurationError, FlowStoreUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,9 +35,29 @@ def overview(app: AmqTask, hours: int = 1) -> JsonObject:
         "plot": plot(minutes, since),
         "alerts": sorted(AlertLog(app.history.index).firing().values(), key=lambda alert: -alert["began_at"]),
         "queues": depths.queues(app),
+        "breakers": breakers(app),
         "failures": [as_group(group) for group in app.history.failures(since=since, limit=5)],
         "workers": [asdict(worker) for worker in app.history.workers()],
     }
+
+
+def breakers(app: AmqTask) -> list[JsonObject]:
+    """The breakers of tasks that are not closed, and in how many seconds one tries; none while their store is away."""
+    guards = {
+        plan.guard.key: name
+        for name, task in app.tasks.items()
+        if (plan := task.flow_plan) is not None and plan.guard is not None
+    }
+    if not guards:
+        return []
+    try:
+        circuits = app.runtime.flow_store.circuits(list(guards))
+    except (FlowStoreUnreachable, ConfigurationError):
+        return []
+    return [
+        {"task": guards[key], "state": circuit.state, "seconds": circuit.seconds}
+        for key, circuit in sorted(circuits.items())
+    ]
 
 
 # Bars of a plot.

@@ -13,13 +13,18 @@ from amqtask.execution.executor import Executor
 from amqtask.execution.no_run import requeued
 from amqtask.execution.request import HELD, Abandoned, Answer, HardLimitReached, Outcome
 from amqtask.flow.keys import TICKETS
+from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
+    from amqtask.execution.context import Context
     from amqtask.execution.executor import RunBlocking
     from amqtask.execution.request import Request
+    from amqtask.execution.task_plan import TaskPlan
     from amqtask.flow.contract import Entry, Verdict
     from amqtask.ground.shapes import Headers, TaskBody
+    from amqtask.protocol.flow_options import Breaker
 
+logger = bounded_logger("amqtask.execution")
 # Seconds after which a run that was interrupted while it asked comes again.
 INTERRUPTED_SECONDS = 1.0
 
@@ -35,7 +40,7 @@ class GateLike(Protocol):
         self, task: str, task_id: str, number: int, headers: Headers, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Entry | None, Verdict]: ...
 
-    def leave(self, entry: Entry, seconds: float, lock: str) -> None: ...
+    def leave(self, task: str, entry: Entry, seconds: float, lock: str, ended: str) -> None: ...
 
     def ended_without_run(self, task: str, task_id: str, headers: Headers) -> None: ...
 
@@ -51,6 +56,8 @@ class GatedExecutor(Executor):
         self.gate: Any = gate
         self._gated: Mapping[str, Any] = {} if gate is None else gate.plans
         self._later: Any = later
+        # Runs that have failed, as their tasks' breakers count; by number, until they leave.
+        self._failures: set[int] = set()
 
     def execute_here(self, request: Request) -> Outcome:
         """See Executor."""
@@ -61,7 +68,7 @@ class GatedExecutor(Executor):
             return entered
         started = perf_counter()
         outcome = super().execute_here(request)
-        self._leave(entered, outcome, perf_counter() - started)
+        self._leave(request, entered, outcome, perf_counter() - started)
         return outcome
 
     async def aexecute(self, request: Request, run_blocking: RunBlocking) -> Outcome:
@@ -73,7 +80,7 @@ class GatedExecutor(Executor):
             return entered
         started = perf_counter()
         outcome = await super().aexecute(request, run_blocking)
-        await run_blocking(self._leave, entered, outcome, perf_counter() - started)
+        await run_blocking(self._leave, request, entered, outcome, perf_counter() - started)
         return outcome
 
     def _enter(self, request: Request) -> Outcome | Entry | None:
@@ -118,7 +125,17 @@ class GatedExecutor(Executor):
     def _duplicate(self, request: Request, other: str) -> Outcome:
         return self.revoked(request, f"a call with the same unique key is there: {other}", in_slot=True)
 
-    def _leave(self, entry: Entry | None, outcome: Outcome, seconds: float) -> None:
+    def _raised(
+        self, plan: TaskPlan, request: Request, context: Context, error: BaseException, started: float
+    ) -> Outcome:
+        flow_plan = self._gated.get(request.task)
+        if flow_plan is not None and flow_plan.breaker is not None and _is_failure(flow_plan.breaker, error):
+            self._failures.add(request.number)
+        return super()._raised(plan, request, context, error, started)
+
+    def _leave(self, request: Request, entry: Entry | None, outcome: Outcome, seconds: float) -> None:
+        has_failed = request.number in self._failures
+        self._failures.discard(request.number)
         if entry is None:
             return
         if outcome.state in (states.SUCCESS, states.IGNORED, states.REVOKED):
@@ -127,7 +144,8 @@ class GatedExecutor(Executor):
             lock = "wait"
         else:
             lock = "keep" if entry.lock is not None and entry.lock.until == "success" else "free"
-        self.gate.leave(entry, seconds, lock)
+        ended = "failure" if has_failed else "success" if outcome.state == states.SUCCESS else ""
+        self.gate.leave(request.task, entry, seconds, lock, ended)
 
     def _ended(self, request: Request, *args: Any, **kwargs: Any) -> Outcome:
         outcome = super()._ended(request, *args, **kwargs)
@@ -141,3 +159,11 @@ class GatedExecutor(Executor):
             else:
                 self._later(call, request.task, request.id, request.headers)
         return outcome
+
+
+def _is_failure(breaker: Breaker, error: BaseException) -> bool:
+    try:
+        return breaker.is_failure(error)
+    except Exception:  # a user's function
+        logger.exception("counts of a Breaker failed; %r is taken for a failure", error)
+        return True

@@ -77,6 +77,15 @@ class KeyUse(NamedTuple):
     waiting: int
 
 
+class Guard(NamedTuple):
+    """A task's breaker; times are seconds."""
+
+    key: str
+    failures: int
+    seconds: float
+    pause: float
+
+
 class Entry(NamedTuple):
     """A run that wants to begin. `scope` names what its keys have in common; `tickets` are those that it got before, by label."""
 
@@ -86,18 +95,37 @@ class Entry(NamedTuple):
     lock: Lock | None
     bounds: tuple[Bound, ...]
     tickets: Mapping[str, int] = NO_TICKETS
+    guard: Guard | None = None
 
 
 class Verdict(NamedTuple):
-    """It may run; or ask again in `seconds` with these tickets, because of `reason`; or `other`, a call's id, has its key."""
+    """It may run; or ask again in `seconds` with these tickets, because of `reason`; or `other`, a call's id, has its key.
+
+    `changed` is what its breaker has become by this question: HALF_OPEN, where this run is the one that tries."""
 
     seconds: float = 0.0
     reason: str = ""
     other: str = ""
     tickets: Mapping[str, int] = NO_TICKETS
+    changed: str = ""
 
 
 RUN = Verdict()
+# States of a breaker. Closed: calls run. Half-open: one call tries.
+CLOSED, OPEN, HALF_OPEN = "closed", "open", "half-open"
+# Why a call waits for that.
+BREAKER_IS_OPEN = "its breaker is open"
+# Calls that wait for a breaker come back one after the other, by these seconds; a long backlog at random, within another pause.
+RAMP = 0.02
+# They ask no sooner than so many seconds while another call tries.
+TRYING = 1.0
+
+
+class Circuit(NamedTuple):
+    """A breaker that is not closed: its state, and the seconds until a call may try."""
+
+    state: str
+    seconds: float
 
 
 class FlowStore(Protocol):
@@ -118,8 +146,12 @@ class FlowStore(Protocol):
     def enter(self, entry: Entry, lease: float) -> Verdict:
         """All that a run needs, or nothing."""
 
-    def leave(self, entry: Entry, seconds: float, lock: str) -> None:
-        """The run has ended after so many seconds. `lock`: "free" it, "wait" (the call comes again) or "keep" it for its ttl."""
+    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "") -> str:
+        """The run has ended after so many seconds. `lock`: "free" it, "wait" (the call comes again) or "keep" it for its ttl.
+        `ended`, for its breaker: "success", "failure", or "". Returns what the breaker has become by it ("": as it was)."""
+
+    def circuits(self, keys: Sequence[str]) -> dict[str, Circuit]:
+        """Of breakers with these keys, those that are not closed."""
 
     def renew(self, scope: str, holders: Sequence[str], lease: float) -> None:
         """These runs go on."""

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import FlowStoreUnreachable
-from amqtask.flow.contract import NO_TICKETS, RUN, Entry, Verdict
+from amqtask.flow.contract import CLOSED, HALF_OPEN, NO_TICKETS, OPEN, RUN, Entry, Verdict
 from amqtask.flow.keys import TAKEN, TICKETS, UNIQUE
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
-    from amqtask.flow.contract import FlowStore
+    from amqtask.flow.contract import Circuit, FlowStore
     from amqtask.flow.keys import FlowPlan
     from amqtask.ground.shapes import Headers
 
@@ -47,6 +47,8 @@ class Gate:
         self._runs_on_error = runs_on_error
         self._clock = clock
         self._warn_at = float("-inf")
+        # The breakers that were not closed when they were last looked at, by their tasks' names.
+        self.circuits: Mapping[str, Circuit] = {}
 
     def enter(
         self, task: str, task_id: str, number: int, headers: Headers, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -67,9 +69,12 @@ class Gate:
             lock,
             plan.bounds(args, kwargs),
             _tickets(headers.get(TICKETS)),
+            plan.guard,
         )
         try:
-            return entry, self._store.enter(entry, self.lease)
+            verdict = self._store.enter(entry, self.lease)
+            self._tell(task, verdict.changed)
+            return entry, verdict
         except FlowStoreUnreachable as error:
             if self._runs_on_error:
                 self._warn("tasks run without their limits", error)
@@ -77,10 +82,10 @@ class Gate:
             self._warn("its tasks wait", error)
             return None, Verdict(AWAY_SECONDS, "the store of limits does not answer")
 
-    def leave(self, entry: Entry, seconds: float, lock: str) -> None:
+    def leave(self, task: str, entry: Entry, seconds: float, lock: str, ended: str) -> None:
         """The run has ended; see FlowStore.leave. Places that cannot be given back end with their lease."""
         try:
-            self._store.leave(entry, seconds, lock)
+            self._tell(task, self._store.leave(entry, seconds, lock, ended))
         except FlowStoreUnreachable as error:
             self._warn("places are free when their lease ends", error)
 
@@ -102,6 +107,32 @@ class Gate:
                 self._store.renew(self.plans[task].scope, holders, self.lease)
         except FlowStoreUnreachable as error:
             self._warn("the leases of running tasks are not renewed", error)
+
+    def look(self) -> None:
+        """Ask the store about the breakers."""
+        keys = {plan.guard.key: task for task, plan in self.plans.items() if plan.guard is not None}
+        if keys:
+            try:
+                found = self._store.circuits(list(keys))
+            except FlowStoreUnreachable as error:
+                self._warn("the states of breakers are not known", error)
+            else:
+                self.circuits = {keys[key]: circuit for key, circuit in found.items()}
+
+    def breaker_states(self) -> dict[str, str]:
+        """The state of each task's breaker, by its name, as they were last looked at."""
+        guarded = [task for task, plan in self.plans.items() if plan.guard is not None]
+        return {task: self.circuits[task].state if task in self.circuits else CLOSED for task in guarded}
+
+    def _tell(self, task: str, changed: str) -> None:
+        guard = self.plans[task].guard
+        if not changed or guard is None:
+            return
+        if changed == OPEN:
+            reason = f"runs failed ({guard.failures} in {guard.seconds:g} s, or the one that tried): calls wait {guard.pause:g} s"
+        else:
+            reason = "one call tries" if changed == HALF_OPEN else "the call that tried has succeeded"
+        logger.warning("the breaker of task %s is %s: %s", task, changed, reason)
 
     def holder(self, task_id: str, number: int) -> str:
         """The name of one run."""

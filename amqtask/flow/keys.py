@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import WrongValue
-from amqtask.flow.contract import Bound, Lock
+from amqtask.flow.contract import Bound, Guard, Lock
 from amqtask.ground.plugins import near_names
 from amqtask.ground.printable import printable
-from amqtask.protocol.flow_options import Concurrency, Limit, Unique, label_of
+from amqtask.protocol.flow_options import Breaker, Concurrency, Limit, Unique, label_of
 from amqtask.protocol.serialization import dumps
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class FlowPlan:
         function: Callable[..., Any],
         unique: Unique | None,
         limits: Sequence[Limit],
+        breaker: Breaker | None = None,
         *,
         tells_keys: bool = True,
     ) -> None:
@@ -49,6 +50,12 @@ class FlowPlan:
         self.limits = tuple(limits)
         # A cluster keeps the keys of a task together by what is in braces.
         self.scope = f"{PREFIX}{{{name}}}"
+        self.breaker = breaker
+        self.guard = (
+            None
+            if breaker is None
+            else Guard(f"{self.scope}:breaker", breaker.failures, breaker.seconds, breaker.pause)
+        )
         try:
             self._signature: inspect.Signature | None = inspect.signature(function)
         except (TypeError, ValueError):
@@ -168,15 +175,16 @@ def plan_of(
     function: Callable[..., Any],
     unique: Unique | None,
     limits: Sequence[Limit] | None,
+    breaker: Breaker | None = None,
     *,
     tells_keys: bool,
 ) -> FlowPlan | None:
     """The plan of a task; None for one that asks for nothing. `tells_keys`: operators may see the values of limits' keys.
 
     Raises: WrongValue."""
-    if unique is None and not limits:
+    if unique is None and not limits and breaker is None:
         return None
-    return FlowPlan(name, function, unique, limits or (), tells_keys=tells_keys)
+    return FlowPlan(name, function, unique, limits or (), breaker, tells_keys=tells_keys)
 
 
 def _title(limit: Limit) -> str:

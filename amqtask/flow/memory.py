@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import defaultdict
@@ -10,23 +11,29 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from amqtask.flow.contract import (
+    BREAKER_IS_OPEN,
+    CLOSED,
     DOUBT,
+    HALF_OPEN,
     LEAST_STEP,
     LONGEST,
     MOST_STEP,
     NOTED_RUNS,
+    OPEN,
     PACE,
     PATIENCE,
-    RUN,
+    RAMP,
     SHARE,
     SHORTEST,
+    TRYING,
     UNKNOWN,
+    Circuit,
     KeyUse,
     Verdict,
 )
 
 if TYPE_CHECKING:
-    from amqtask.flow.contract import Bound, Entry, Lock, Override
+    from amqtask.flow.contract import Bound, Entry, Guard, Lock, Override
 
 
 @dataclass(slots=True)
@@ -66,6 +73,25 @@ class Run:
 
 
 @dataclass(slots=True)
+class Switch:
+    """A breaker: when runs failed while it was closed; since it opened, until when nobody tries, who tries and until when its
+    lease is, and how many were refused."""
+
+    state: str = CLOSED
+    failures: list[float] = field(default_factory=list)
+    until: float = 0.0
+    tries: str = ""
+    leased: float = 0.0
+    refused: int = 0
+
+    def open(self, until: float) -> str:
+        """Let nobody in until then."""
+        self.failures.clear()
+        self.state, self.until, self.tries, self.refused = OPEN, until, "", 0
+        return OPEN
+
+
+@dataclass(slots=True)
 class State:
     """All of it, by key; of runs by holder, and of what operators have set by scope and label."""
 
@@ -73,6 +99,7 @@ class State:
     lines: defaultdict[str, Line] = field(default_factory=lambda: defaultdict(Line))
     runs: dict[str, Run] = field(default_factory=dict)
     limits: dict[tuple[str, str], Override] = field(default_factory=dict)
+    switches: dict[str, Switch] = field(default_factory=dict)
 
 
 class MemoryStore:
@@ -112,6 +139,10 @@ class MemoryStore:
             now = self._clock()
             if entry.lock is not None and (other := self._other(entry.lock, entry.task_id)):
                 return Verdict(other=other)
+            if entry.guard is not None and (wait := self._pause(entry.guard, entry.holder, now)):
+                if entry.lock is not None:
+                    self._keep(entry.lock, entry.task_id, now, is_running=False)
+                return Verdict(wait, BREAKER_IS_OPEN, tickets=entry.tickets)
             bounds = [bound.under(self.state.limits.get((entry.scope, bound.label))) for bound in entry.bounds]
             refused = {
                 bound.label: self._ticket(bound, now, entry)
@@ -130,22 +161,37 @@ class MemoryStore:
             run = self.state.runs[entry.holder] = Run(entry.holder, now + lease, lines)
             if entry.lock is not None:
                 self._begin(entry.lock, entry, now, run)
-            return RUN
+            return Verdict(changed=self._try(entry.guard, entry.holder, now + lease))
 
-    def leave(self, entry: Entry, seconds: float, lock: str) -> None:
+    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "") -> str:
         """See FlowStore."""
         with self._mutex:
-            for bound in entry.bounds:
-                line = self._line(bound)
-                if line.holders.pop(entry.holder, None) is not None:
-                    line.mean = seconds if line.mean is None else line.mean + (seconds - line.mean) / NOTED_RUNS
-            self.state.runs.pop(entry.holder, None)
-            if entry.lock is None or entry.lock.until in ("started", "ttl"):
-                return
-            if lock == "free":
-                self._free(entry.lock.key, entry.task_id)
-            else:
-                self._keep(entry.lock, entry.task_id, self._clock(), is_running=False)
+            self._give_back(entry, seconds, lock)
+            return self._settle(entry.guard, entry.holder, ended) if entry.guard is not None else ""
+
+    def circuits(self, keys: Sequence[str]) -> dict[str, Circuit]:
+        """See FlowStore."""
+        with self._mutex:
+            now, switches = self._clock(), self.state.switches
+            found = {key: switches[key] for key in keys if key in switches}
+            return {
+                key: Circuit(switch.state, max(0.0, switch.until - now))
+                for key, switch in found.items()
+                if switch.state != CLOSED
+            }
+
+    def _give_back(self, entry: Entry, seconds: float, lock: str) -> None:
+        for bound in entry.bounds:
+            line = self._line(bound)
+            if line.holders.pop(entry.holder, None) is not None:
+                line.mean = seconds if line.mean is None else line.mean + (seconds - line.mean) / NOTED_RUNS
+        self.state.runs.pop(entry.holder, None)
+        if entry.lock is None or entry.lock.until in ("started", "ttl"):
+            return
+        if lock == "free":
+            self._free(entry.lock.key, entry.task_id)
+        else:
+            self._keep(entry.lock, entry.task_id, self._clock(), is_running=False)
 
     def renew(self, scope: str, holders: Sequence[str], lease: float) -> None:
         """See FlowStore."""
@@ -161,6 +207,9 @@ class MemoryStore:
                         places[holder] = run.ends
                 if run.lock and (lock := self._lock(run.lock)) is not None:
                     lock.ends = max(lock.ends, now + run.ttl)
+            for switch in self.state.switches.values():
+                if switch.tries in holders:
+                    switch.leased = now + lease
 
     def set_limit(self, scope: str, label: str, override: Override | None) -> bool:
         """See FlowStore."""
@@ -218,6 +267,52 @@ class MemoryStore:
         lock = self._lock(key)
         if lock is not None and lock.owner == task_id:
             del self.state.locks[key]
+
+    # -- breakers
+
+    def _pause(self, guard: Guard, holder: str, now: float) -> float:
+        """In how many seconds a run may ask again; 0: its breaker lets it in."""
+        switch = self.state.switches.get(guard.key)
+        if switch is None or switch.state == CLOSED:
+            return 0.0
+        is_tried = switch.tries not in ("", holder) and switch.leased > now
+        if switch.until <= now and not is_tried:
+            return 0.0
+        later = min(switch.refused * RAMP, random.random() * guard.pause)
+        switch.refused += 1
+        if is_tried:
+            later = max(later, min(guard.pause, TRYING))
+        return max(SHORTEST, max(switch.until - now, 0.0) + later)
+
+    def _try(self, guard: Guard | None, holder: str, leased: float) -> str:
+        """A run was let in; whether it is the one that tries."""
+        switch = self.state.switches.get(guard.key) if guard is not None else None
+        if switch is None or switch.state == CLOSED:
+            return ""
+        switch.state, switch.tries, switch.leased = HALF_OPEN, holder, leased
+        return HALF_OPEN
+
+    def _settle(self, guard: Guard, holder: str, ended: str) -> str:
+        now, switch = self._clock(), self.state.switches.get(guard.key)
+        if switch is None:
+            if ended != "failure":
+                return ""
+            switch = self.state.switches[guard.key] = Switch()
+        if switch.state == CLOSED:
+            if ended != "failure":
+                return ""
+            switch.failures = [*switch.failures, now][-guard.failures :]
+            is_enough = len(switch.failures) == guard.failures and switch.failures[0] > now - guard.seconds
+            return switch.open(now + guard.pause) if is_enough else ""
+        if switch.tries != holder:
+            return ""  # it began before
+        if ended == "success":
+            del self.state.switches[guard.key]
+            return CLOSED
+        if ended == "failure":
+            return switch.open(now + guard.pause)
+        switch.tries = ""
+        return ""
 
     # -- places and turns
 

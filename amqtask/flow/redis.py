@@ -3,12 +3,14 @@
 Of a task with the scope S: `S:unique:…` is a lock, "w" or "r" (it waits, it runs) and the id of the call that has it; a limit's
 key is the set of those who have a place, or of a rate the time at which its next run may begin, and `…:line` its pace and
 tickets; `S:leases` has the end of each run's lease, `S:locked` the lock of each run, `S:limits` what operators have set,
-`S:keys:…` when each key of a limit was used last. Times are the server's.
+`S:keys:…` when each key of a limit was used last; `S:breaker` is a breaker that is not closed, `…:failures` when the last runs
+failed while it was. Times are the server's.
 """
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,19 +18,26 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from amqtask.flow.contract import (
+    BREAKER_IS_OPEN,
+    CLOSED,
     DOUBT,
+    HALF_OPEN,
     LEAST_STEP,
     LONGEST,
     MOST_KEYS,
     MOST_STEP,
     NOTED_RUNS,
+    OPEN,
     PACE,
     PATIENCE,
+    RAMP,
     REMEMBERED,
     RUN,
     SHARE,
     SHORTEST,
+    TRYING,
     UNKNOWN,
+    Circuit,
     KeyUse,
     Override,
     Verdict,
@@ -92,6 +101,21 @@ local lock = e.lock
 if lock and lock['until'] ~= 'started' then
   local present = owner(lock.key)
   if present and present ~= e.id and not (lock['until'] == 'ttl' and lock.taken) then return {{'', '', present}} end
+end
+local guard, breaker = e.guard, nil
+if guard then
+  breaker = redis.call('HMGET', guard.key, 'until', 'tries', 'refused')
+  if breaker[1] then
+    local tries, left = breaker[2] or '', tonumber(breaker[1]) - now
+    local is_tried = tries ~= '' and tries ~= e.holder and tonumber(redis.call('ZSCORE', LEASES, tries) or 0) > now
+    if left > 0 or is_tried then
+      local later = math.min(tonumber(breaker[3] or 0) * {RAMP}, e.random * guard.pause)
+      redis.call('HINCRBY', guard.key, 'refused', 1)
+      if is_tried then later = math.max(later, math.min(guard.pause, {TRYING})) end
+      if lock then keep(lock, 'w') end
+      return {{string.format('%.3f', math.max({SHORTEST}, math.max(left, 0) + later)), '{BREAKER_IS_OPEN}', ''}}
+    end
+  end
 end
 local labels = {{}}
 for i, bound in ipairs(e.bounds) do labels[i] = bound.label end
@@ -215,6 +239,10 @@ if lock then
     end
   end
 end
+if breaker and breaker[1] then
+  redis.call('HSET', guard.key, 'state', '{HALF_OPEN}', 'tries', e.holder)
+  return {{'', '', '', '{HALF_OPEN}'}}
+end
 return 0
 """
 )
@@ -232,6 +260,32 @@ redis.call('HDEL', LOCKED, e.holder)
 local lock = e.lock
 if lock and lock['until'] ~= 'started' and lock['until'] ~= 'ttl' then
   if e.ending == 'free' then free(lock.key) else keep(lock, 'w') end
+end
+local guard = e.guard
+if not guard then return 0 end
+local failures = guard.key..':failures'
+local function open()
+  local till = string.format('%.6f', now + guard.pause)
+  redis.call('HSET', guard.key, 'state', '{OPEN}', 'until', till, 'tries', '', 'refused', 0)
+  redis.call('EXPIRE', guard.key, {REMEMBERED} + math.ceil(guard.pause))
+  redis.call('DEL', failures)
+  return '{OPEN}'
+end
+local breaker = redis.call('HMGET', guard.key, 'until', 'tries')
+if not breaker[1] then
+  if e.ended ~= 'failure' then return 0 end
+  redis.call('LPUSH', failures, string.format('%.6f', now))
+  redis.call('LTRIM', failures, 0, guard.failures - 1)
+  redis.call('EXPIRE', failures, math.ceil(guard.seconds))
+  local oldest = tonumber(redis.call('LINDEX', failures, guard.failures - 1) or nil)
+  if oldest and oldest > now - guard.seconds then return open() end
+elseif breaker[2] == e.holder then
+  if e.ended == 'success' then
+    redis.call('DEL', guard.key)
+    return '{CLOSED}'
+  end
+  if e.ended == 'failure' then return open() end
+  redis.call('HSET', guard.key, 'tries', '')
 end
 return 0
 """
@@ -284,7 +338,14 @@ end
 return found
 """
 )
-SCRIPTS = (_TAKE, _CONFIRM, _FREE, _ENTER, _LEAVE, _RENEW, _SET, _LOOK)
+_CIRCUIT = """
+local breaker = redis.call('HMGET', KEYS[1], 'state', 'until')
+if not breaker[1] then return 0 end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+return {breaker[1], string.format('%.3f', math.max(0, tonumber(breaker[2]) - now))}
+"""
+SCRIPTS = (_TAKE, _CONFIRM, _FREE, _ENTER, _LEAVE, _RENEW, _SET, _LOOK, _CIRCUIT)
 
 
 class Server(Protocol):
@@ -320,18 +381,32 @@ class RedisStore:
 
     def enter(self, entry: Entry, lease: float) -> Verdict:
         """See FlowStore."""
-        answer = self._server().ask(_ENTER, entry.scope, _of(entry, lease=lease, tickets=dict(entry.tickets)))
+        fields: dict[str, object] = {"lease": lease, "tickets": dict(entry.tickets)}
+        if entry.guard is not None:
+            fields["random"] = random.random()
+        answer = self._server().ask(_ENTER, entry.scope, _of(entry, **fields))
         if not answer:
             return RUN
         seconds, reason, other, *tickets = answer
+        if not seconds and not other:
+            return Verdict(changed=_text(tickets[0]))
         drawn = {_text(label): int(ticket) for label, ticket in zip(tickets[::2], tickets[1::2], strict=True)}
         return Verdict(float(seconds or 0), _text(reason), _text(other), {**entry.tickets, **drawn})
 
-    def leave(self, entry: Entry, seconds: float, lock: str) -> None:
+    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "") -> str:
         """See FlowStore. Places are given back without waiting for the answer; with a key, callers want to know at once."""
-        server = self._server()
+        server, fields = self._server(), _of(entry, seconds=seconds, ending=lock, ended=ended)
+        if entry.guard is not None:
+            return _text(server.ask(_LEAVE, entry.scope, fields) or b"")
         send = server.tell if entry.lock is None else server.ask
-        send(_LEAVE, entry.scope, _of(entry, seconds=seconds, ending=lock))
+        send(_LEAVE, entry.scope, fields)
+        return ""
+
+    def circuits(self, keys: Sequence[str]) -> dict[str, Circuit]:
+        """See FlowStore."""
+        # One by one: in a cluster each may be elsewhere.
+        found = {key: self._server().ask(_CIRCUIT, key, b"") for key in keys}
+        return {key: Circuit(_text(answer[0]), float(answer[1])) for key, answer in found.items() if answer}
 
     def renew(self, scope: str, holders: Sequence[str], lease: float) -> None:
         """See FlowStore."""
@@ -369,6 +444,8 @@ def _of(entry: Entry, **parameters: object) -> bytes:
     lock = entry.lock
     if lock is not None:
         parameters["lock"] = {"key": lock.key, "ttl": lock.ttl, "until": lock.until, "taken": lock.is_taken}
+    if entry.guard is not None:
+        parameters["guard"] = entry.guard._asdict()
     return _json(id=entry.task_id, holder=entry.holder, bounds=_bounds(entry.bounds), **parameters)
 
 

@@ -18,13 +18,15 @@ import sqlalchemy as sa
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.flow.contract import MOST_KEYS, REMEMBERED, Override
-from amqtask.flow.memory import Held, Line, MemoryStore, Run, State
+from amqtask.flow.memory import Held, Line, MemoryStore, Run, State, Switch
 
 if TYPE_CHECKING:
-    from amqtask.flow.contract import Entry, KeyUse, Verdict
+    from amqtask.flow.contract import Circuit, Entry, KeyUse, Verdict
     from amqtask.ground.shapes import OptionDict, Options
 
 T = TypeVar("T")
+# How the key of a task's breaker ends.
+_BREAKER = ":breaker"
 # What the database, or the way to it, may have against a question; somebody may also be making the table just now.
 ERRORS = (sa.exc.DBAPIError, sa.exc.TimeoutError)
 METADATA = sa.MetaData()
@@ -100,13 +102,30 @@ class SqlStore:
         labels = [f"limit:{bound.label}" for bound in entry.bounds]
         return self._step(entry.scope, [*_names(entry), *labels], lambda store: store.enter(entry, lease))
 
-    def leave(self, entry: Entry, seconds: float, lock: str) -> None:
+    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "") -> str:
         """See FlowStore."""
-        self._step(entry.scope, _names(entry), lambda store: store.leave(entry, seconds, lock))
+        return self._step(entry.scope, _names(entry), lambda store: store.leave(entry, seconds, lock, ended))
+
+    def circuits(self, keys: Sequence[str]) -> dict[str, Circuit]:
+        """See FlowStore."""
+
+        def work(engine: sa.Engine) -> dict[str, Circuit]:
+            with engine.connect() as connection:
+                moment = float(connection.execute(sa.select(_clock(connection))).scalar_one())
+                found: dict[str, Circuit] = {}
+                for key in keys:
+                    scope = key.removesuffix(_BREAKER)
+                    state = _state(scope, _read(connection, scope, [f"switch:{_BREAKER}"]))
+                    found |= MemoryStore(lambda: moment, state).circuits([key])
+                return found
+
+        circuits: dict[str, Circuit] = self._run(work)
+        return circuits
 
     def renew(self, scope: str, holders: Sequence[str], lease: float) -> None:
         """See FlowStore."""
-        self._step(scope, map(_run_name, holders), lambda store: store.renew(scope, holders, lease), cleans=True)
+        names = [f"switch:{_BREAKER}", *map(_run_name, holders)]
+        self._step(scope, names, lambda store: store.renew(scope, holders, lease), cleans=True)
 
     def set_limit(self, scope: str, label: str, override: Override | None) -> bool:
         """See FlowStore."""
@@ -203,6 +222,8 @@ def _state(scope: str, rows: Mapping[str, str]) -> State:
             state.runs[fields["holder"]] = Run(**fields)
         elif what == "limit":
             state.limits[scope, rest] = Override(**fields)
+        elif what == "switch":
+            state.switches[scope + rest] = Switch(**fields)
     return state
 
 
@@ -216,6 +237,8 @@ def _rows(scope: str, state: State, moment: float) -> dict[str, tuple[str, float
         rows[f"line:{key[start:]}"] = json.dumps(asdict(line)), remembered
     for holder, run in state.runs.items():
         rows[_run_name(holder)] = json.dumps(asdict(run)), remembered
+    for key, switch in state.switches.items():
+        rows[f"switch:{key[start:]}"] = json.dumps(asdict(switch)), remembered
     for (_, label), override in state.limits.items():
         rows[f"limit:{label}"] = json.dumps(override._asdict()), None
     return rows
@@ -230,7 +253,8 @@ def _lock(key: str) -> tuple[str, list[str]]:
 def _names(entry: Entry) -> list[str]:
     start = len(entry.scope)
     locks = [] if entry.lock is None else [f"lock:{entry.lock.key[start:]}"]
-    return [*(f"line:{bound.key[start:]}" for bound in entry.bounds), *locks, _run_name(entry.holder)]
+    switches = [] if entry.guard is None else [f"switch:{entry.guard.key[start:]}"]
+    return [*(f"line:{bound.key[start:]}" for bound in entry.bounds), *locks, *switches, _run_name(entry.holder)]
 
 
 def _run_name(holder: str) -> str:

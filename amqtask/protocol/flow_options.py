@@ -1,4 +1,4 @@
-"""What a task may ask for: Unique, Concurrency, Rate and Batch; checked when they are written down."""
+"""What a task may ask for: Unique, Concurrency, Rate, Batch and Breaker; checked when they are written down."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias
 
-from amqtask.exceptions import FlowGapWarning, WrongValue
+from amqtask.exceptions import FlowGapWarning, TaskPredicate, WrongValue
 from amqtask.ground.plugins import near_names
 
 # Names of arguments, or a function that gets the call's arguments and returns what makes its key.
@@ -18,6 +18,8 @@ UNTIL = ("started", "success", "end", "ttl")
 ON_CONFLICT = ("return", "drop", "replace", "raise")
 # Places are counted one by one where all are taken.
 MOST_PLACES = 10_000
+# Seconds of a Breaker.
+_LONGEST = 86_400.0
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*", re.IGNORECASE)
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -141,6 +143,55 @@ class Batch:
         object.__setattr__(self, "seconds", float(seconds))
 
 
+Counts: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], Any]"
+
+
+@dataclass(frozen=True)
+class Breaker:
+    """After `failures` failed runs within `seconds`, on all workers, no call of the task begins for `pause` seconds. Then one
+    tries: its success lets all others in, its failure begins the pause again.
+
+    `counts`: the exceptions that are failures, or a function that says so of one. A retry that the task asks for, Ignore and
+    Reject never are. Raises: WrongValue.
+    """
+
+    failures: int = 20
+    seconds: float = 60.0
+    pause: float = 30.0
+    counts: Counts = Exception
+
+    def __post_init__(self) -> None:
+        if (
+            isinstance(self.failures, bool)
+            or not isinstance(self.failures, int)
+            or not 1 <= self.failures <= MOST_PLACES
+        ):
+            raise WrongValue(f"Breaker: failures wants a whole number from 1 to {MOST_PLACES}, not {self.failures!r}")
+        for name in ("seconds", "pause"):
+            object.__setattr__(self, name, _seconds_of(name, getattr(self, name)))
+        classes = self.counts if isinstance(self.counts, tuple) else (self.counts,)
+        is_classes = all(isinstance(one, type) and issubclass(one, BaseException) for one in classes)
+        if not is_classes and (isinstance(self.counts, tuple) or not callable(self.counts)):
+            raise WrongValue(f"Breaker: counts wants exceptions, or a function of one, not {self.counts!r}")
+
+    def is_failure(self, error: BaseException) -> bool:
+        """Whether a run that raised this has failed. Raises: what a function `counts` raises."""
+        if isinstance(error, TaskPredicate):
+            return False
+        if isinstance(self.counts, (type, tuple)):
+            return isinstance(error, self.counts)
+        return bool(self.counts(error))
+
+
+def _seconds_of(name: str, value: object) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= _LONGEST:
+        raise WrongValue(
+            f"Breaker: {name} wants a number of seconds above 0, at most a day, or a timedelta, not {value!r}"
+        )
+    return float(seconds)
+
+
 Limit: TypeAlias = "Concurrency | Rate"
 
 
@@ -149,6 +200,15 @@ def as_unique(value: object) -> Unique:
     if value is True:
         return Unique()
     if not isinstance(value, Unique):
+        raise TypeError
+    return value
+
+
+def as_breaker(value: object) -> Breaker:
+    """The option `breaker`: a Breaker, or True for one with its defaults. Raises: TypeError."""
+    if value is True:
+        return Breaker()
+    if not isinstance(value, Breaker):
         raise TypeError
     return value
 

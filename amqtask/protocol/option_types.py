@@ -23,7 +23,7 @@ from amqtask.exceptions import WrongValue
 from amqtask.ground.plugins import near_names
 from amqtask.ground.printable import printable
 from amqtask.protocol.entities import Exchange, Queue, as_exchange, as_queue
-from amqtask.protocol.flow_options import Batch, as_limits, as_unique
+from amqtask.protocol.flow_options import Batch, as_breaker, as_limits, as_unique
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments, Options, SignatureFields
@@ -423,6 +423,7 @@ def _limits(value: object) -> object:
         raise _Because(str(error)) from error
 
 
+BREAKER = Kind("a Breaker, such as Breaker(failures=20, seconds=60), or True", as_breaker)
 LIMITS = Kind("a Concurrency or a Rate, or a list of them", _limits)
 _BACKOFF = either("True, False, or a number of seconds from 0 on", instance("", bool), SECONDS)
 _QUEUE = either("the name of a queue, or a Queue", Queue, NAME, Kind("a queue of kombu's", as_queue))
@@ -466,6 +467,7 @@ TASK: dict[str, Kind] = {
     "unique": UNIQUE,
     "limits": LIMITS,
     "batch": instance("a Batch, such as Batch(size=100, seconds=1)", Batch),
+    "breaker": BREAKER,
     "name": NAME,
     "max_retries": ATTEMPTS,
     "default_retry_delay": SECONDS,

@@ -99,6 +99,7 @@ class Leases:
                 holders[request.task].append(self._gate.holder(request.id, request.number))
         if holders:
             self._later.call(self._gate.renew, holders)
+        self._later.call(self._gate.look)
         if self._read_limits is not None:
             self._later.call(self._look)
 

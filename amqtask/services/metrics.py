@@ -19,6 +19,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import ConfigurationError, PublishRefused, Unroutable
+from amqtask.flow.contract import CLOSED, HALF_OPEN, OPEN
 from amqtask.ground import VERSION
 from amqtask.ground.printable import bounded_logger, clause
 from amqtask.protocol.task import PUBLISHED_AT, timestamp
@@ -330,8 +331,12 @@ def _ending(error: PublishError | None) -> str:
     return "refused" if isinstance(error, PublishRefused) else "failed"
 
 
+# By the number that a metric has for them.
+BREAKER_STATES = (CLOSED, HALF_OPEN, OPEN)
+
+
 class Metrics(Observer):
-    """Counts from `start` on; Prometheus reads `page`.
+    """Counts from `start` on; Prometheus reads `page`. `breakers` has the state of each task's breaker.
 
     Raises: ConfigurationError, when prometheus_client is not installed.
     """
@@ -344,12 +349,14 @@ class Metrics(Observer):
         publisher: CountedPublisher,
         *,
         limits: Callable[[], Iterable[LimitState]] = tuple,
+        breakers: Callable[[], Mapping[str, str]] = dict,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._exposition = _prometheus_exposition()
         self._worker = worker
         self._publisher = publisher
         self._limits = limits
+        self._breakers = breakers
         self._wall_clock = wall_clock
         self._tasks: dict[tuple[str, str], TaskNumbers] = {}
         self._redeliveries: Counter[str] = Counter()
@@ -498,6 +505,10 @@ class Metrics(Observer):
         yield _filled(
             gauge("amqtask_publish_unconfirmed", "The worker's publishes that wait for their confirm."),
             [((), self._publisher.outstanding)],
+        )
+        yield _filled(
+            gauge("amqtask_breaker_state", "Of a task's breaker: 0 closed, 1 half-open, 2 open.", labels=["task"]),
+            (((task,), BREAKER_STATES.index(state)) for task, state in sorted(self._breakers().items())),
         )
         yield _filled(
             gauge("amqtask_build_info", "Always 1.", labels=["version", "python", "pool", "hostname"]),

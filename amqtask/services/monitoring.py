@@ -71,9 +71,17 @@ class Health:
 class Monitoring:
     """Makes these services. The worker must publish with `publisher`, so that its confirms are counted."""
 
-    def __init__(self, options: WorkerOptions, loop: Loop, publisher: LoopPublisher) -> None:
+    def __init__(
+        self,
+        options: WorkerOptions,
+        loop: Loop,
+        publisher: LoopPublisher,
+        *,
+        breakers: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         self._options = options
         self._loop = loop
+        self._breakers = breakers
         self._counted = CountedPublisher(publisher) if options.metrics_port is not None else None
         self.publisher: LoopPublisher = self._counted or publisher
 
@@ -83,7 +91,7 @@ class Monitoring:
         services: list[Service] = []
         pages: dict[int, dict[str, Page]] = {}
         if options.metrics_port is not None and self._counted is not None:
-            metrics = Metrics(worker, self._counted, limits=limits)
+            metrics = Metrics(worker, self._counted, limits=limits, breakers=self._breakers)
             services.append(metrics)
             pages.setdefault(options.metrics_port, {}).update(metrics.pages)
         if options.health_port is not None:

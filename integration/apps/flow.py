@@ -7,7 +7,7 @@ import time
 
 import redis
 
-from amqtask import AmqTask, Concurrency, Rate, Unique
+from amqtask import AmqTask, Breaker, Concurrency, Rate, Unique
 
 app = AmqTask(
     "flow",
@@ -41,6 +41,15 @@ def work(number: int, tenant: str, seconds: float = 0.02) -> int:
 def paced(number: int) -> float:
     """When it ran."""
     return time.time()
+
+
+@app.task(name="flow.call", breaker=Breaker(failures=2, pause=0.5, counts=ConnectionError))
+def call() -> str:
+    """Calls what is down until somebody says that it is up."""
+    note("call")
+    if not journal.exists(f"{JOURNAL}-up"):
+        raise ConnectionError("down")
+    return "up"
 
 
 @app.task(name="flow.once", unique=Unique(by="key", until="success", ttl=60), deadline=120, bind=True)

@@ -11,12 +11,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from amqtask import Concurrency, Rate
+from amqtask import Breaker, Concurrency, Rate
 from amqtask.console import depths
 from amqtask.console.actions import ACTIONS
 from amqtask.console.alerts.log import AlertLog
 from amqtask.console.alerts.rules import Problem
 from amqtask.console.openapi import FIELDS, PAGES
+from amqtask.flow.contract import Entry
 from amqtask.protocol.message import Message
 from amqtask.testing.worker import start_worker
 from amqtask.worker.finisher import copied_properties
@@ -50,6 +51,7 @@ def shown(tmp_path: Path) -> Iterator[Shown]:
     made.do("pause", queue="elsewhere")
     made.do("schedule-pause", name="never")
     _fire(made, now)
+    _open_a_breaker(made)
     yield made
     made.app.close()
 
@@ -63,6 +65,20 @@ def _limit(made: Shown) -> None:
     gate = made.app.runtime.make_gate()
     assert gate is not None
     gate.enter("limited", "id", 1, {}, ("bob",), {})
+
+
+def _open_a_breaker(made: Shown) -> None:
+    """By a run that fails."""
+
+    @made.app.task(name="shop.pay", breaker=Breaker(failures=1, pause=3600))
+    def pay() -> None: ...
+
+    plan = pay.flow_plan
+    assert plan is not None
+    entry = Entry(plan.scope, "id", "holder", None, (), guard=plan.guard)
+    store = made.app.runtime.flow_store
+    store.enter(entry, 30)
+    store.leave(entry, 0.1, "free", "failure")
 
 
 def _die(made: Shown) -> None:

@@ -260,3 +260,13 @@ def test_without_prometheus_client_the_error_names_the_extra(monkeypatch: pytest
 
     with pytest.raises(ConfigurationError, match=r"amqtask\[metrics\]"):
         Metrics(Bench().worker, CountedPublisher(HandPublisher()))
+
+
+def test_the_states_of_breakers_are_told() -> None:
+    counted = Counted()
+    counted.metrics = Metrics(
+        counted.bench.worker, counted.publisher, breakers=lambda: {"pay": "open", "send": "closed", "call": "half-open"}
+    )
+
+    states = [counted.value("amqtask_breaker_state", task=task) for task in ("send", "call", "pay")]
+    assert states == [0, 1, 2]

@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 
-from amqtask.flow.contract import RUN, Bound, Entry, FlowStore, Lock, Override
+from amqtask.flow.contract import (
+    CLOSED,
+    HALF_OPEN,
+    OPEN,
+    RUN,
+    Bound,
+    Entry,
+    FlowStore,
+    Guard,
+    Lock,
+    Override,
+    Verdict,
+)
 
 LEASE = 30.0
 
@@ -206,3 +218,78 @@ class FlowStoreSuite:
         assert waits[0] == 0
         assert waits[1:] == sorted(waits[1:])
         assert waits[5] - waits[1] > 4 * 2.0 * 0.7
+
+    # -- breakers
+
+    @pytest.fixture
+    def guard(self, scope: str) -> Guard:
+        """A breaker that opens with the second failure, for a moment."""
+        return Guard(f"{scope}:breaker", failures=2, seconds=60, pause=0.1)
+
+    def ends(self, store: FlowStore, entry: Entry, ended: str) -> str:
+        """A run that is let in, and ends so; what its breaker becomes."""
+        assert store.enter(entry, LEASE) == RUN
+        return store.leave(entry, 0.1, "free", ended)
+
+    def opened(self, store: FlowStore, scope: str, guard: Guard) -> None:
+        """Two runs fail."""
+        assert self.ends(store, self.entry(scope, "first", guard=guard), "failure") == ""
+        assert self.ends(store, self.entry(scope, "second", guard=guard), "failure") == OPEN
+
+    def tries(self, store: FlowStore, entry: Entry, lease: float = LEASE) -> Verdict:
+        """The answer to a call that asks until it is let in."""
+        while (verdict := store.enter(entry, lease)).seconds:
+            assert verdict.reason == "its breaker is open"
+        return verdict
+
+    def test_a_breaker_opens_after_so_many_failures(self, store: FlowStore, scope: str, guard: Guard) -> None:
+        guard = guard._replace(pause=60)
+
+        assert self.ends(store, self.entry(scope, "good", guard=guard), "success") == ""
+        self.opened(store, scope, guard)
+        verdict = store.enter(self.entry(scope, "third", guard=guard), LEASE)
+
+        assert 50 < verdict.seconds <= 60
+        assert (verdict.reason, verdict.changed) == ("its breaker is open", "")
+        circuit = store.circuits([f"{scope}:none", guard.key])[guard.key]
+        assert circuit.state == OPEN
+        assert 50 < circuit.seconds <= 60
+
+    def test_one_call_tries_and_lets_the_others_in(self, store: FlowStore, scope: str, guard: Guard) -> None:
+        self.opened(store, scope, guard)
+        first, other = self.entry(scope, "third", guard=guard), self.entry(scope, "fourth", guard=guard)
+
+        assert self.tries(store, first).changed == HALF_OPEN
+        assert store.circuits([guard.key])[guard.key].state == HALF_OPEN
+        assert store.enter(other, LEASE).seconds >= 0.1
+        assert store.leave(first, 0.1, "free", "failure") == OPEN
+        assert self.tries(store, other).changed == HALF_OPEN
+        assert store.leave(other, 0.1, "free", "success") == CLOSED
+        assert store.circuits([guard.key]) == {}
+        assert self.ends(store, first, "failure") == ""
+
+    def test_a_call_that_tries_and_dies_is_followed_by_another(
+        self, store: FlowStore, scope: str, guard: Guard
+    ) -> None:
+        self.opened(store, scope, guard)
+
+        assert self.tries(store, self.entry(scope, "third", guard=guard), lease=0.05).changed == HALF_OPEN
+        assert self.tries(store, self.entry(scope, "fourth", guard=guard)).changed == HALF_OPEN
+
+    def test_a_call_that_tries_and_says_nothing_is_followed_by_another(
+        self, store: FlowStore, scope: str, guard: Guard
+    ) -> None:
+        self.opened(store, scope, guard)
+        first = self.entry(scope, "third", guard=guard)
+
+        self.tries(store, first)
+        assert store.leave(first, 0.1, "wait", "") == ""
+        assert store.enter(self.entry(scope, "fourth", guard=guard), LEASE).changed == HALF_OPEN
+
+    def test_runs_that_began_before_it_opened_change_nothing(self, store: FlowStore, scope: str, guard: Guard) -> None:
+        guard, early = guard._replace(pause=60), self.entry(scope, "early", guard=guard)
+
+        assert store.enter(early, LEASE) == RUN
+        self.opened(store, scope, guard)
+        assert store.leave(early, 0.1, "free", "success") == ""
+        assert store.circuits([guard.key])[guard.key].state == OPEN
