@@ -6,7 +6,7 @@ has nothing to do, the hub waits for the file descriptor of its selector.
 
 Other green threads must not see a running loop: `asyncio.run` refuses to work in a thread that has one, and Django refuses its
 synchronous ORM. So whenever the loop's green thread is left, asyncio's state of the thread is restored: no running loop, or the
-loop of a task that called `asyncio.run`.
+loop of a task that called `asyncio.run`, and what runs in it.
 """
 
 from __future__ import annotations
@@ -106,35 +106,42 @@ def _resume(call: _Call) -> None:
 
 
 class _ThreadShare:
-    """asyncio's state per thread (the running loop): this loop's while its green thread runs, else that of the others."""
+    """asyncio's state per thread (running loop and task): this loop's while its green thread runs, else that of the others."""
 
     def __init__(self, green: object) -> None:
         self._green = green
-        self._kept = _running()
+        self._kept = _taken()
         self._traced_before: Any = None
 
     def __enter__(self) -> None:
-        _set_running(None, (None, None))
+        _put(None, None, (None, None))
         self._traced_before = greenlet.settrace(self._on_switch)
 
     def __exit__(self, *_: object) -> None:
         greenlet.settrace(self._traced_before)
-        _set_running(*self._kept)
+        _put(*self._kept)
 
     def _on_switch(self, event: str, ends: tuple[object, object]) -> None:
         if self._green in ends:
-            kept, self._kept = self._kept, _running()
-            _set_running(*kept)
+            kept, self._kept = self._kept, _taken()
+            _put(*kept)
         if self._traced_before is not None:
             self._traced_before(event, ends)
 
 
-def _running() -> tuple[asyncio.AbstractEventLoop | None, tuple[Any, Any]]:
-    return asyncio._get_running_loop(), sys.get_asyncgen_hooks()
+def _taken() -> tuple[asyncio.AbstractEventLoop | None, asyncio.Task[Any] | None, tuple[Any, Any]]:
+    """The running loop, the task that runs in it, and the hooks. Since Python 3.14 the task is the thread's, not the loop's."""
+    loop = asyncio._get_running_loop()
+    task = asyncio.current_task(loop) if loop is not None and sys.version_info >= (3, 14) else None
+    if loop is not None and task is not None:
+        asyncio.tasks._leave_task(loop, task)
+    return loop, task, sys.get_asyncgen_hooks()
 
 
-def _set_running(loop: asyncio.AbstractEventLoop | None, hooks: tuple[Any, Any]) -> None:
+def _put(loop: asyncio.AbstractEventLoop | None, task: asyncio.Task[Any] | None, hooks: tuple[Any, Any]) -> None:
     asyncio._set_running_loop(loop)
+    if loop is not None and task is not None:
+        asyncio.tasks._enter_task(loop, task)
     sys.set_asyncgen_hooks(*hooks)
 
 

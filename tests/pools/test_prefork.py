@@ -152,7 +152,7 @@ def test_stats_count_what_ended_and_name_the_processes() -> None:
 
 def test_a_request_that_no_process_can_be_handed_is_refused_and_the_others_run() -> None:
     nested: dict[str, Any] = {}
-    for _ in range(5000):
+    for _ in range(200_000):
         nested = {"n": nested}
     with Prefork(1) as prefork:
         before, bad, after = (
