@@ -67,8 +67,10 @@ sa.Index("amqtask_history_by_name_and_state", TASKS.c.name, TASKS.c.state, TASKS
 FAILED = TASKS.c.state == sa.literal_column("'FAILURE'")
 _KNOWN_ERROR = TASKS.c.error.is_not(None)
 for _name, _columns, _where in (
-    # With `state_at` those that failed since a mark are counted in the index.
-    ("failures", (TASKS.c.name, TASKS.c.error, TASKS.c.key, TASKS.c.state_at), FAILED),
+    # Groups of failures, and those of a group since it was seen, are counted in the index. That needs the state, too: SQLite
+    # looks at it again.
+    ("failures", (TASKS.c.name, TASKS.c.error, TASKS.c.key, TASKS.c.state_at, TASKS.c.state), FAILED),
+    ("failures_by_time", (TASKS.c.state, TASKS.c.key, TASKS.c.name, TASKS.c.error), FAILED),
     ("failures_by_queue", (TASKS.c.queue, TASKS.c.key), FAILED),
     ("failures_by_worker", (TASKS.c.worker, TASKS.c.key), FAILED),
     ("errors", (TASKS.c.error, TASKS.c.key), _KNOWN_ERROR),
