@@ -12,7 +12,7 @@ from amqtask import signals
 from amqtask.execution.batches import BatchCall, settle
 from amqtask.execution.context import AT_END, Context, current
 from amqtask.execution.executor import FORKS, end_forked
-from amqtask.execution.gated import GatedExecutor
+from amqtask.execution.gated import INTERRUPTED_SECONDS, GatedExecutor
 from amqtask.execution.no_run import requeued
 from amqtask.execution.request import Outcome, calls_of, is_batch
 
@@ -174,15 +174,16 @@ class BatchedExecutor(GatedExecutor):
         return _of_each(request, partial(super().revoked, reason=reason, in_slot=in_slot))
 
     def refused(self, request: Request, error: Exception, *, in_slot: bool = False) -> Outcome:
-        """See Endings. A batch is refused as a whole when a pool cannot hand it to a slot: one of its calls is to blame, so they
-        come again until each of them runs alone."""
+        """See Endings. A batch is refused as a whole when a pool cannot hand it to a slot. One of its calls is to blame, so that
+        counts as if its process had died: they come again, at last alone."""
         if is_batch(request):
-            return _of_each(request, partial(requeued, reason=str(error)))
+            return _of_each(request, lambda call: requeued(call, str(error))._replace(summary=repr(error)))
         return super().refused(request, error, in_slot=in_slot)
 
 
 def _interrupted(request: Request, error: BaseException) -> Outcome:
-    return _of_each(request, partial(requeued, reason=f"its batch was interrupted: {error!r}"))
+    reason = f"its batch was interrupted: {error!r}"
+    return _of_each(request, lambda call: requeued(call, reason)._replace(pause=INTERRUPTED_SECONDS))
 
 
 def _of_each(request: Request, end: Callable[[Request], Outcome]) -> Outcome:

@@ -15,6 +15,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from amqtask.execution.no_run import requeued
 from amqtask.execution.request import Calls, calls_of, is_batch
 from amqtask.ground.loop import OneTimer
 from amqtask.worker.batches import BatchLine
@@ -182,13 +183,16 @@ class Dispatcher:
         """The outcomes with those of calls in place of their batch's; the calls are in `running` now, and the batch is not."""
         flat: list[Outcome] = []
         for outcome in outcomes:
-            if outcome.calls:
-                batch = self.running.pop(outcome.number, None)
-                for call in () if batch is None else calls_of(batch):
-                    self.running[call.number] = call
-                flat += outcome.calls
-            else:
+            batch = self.running.get(outcome.number)
+            if batch is None or not is_batch(batch):
                 flat.append(outcome)
+                continue
+            del self.running[outcome.number]
+            # A process may say anything: it ends no others' calls, and leaves none of its own without an end.
+            ends = {call.number: call for call in outcome.calls}
+            for call in calls_of(batch):
+                self.running[call.number] = call
+                flat.append(ends.get(call.number) or requeued(call, "its batch ended without an outcome for it"))
         return flat
 
     def running_calls(self) -> list[Request]:

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from amqtask.execution.request import Request, calls_of, is_batch
+from amqtask.execution.request import Answer, Outcome, Request, calls_of, is_batch
 from amqtask.protocol.flow_options import Batch
 from amqtask.testing.tasks import PlainTask
 from amqtask.worker.batches import BatchLine
+from amqtask.worker.dispatcher import Dispatcher
 from amqtask.worker.prefetch import Window
 from amqtask.worker.strategy import TaskStrategy
-from tests.worker.fakes import HandLoop
+from amqtask.worker.throttle import Throttle
+from tests.worker.fakes import HandLoop, HandPool
 
 PAY = TaskStrategy(
     "pay", PlainTask(lambda calls: None, "pay", batch=Batch(3, 1.0), time_limit=5.0, soft_time_limit=4.0)
@@ -104,6 +106,27 @@ def test_the_limits_are_the_tasks(gathered: Gathered) -> None:
     gathered.come(3)
     batch = gathered.line.popleft()
     assert (batch.soft_limit, batch.hard_limit, batch.id, batch.number) == (4.0, 5.0, "batch of 3", -1)
+
+
+def test_a_pool_ends_the_calls_of_its_batch_and_no_others(gathered: Gathered) -> None:
+    gathered.come(3)
+    batch = gathered.line.popleft()
+    loop, pool = HandLoop(), HandPool(slots=2)
+    dispatcher = Dispatcher(
+        pool=pool,
+        loop=loop,
+        throttle=Throttle(lambda *_: None),
+        admit=lambda *_: True,
+        acks_early=set(),
+        accepted=lambda _: None,
+    )
+    other = Request(number=7, id="other", task="add", queue="q")
+    dispatcher.running.update({batch.number: batch, other.number: other})
+
+    told = Outcome(batch.number, calls=(Outcome(1), Outcome(3), Outcome(7)))
+    ends = [(outcome.number, outcome.answer) for outcome in dispatcher.end_batches([told])]
+    assert ends == [(1, Answer.ACK), (2, Answer.REQUEUE), (3, Answer.ACK)]
+    assert sorted(dispatcher.running) == [1, 2, 3, 7]
 
 
 @pytest.mark.parametrize(("pinned", "room"), [(None, 300), (4, 100), (1000, 1000)])
