@@ -152,7 +152,7 @@ def check_batch(task: Any) -> None:
     """Raises: ConfigurationError for a task with `batch` whose other options cannot be had in batches."""
     if task.batch is None:
         return
-    names = [name for name in ("unique", "limits", "inbox", "rate_limit") if getattr(task, name)]
+    names = [name for name in ("unique", "limits", "breaker", "inbox", "rate_limit") if getattr(task, name)]
     if names:
         raise ConfigurationError(
             f"task {task.name} has batch and {' and '.join(names)}: that is for tasks whose calls run one by one"

@@ -254,7 +254,14 @@ def test_inline_the_function_gets_one_call(app: AmqTask) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"unique": Unique()}, {"limits": Concurrency(1)}, {"inbox": True}, {"rate_limit": "1/s"}, {"acks_late": False}],
+    [
+        {"unique": Unique()},
+        {"limits": Concurrency(1)},
+        {"breaker": True},
+        {"inbox": True},
+        {"rate_limit": "1/s"},
+        {"acks_late": False},
+    ],
 )
 def test_options_for_single_calls_are_refused(app: AmqTask, options: dict[str, Any]) -> None:
     make: Any = app.task(name="pay", batch=Batch(), **options)
@@ -291,3 +298,20 @@ def test_a_batch_takes_one_of_its_queues_slots(app: AmqTask) -> None:
         for call in calls:
             call.get(timeout=60)
     assert (len(most), max(most)) == (10, 1)
+
+
+def test_a_call_of_a_running_batch_sees_that_it_is_cancelled(app: AmqTask) -> None:
+    began = threading.Event()
+
+    @app.task(name="look", batch=Batch(2, 600))
+    def look(calls: list[BatchCall]) -> list[bool]:
+        began.set()
+        until(lambda: any(call.request.is_cancelled() for call in calls))
+        return [call.request.is_cancelled() for call in calls]
+
+    call: Any = look
+    first, second = call.delay(), call.delay()
+    with start_worker(app, pool="threads"):
+        assert began.wait(60)
+        second.cancel()
+        assert [first.get(timeout=60), second.get(timeout=60)] == [False, True]
