@@ -1,10 +1,10 @@
-# amqtask's worker, beat and relay: docs/deploy.md. Your own image begins with this one, and adds your code:
+# amqtask's worker, beat, relay and console: docs/deploy.md. Your own image begins with this one, and adds your code:
 #   FROM amqtask
 #   COPY --chown=amqtask . /app
 ARG PYTHON=3.13
 
 FROM python:${PYTHON}-slim AS build
-ARG EXTRAS=redis,sqlalchemy,metrics,msgpack,zstd,otel
+ARG EXTRAS=redis,sqlalchemy,metrics,msgpack,zstd,otel,console
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY amqtask amqtask

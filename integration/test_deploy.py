@@ -95,6 +95,23 @@ def test_kustomize_finds_all_that_it_names() -> None:
     assert (kinds.count("Deployment"), kinds.count("PodDisruptionBudget"), kinds.count("NetworkPolicy")) == (3, 2, 1)
 
 
+def test_compose_takes_the_file_and_it_has_the_console() -> None:
+    if shutil.which("docker-compose") is None:
+        pytest.skip("needs docker-compose; it looks at a file without an engine")
+    done = subprocess.run(
+        ["docker-compose", "-f", ROOT / "compose.yaml", "config", "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    services = json.loads(done.stdout)["services"]
+    assert services.keys() == {"rabbitmq", "worker", "beat", "relay", "console"}
+    assert {service["image"] for service in services.values()} == {"amqtask", "rabbitmq:4.3-management"}
+    assert services["console"]["environment"]["AMQTASK_CONSOLE_USER"].startswith("amqtask:scrypt$")
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_systemd_takes_the_units(unit: Path, tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")

@@ -23,6 +23,12 @@ _LOCAL = ("127.0.0.1", "::1", "localhost")
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than this machine need users."
 )
 @click.option("-p", "--port", type=click.IntRange(0, 65535), default=5556, show_default=True, help="Port to listen on.")
+@click.option(
+    "--user",
+    multiple=True,
+    metavar="NAME:HASH",
+    help="Who may come, beside console_users; --hash-password prints HASH.",
+)
 @click.option("--no-index", is_flag=True, help="Leave the reading of kept events to `amqtask history`.")
 @click.option("--no-alerts", is_flag=True, help="Leave the look-out for alerts to another console.")
 @click.option("--hash-password", is_flag=True, help="Ask for a password, print it as console_users has it, and end.")
@@ -33,6 +39,7 @@ def command(
     settings: Globals,
     host: str,
     port: int,
+    user: tuple[str, ...],
     no_index: bool,
     no_alerts: bool,
     hash_password: bool,
@@ -57,7 +64,7 @@ def command(
     conf = app.conf
     operators = None if conf.console_operators is None else frozenset(conf.console_operators)
     login = _oidc(conf.console_oidc, operators) if conf.console_oidc else None
-    access = access_module.Access(dict(conf.console_users), conf.console_user_header, operators, login)
+    access = access_module.Access({**conf.console_users, **_named(user)}, conf.console_user_header, operators, login)
     if access.is_local_only and host not in _LOCAL:
         raise ConfigurationError(
             f"without users the console is for this machine only, not for {host}: set console_users, console_oidc, or "
@@ -73,6 +80,15 @@ def command(
     finally:
         app.close()
     return 0
+
+
+def _named(users: tuple[str, ...]) -> dict[str, str]:
+    for user in users:
+        if ":scrypt$" not in user:
+            raise click.UsageError(
+                f"--user wants NAME:HASH, not {user.partition(':')[0]!r} alone; --hash-password prints the hash"
+            )
+    return {name: password for name, _, password in (user.partition(":") for user in users)}
 
 
 def _oidc(options: Mapping[str, Any], operators: frozenset[str] | None) -> Any:

@@ -11,6 +11,9 @@ from amqtask import AmqTask
 from amqtask.contrib.sqlalchemy import SqlAlchemyOutbox, outbox_table
 
 app = AmqTask("shop", task_default_queue="outbox-example")
+# What the console of compose.yaml shows.
+if index := os.environ.get("SHOP_HISTORY"):
+    app.conf.update(task_history=True, history_url=index)
 
 
 class Base(DeclarativeBase):

@@ -1,0 +1,45 @@
+"""`amqtask console --user`: somebody who may come, named by the command line or the environment."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from amqtask.__main__ import main
+from amqtask.console.access import hashed
+
+APP = 'from amqtask import AmqTask\napp = AmqTask("seen", broker="amqp://127.0.0.1:1//")\n'
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """What the command would serve."""
+    (tmp_path / "seen_by_users.py").write_text(APP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    applications: list[Any] = []
+    monkeypatch.setattr(uvicorn, "run", lambda application, **_: applications.append(application))
+    return applications
+
+
+def test_the_user_of_the_environment_may_come_and_nobody_else(
+    served: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMQTASK_CONSOLE_USER", f"ann:{hashed('secret')}")
+
+    assert main(["-A", "seen_by_users", "console", "--host", "0.0.0.0"]) == 0
+    client = TestClient(served[0])
+    assert client.get("/audit").status_code == 401
+    assert client.get("/audit", auth=("ann", "wrong")).status_code == 401
+    assert client.get("/audit", auth=("ann", "secret")).status_code == 200
+
+
+def test_a_user_without_a_hash_is_refused(served: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-A", "seen_by_users", "console", "--user", "ann:secret"]) == 2
+    assert "--user wants NAME:HASH" in capsys.readouterr().err
+    assert served == []
