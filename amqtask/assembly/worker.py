@@ -16,7 +16,7 @@ from amqtask.client.registry import uses_django
 from amqtask.events.dispatcher import LamportClock
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.chain_steps import SharedFlag, SlotSteps
-from amqtask.execution.stops import Stops
+from amqtask.execution.stops import Perhaps, Stops
 from amqtask.ground import VERSION, systemd
 from amqtask.ground.lazy import lazy
 from amqtask.ground.plugins import plugins
@@ -125,9 +125,12 @@ class WorkerBuilder:
             hostname, verbose=self.describes.state, wrapper=_task_wrapper(), gate=self.gate, later=self.later.call
         )
         self.stops = self.executor.stops = Stops()
+        self.perhaps = Perhaps()
         self.slot_steps = SharedFlag(is_on=False)
         if self.executor.resumes_chains and self.conf.worker_chain_seconds:
-            self.executor.steps = SlotSteps(app.tasks, self.conf.worker_chain_seconds, self.slot_steps.state)
+            self.executor.steps = SlotSteps(
+                app.tasks, self.conf.worker_chain_seconds, self.slot_steps.state, self.perhaps
+            )
 
     def check_slots(self) -> None:
         """Raises: ConfigurationError for more reserved slots than there are."""
@@ -185,6 +188,7 @@ class WorkerBuilder:
             chain_seconds=conf.worker_chain_seconds,
             slot_steps=self.slot_steps,
             stops=self.stops,
+            perhaps_revoked=self.perhaps,
             shutdown_timeout=conf.worker_shutdown_timeout,
             soft_shutdown_timeout=conf.worker_soft_shutdown_timeout or 0.0,
             soft_shutdown_on_idle=bool(conf.worker_enable_soft_shutdown_on_idle),

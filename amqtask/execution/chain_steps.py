@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from amqtask.execution.contract import ChainStore, Composer, TaskLike
     from amqtask.execution.follow_ups import FollowUps
     from amqtask.execution.request import Outcome, Request
+    from amqtask.execution.stops import Perhaps
     from amqtask.ground.shapes import SignatureFields
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 _NO_LIMITS = (None, [None, None], (None, None))
 logger = bounded_logger("amqtask.execution")
+# Headers with ids by which a task may be revoked.
+_IDS = ("id", "root_id", "parent_id", "group")
 _COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
 
 
@@ -51,12 +54,16 @@ def needs_no_broker(before: Request, message: Message) -> bool:
 
 
 class SlotSteps:
-    """For the process of a slot: makes the requests of next steps for `seconds` after the first one, while `is_allowed` is on."""
+    """For the process of a slot: makes the requests of next steps for `seconds` after the first one, while `is_allowed` is on.
+    `revoked` has the ids that may be revoked: about those the worker decides."""
 
-    def __init__(self, tasks: Mapping[str, TaskLike], seconds: float, is_allowed: Flag) -> None:
+    def __init__(
+        self, tasks: Mapping[str, TaskLike], seconds: float, is_allowed: Flag, revoked: Perhaps | None = None
+    ) -> None:
         self._tasks = tasks
         self._seconds = seconds
         self._is_allowed = is_allowed
+        self._revoked = revoked
 
     def after(self, before: Request, outcome: Outcome) -> Request | None:
         """The request of the next step, to be run now; None: the worker decides.
@@ -67,9 +74,13 @@ class SlotSteps:
             return None
         now = time.monotonic()
         until = before.until or now + self._seconds
-        if now >= until or not self._may_follow(before, outcome.publish[0]):
+        if now >= until or not self._may_follow(before, outcome.publish[0]) or self._may_be_revoked(outcome.publish[0]):
             return None
         return _request(before, outcome.publish[0], until)
+
+    def _may_be_revoked(self, message: Message) -> bool:
+        revoked, headers = self._revoked, message.properties.headers
+        return bool(revoked) and any(headers.get(name) in revoked for name in _IDS)  # type: ignore[operator]
 
     def begun(self, before: Request, outcome: Outcome, until: float) -> Request:
         """The request that `after` returned, for the worker. Raises: ValueError for one that it would never return."""

@@ -1,8 +1,11 @@
-"""Stops: which running requests are asked to end, in memory that the worker shares with slots that are processes."""
+"""What a worker tells slots that are processes, in memory that it shares with them: which running requests are asked to end
+(Stops), and which ids may be revoked (Perhaps).
+"""
 
 from __future__ import annotations
 
 import mmap
+import zlib
 
 # So many of the newest are known.
 MOST = 4096
@@ -36,3 +39,37 @@ class Stops:
 def _packed(number: int) -> bytes:
     """Not all zeros, as what is free; numbers begin with 1."""
     return (number % 2**64).to_bytes(_SIZE, "big")
+
+
+# Bits of a Perhaps: with 50,000 texts one in a hundred others is taken for one of them.
+_BITS = 2**20
+
+
+class Perhaps:
+    """Texts that were added: of one that was it says so, and sometimes of another, too (a Bloom filter). Nothing is taken out."""
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, _BITS // 8)
+        # Whether there is any.
+        self._any = mmap.mmap(-1, 1)
+
+    def add(self, text: str) -> None:
+        """In the process that made it."""
+        for bit in _bits_of(text):
+            self._page[bit >> 3] |= 1 << (bit & 7)
+        self._any[0] = 1
+
+    def __bool__(self) -> bool:
+        """Whether anything was added."""
+        return bool(self._any[0])
+
+    def __contains__(self, text: object) -> bool:
+        """Whether it may have been added. In any process that was forked since."""
+        if not isinstance(text, str):
+            return False
+        return all(self._page[bit >> 3] >> (bit & 7) & 1 for bit in _bits_of(text))
+
+
+def _bits_of(text: str) -> tuple[int, int]:
+    checksum = zlib.crc32(text.encode("utf-8", "surrogatepass"))
+    return checksum % _BITS, (checksum * 0x9E3779B1 >> 12) % _BITS

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from amqtask.execution.stops import Stops
+from amqtask.execution.stops import Perhaps, Stops
 from amqtask.pool import Loop
 from amqtask.topology.declarations import broker_limit
 from amqtask.worker.revoked import MAX_IDS
@@ -203,6 +203,8 @@ class WorkerSetup:
     slot_steps: SharedFlag | None = None
     # Running requests that are asked to end.
     stops: Stops = field(default_factory=Stops)
+    # Where slots look whether a next step may be revoked; None: they leave all steps to the worker once anything is.
+    perhaps_revoked: Perhaps | None = None
     shutdown_timeout: float | None = None
     soft_shutdown_timeout: float = 0.0
     soft_shutdown_on_idle: bool = False

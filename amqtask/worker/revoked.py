@@ -26,6 +26,7 @@ from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
+    from amqtask.execution.stops import Perhaps
     from amqtask.ground.shapes import Headers, JsonObject
 
 MAX_IDS = 50_000
@@ -45,9 +46,11 @@ class Revocations:
     `version` changes with every change that a state file has to save.
     """
 
-    def __init__(self, *, max_ids: int = MAX_IDS, expires: float | None = None) -> None:
+    def __init__(self, *, max_ids: int = MAX_IDS, expires: float | None = None, perhaps: Perhaps | None = None) -> None:
         self._max_ids = max_ids
         self._expires = expires
+        # For slots that run next steps by themselves: all ids that were ever here.
+        self._perhaps = perhaps
         self._ids: OrderedDict[str, float] = OrderedDict()
         self._stamps: OrderedDict[Stamp, float] = OrderedDict()
         # Tasks and groups that are cancelled with all that they lead to.
@@ -99,8 +102,18 @@ class Revocations:
         for key in filter(_is_short, keys):
             times[key] = now
             times.move_to_end(key)
+            self._tell(key)
             self.version += 1
         self.purge(now)
+
+    def _tell(self, key: str | Stamp) -> None:
+        if self._perhaps is not None and isinstance(key, str):
+            self._perhaps.add(key)
+
+    @property
+    def must_be_asked(self) -> bool:
+        """Whether slots do not know by themselves what may be revoked."""
+        return bool(self._stamps) or (bool(self) and self._perhaps is None)
 
     def purge(self, now: float) -> None:
         """Forget revokes that are too old or too many."""
@@ -142,6 +155,8 @@ class Revocations:
         self._ids = _merged(self._ids, ids, now)
         self._stamps = _merged(self._stamps, stamps, now)
         self._trees = _merged(self._trees, trees, now)
+        for key in (*ids, *trees):
+            self._tell(key)
         self.purge(now)
         if self._count != before:
             self.version += 1

@@ -88,7 +88,9 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self.most_slots = setup.most_slots
         self.division = self._make_division()
         self.windows = self._make_windows()
-        self.revoked = Revocations(max_ids=setup.revokes_max, expires=setup.revoke_expires)
+        self.revoked = Revocations(
+            max_ids=setup.revokes_max, expires=setup.revoke_expires, perhaps=setup.perhaps_revoked
+        )
         self.redeliveries = Redeliveries()
         self.lost = self._make_lost()
         self.deliveries = Deliveries(self.consumer, self.redeliveries, unanswered=self._unanswered, changed=self.wake)

@@ -99,7 +99,7 @@ class Steps:
         if self._switch is None:
             return
         self._limits_changed |= limits_changed
-        if self._seconds and not (is_quiet or self._limits_changed or self._throttle or self._revoked):
+        if self._seconds and not (is_quiet or self._limits_changed or self._throttle or self._revoked.must_be_asked):
             self._switch.turn_on()
         else:
             self._switch.turn_off()

@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from amqtask import states
 from amqtask.backends.contract import StoreDefaults
 from amqtask.execution.chain_steps import OFF, SharedFlag, SlotSteps
 from amqtask.execution.executor import Executor
 from amqtask.execution.request import Answer, Outcome, Request
+from amqtask.execution.stops import Perhaps
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import content_types
@@ -135,6 +138,18 @@ def test_a_redelivered_chain_and_one_with_a_limit_are_left_to_the_worker() -> No
 def test_a_child_goes_on_only_while_it_is_allowed_to() -> None:
     with Prefork(1, executor=executor(allowed=OFF)) as prefork:
         assert prefork.outcome(prefork.submit_request(chain_of(1, step("b", "add", 1, 1)))).going_on is None
+
+
+@pytest.mark.parametrize("revoked", ["b", "root", None])
+def test_a_step_that_may_be_revoked_is_left_to_the_worker(revoked: str | None) -> None:
+    perhaps, made = Perhaps(), executor()
+    made.steps = SlotSteps({task.name: task for task in TASKS}, 60.0, SharedFlag(is_on=True).state, perhaps)
+    with Prefork(1, executor=made) as prefork:
+        perhaps.add(revoked or "another")
+        first = chain_of(1, step("b", "add", 2, 2, root_id="root"))
+        outcomes = followed(prefork, prefork.submit_request(first))
+
+    assert len(outcomes) == (1 if revoked else 2)
 
 
 def test_a_child_goes_on_for_a_while_only() -> None:

@@ -11,6 +11,7 @@ from amqtask import states
 from amqtask.exceptions import Unroutable
 from amqtask.execution.chain_steps import SharedFlag
 from amqtask.execution.request import Answer, Request
+from amqtask.execution.stops import Perhaps
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.task import RUN_HEADER
 from tests.worker.bench import Bench, result
@@ -328,6 +329,21 @@ def test_the_redelivery_of_a_chain_that_a_slot_still_runs_waits_for_it(bench: Be
 
     assert bench.started == ["a"]
     assert bench.frames == [("ack", 1, False)]
+
+
+def test_slots_that_look_by_themselves_go_on_when_ids_are_revoked_but_not_stamps() -> None:
+    switch, perhaps = SharedFlag(is_on=False), Perhaps()
+    bench = Bench(chain_seconds=1.0, slot_steps=switch, perhaps_revoked=perhaps)
+
+    bench.operations.revoke(["x"])
+    bench.operations.revoke(["root"], tree=True)
+    bench.operations.learn_revoked({"y": 1.0}, {}, {"z": 1.0})
+
+    assert switch.state[0]
+    assert all(one in perhaps for one in ("x", "root", "y", "z"))
+    assert sum(str(number) in perhaps for number in range(1000)) < 10
+    bench.operations.revoke_stamps([("customer", "x")])
+    assert not switch.state[0]
 
 
 def test_slots_go_on_while_there_is_nothing_that_they_do_not_know() -> None:
