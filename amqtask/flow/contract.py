@@ -15,14 +15,14 @@ from typing import NamedTuple, Protocol
 
 # Those with tickets before them come back at this part of the time that is left by the measured pace, so that somebody is there
 # whenever a place becomes free; the next ones ask again after this share of a run, one after the other, within these bounds
-# (seconds).
-PACE, SHARE, LEAST_STEP, MOST_STEP = 0.8, 0.1, 0.01, 5.0
+# (seconds), and in any case sooner than places become free: at this part of that.
+PACE, SHARE, LEAST_STEP, MOST_STEP, SOONER = 0.8, 0.06, 0.005, 5.0, 0.6
 # Seconds: the shortest wait; the longest; how long a backlog may be that a new call still tries to overtake; what is assumed of
 # runs of which none has ended yet.
-SHORTEST, LONGEST, PATIENCE, UNKNOWN = 0.05, 600.0, 1.0, 0.02
-# The last runs from which their length is known; how many times as long a run may be held to be that has not ended, which may
-# never end: who was told to come back late cannot be called.
-NOTED_RUNS, DOUBT = 32, 3.0
+SHORTEST, LONGEST, PATIENCE, UNKNOWN = 0.02, 600.0, 1.0, 0.02
+# The last runs from which their length is known; and while all places are taken, which part of the time since the last run began
+# is taken for a run's length: those who wait ask ever more rarely while runs do not end.
+NOTED_RUNS, DOUBT = 32, 0.1
 # Seconds for which a pace and tickets are remembered; and how many keys of a limit a look counts, those that were used last.
 REMEMBERED, MOST_KEYS = 86_400, 1000
 

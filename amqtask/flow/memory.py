@@ -25,6 +25,7 @@ from amqtask.flow.contract import (
     RAMP,
     SHARE,
     SHORTEST,
+    SOONER,
     TRYING,
     UNKNOWN,
     Circuit,
@@ -357,19 +358,18 @@ class MemoryStore:
         else:
             step = pace
             if bound.places:
-                step = max(LEAST_STEP, min(pace, pace * bound.places * SHARE, MOST_STEP))
+                step = min(pace * SOONER, max(LEAST_STEP, min(pace * bound.places * SHARE, MOST_STEP)))
             at = line.front = max(min(line.front, now + LONGEST) + step, first)
         return ticket, min(max(SHORTEST, at - now), LONGEST)
 
     def _pace(self, bound: Bound, line: Line, now: float) -> float:
-        """Seconds between two runs that begin, as far as is known: while all places are taken, a run lasts at least since the
-        last one began."""
+        """Seconds between two runs that begin, as far as is known."""
         if not bound.places:
             return bound.interval
         run = UNKNOWN if line.mean is None else line.mean
         if len(line.holders) >= bound.places:
-            longest = LONGEST if line.mean is None else line.mean * DOUBT
-            run = max(run, min(now - line.began, longest))
+            taken = min(now - line.began, LONGEST)
+            run = max(run, taken if line.mean is None else taken * DOUBT)
         return run / bound.places
 
     def _first(self, bound: Bound, line: Line, now: float) -> float:

@@ -35,6 +35,7 @@ from amqtask.flow.contract import (
     RUN,
     SHARE,
     SHORTEST,
+    SOONER,
     TRYING,
     UNKNOWN,
     Circuit,
@@ -152,8 +153,8 @@ local function pace_of(bound, line)
   if bound.places == 0 then return bound.interval end
   local run = line.mean or {UNKNOWN}
   if line.count >= bound.places then
-    local longest = line.mean and line.mean * {DOUBT} or {LONGEST}
-    run = math.max(run, math.min(now - line.began, longest))
+    local taken = math.min(now - line.began, {LONGEST})
+    run = math.max(run, line.mean and taken * {DOUBT} or taken)
   end
   return run / bound.places
 end
@@ -192,7 +193,7 @@ local function draw(bound)
   else
     local step = pace
     if bound.places > 0 then
-      step = math.max({LEAST_STEP}, math.min(pace, pace * bound.places * {SHARE}, {MOST_STEP}))
+      step = math.min(pace * {SOONER}, math.max({LEAST_STEP}, math.min(pace * bound.places * {SHARE}, {MOST_STEP})))
     end
     at = math.max(math.min(line.front, now + {LONGEST}) + step, from)
     note(bound, 'front', at)
