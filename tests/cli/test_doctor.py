@@ -116,6 +116,7 @@ SEEDS: list[tuple[str, Callable[[], Facts], str]] = [
     ("4.3.3", lambda: facts(project(), version=(4, 3, 3)), "warning RabbitMQ 4.3.3"),
     ("differs", lambda: facts(project(), differences=["queue work: x-queue-type is 'classic'"]), "error queue work"),
     ("no consumer", lambda: facts(project(), states={"work": QueueState(7, 0)}), "warning queue work has 7 messages"),
+    ("crowd", lambda: facts(project(task_queues=[Queue(f"q{n}") for n in range(101)])), "warning queues 204 quorum"),
     ("dead", lambda: facts(project(), states={"work.dead": QueueState(3, 0)}), "warning queue work.dead has 3 dead"),
     ("ttl", lambda: facts(project(), **policy(**{"message-ttl": 1000})), "error policy p sets message-ttl"),
     ("expires", lambda: facts(project(), **policy(expires=1000)), "error policy p sets expires"),
