@@ -352,6 +352,9 @@ def _check_embed(embed: JsonFields) -> None:
         raise InvalidTaskError("`chord` of the message is not a signature")
 
 
+_NAMES_IN_OPTIONS = ("task_id", "root_id", "parent_id", "group_id", "reply_to")
+
+
 def is_signature(candidate: object) -> bool:
     """Whether it looks like a signature that can be published; its parts are checked when they are published."""
     if not isinstance(candidate, Mapping) or not isinstance(candidate.get("task"), str):
@@ -360,6 +363,10 @@ def is_signature(candidate: object) -> bool:
     if not (isinstance(args, (list, tuple)) and isinstance(kwargs, Mapping) and isinstance(options, Mapping)):
         return False
     if not all(isinstance(options.get(name) or (), (list, tuple, Mapping)) for name in ("chain", "link_error")):
+        return False
+    if any(isinstance(options.get(name), (list, tuple, set, Mapping)) for name in _NAMES_IN_OPTIONS):
+        return False
+    if options.get("chord") and not isinstance(options["chord"], Mapping):
         return False
     match candidate["task"]:
         case "celery.chain" | "celery.group":

@@ -403,6 +403,16 @@ def test_what_cannot_be_run_is_dead_lettered_with_the_reason(changes: dict[str, 
     assert stored(outcome)["status"] == states.FAILURE
 
 
+@pytest.mark.parametrize("options", [{"reply_to": [1]}, {"task_id": {}}, {"group_id": []}, {"chord": 7}])
+def test_a_next_step_whose_options_are_none_is_found_before_the_task_runs(options: dict[str, Any]) -> None:
+    ran: list[int] = []
+    step = {"task": "add", "options": {"task_id": "later", **options}}
+    outcome = make_executor(PlainTask(lambda: ran.append(1), "t")).execute(request(1, "t", embed={"chain": [step]}))
+
+    assert not ran
+    assert "`chain` of the message is not a list of signatures" in outcome.reason
+
+
 def test_the_ends_that_no_slot_comes_to() -> None:
     late, early = PlainTask(lambda: 1, "late"), PlainTask(lambda: 1, "early", acks_late=False)
     executor = make_executor(late, early)
