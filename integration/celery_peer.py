@@ -96,6 +96,11 @@ class CeleryWorker:
         return self
 
     @property
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    @property
     def log(self) -> str:
         """Everything it printed."""
         return self._log.read_text()

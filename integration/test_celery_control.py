@@ -13,12 +13,14 @@ import pika
 import pytest
 
 from amqtask import AmqTask
+from amqtask.console.web import console
 from amqtask.exceptions import DuplicateNodenameWarning, TaskRevokedError
 from integration import celery_peer
 from integration.celery_peer import CeleryWorker
 from integration.conftest import Broker
 from integration.waiting import PATIENT
 from integration.workers import WorkerProcess, eventually, run_cli
+from tests.console.test_console import Client
 
 OURS = "integration.apps.sample"
 
@@ -306,3 +308,48 @@ def test_two_answers_under_one_name_are_warned_of(rabbit: Broker, app: AmqTask) 
 
     assert answered == [{"twin@here": {"ok": "pong"}}]
     channel.close()
+
+
+# -- our console and a worker of Celery's
+
+
+def test_our_console_orders_celery_s_worker(
+    rabbit: Broker, peer: dict[str, str], app: AmqTask, node: str, queue: str, tmp_path: Path
+) -> None:
+    app.conf.history_url = f"sqlite:///{tmp_path}/index.sqlite3"
+    client = Client(console(app, indexes=False, watches=False))
+    other = rabbit.queue("other")
+    rabbit.channel().queue_declare(other, durable=True)
+
+    def order(action: str, **fields: str) -> str:
+        answer = client.post(f"/api/do/{action}", json={"worker": node, **fields}).json()
+        return str(answer.get("done") or answer)
+
+    def row() -> dict[str, Any]:
+        rows = client.get("/api/workers").json()["workers"]
+        return next((one for one in rows if one["worker"] == node), {})
+
+    with CeleryWorker({**peer, "PEER_POOL_RESTARTS": "1"}, queue, "-n", node) as theirs:
+        eventually(lambda: row().get("slots") == 2)
+        assert (row()["is_celery"], row()["pool"]) == (True, "celery prefork")
+        assert "A worker of Celery" in client.get("/workers").text
+        assert "pool will grow" in order("worker-grow", n="2")
+        eventually(lambda: row().get("slots") == 4, what=lambda: str(row()))
+        assert "pool will shrink" in order("worker-shrink")
+        eventually(lambda: row().get("slots") == 3, what=lambda: str(row()))
+        assert "add consumer" in order("worker-add-queue", queue=other)
+        assert app.send_task("sample.add", (2, 3), queue=other).get(timeout=90) == 5
+        assert set(row()["queues"]) == {queue, other}
+        assert "no longer consuming" in order("worker-remove-queue", queue=other)
+        assert "new rate limit" in order("rate-limit", task="sample.add", limit="100/s")
+        assert "unknown task" in order("rate-limit", task="nobody", limit="1/s")
+        assert "from 1 to" in order("worker-grow", n="x")
+        assert "reload started" in order("worker-restart")
+        assert app.send_task("sample.add", (2, 3)).get(timeout=90) == 5
+        assert queue in order("worker-drain")
+        eventually(lambda: row().get("queues") == [], what=lambda: str(row()))
+        code, printed = run_cli("-A", OURS, "workers", "--json", "-t", "3", environment={"SAMPLE_QUEUE": queue})
+        (told,) = (one for one in json.loads(printed) if one["worker"] == node)
+        assert (code, told["pool"], told["queues"]) == (0, "celery prefork", [])
+        assert "ends after" in order("worker-shutdown")
+        eventually(lambda: not theirs.is_alive, what=lambda: theirs.log)

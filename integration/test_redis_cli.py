@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from amqtask.console.web import console
+from amqtask.exceptions import TaskRevokedError
 from amqtask.transport.redis.scripts import RESERVE
 from integration.conftest import Broker
 from integration.test_redis_worker import OnRedis
 from integration.workers import WorkerProcess, eventually, run_cli
+from tests.console.test_console import Client
 
 SAMPLE = "integration.apps.sample"
 
@@ -51,6 +55,31 @@ def test_queues_are_counted_and_purged_with_what_is_delayed(told: Told) -> None:
     assert told.json("purge", "-f") == {"purged": {told.queue: 3}, "delayed": {told.queue: 1}}
     assert told.json("purge", "-f", "--delayed")["purged_delayed"] == {told.queue: 1}
     assert told.client.zcard("amqtask.delay") == 0
+
+
+def test_delayed_tasks_are_seen_by_their_time_sent_now_and_revoked(told: Told, tmp_path: Path) -> None:
+    told.app.conf.history_url = f"sqlite:///{tmp_path}/index.sqlite3"
+    client = Client(console(told.app, indexes=False, watches=False))
+    third, first, second = (told.send("add", hours, 1, countdown=3600 * hours) for hours in (3, 1, 2))
+    elsewhere = told.app.send_task("sample.fail", ("x",), countdown=600, queue=f"{told.queue}-2")
+
+    listed = told.json("queues", "--delayed")
+    assert [one["id"] for one in listed] == [elsewhere.id, first.id, second.id, third.id]
+    assert {one["held_by"] for one in listed} == {None}
+    assert [one["id"] for one in told.json("queues", "--delayed", "-Q", f"{told.queue}-2")] == [elsewhere.id]
+    shown = client.get("/api/queues/delayed", params={"task": "sample.add"}).json()
+    assert ([one["id"] for one in shown["tasks"]], shown["total"]) == ([first.id, second.id, third.id], 4)
+
+    def do(action: str, **fields: str) -> Any:
+        return client.post(f"/api/do/{action}", json=fields).json()
+
+    assert do("send-now", id=second.id) == {"done": "1 delayed task sent now"}
+    with told.worker("-c", "1"):
+        assert second.get(timeout=90) == 3
+        assert do("revoke-delayed", queue=told.queue) == {"done": "2 delayed tasks revoked"}
+        with pytest.raises(TaskRevokedError):
+            first.get(timeout=90)
+    assert [one["id"] for one in told.json("queues", "--delayed")] == [elsewhere.id]
 
 
 def test_dead_letters_are_listed_and_go_back_to_work(told: Told) -> None:

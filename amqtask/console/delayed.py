@@ -39,12 +39,18 @@ def delayed(app: AmqTask, query: Form) -> JsonObject:
 
 def send_now(app: AmqTask, form: Form, user: str) -> str:
     """Send delayed tasks to their queues now: one by its id, those of a task or a queue, or with `all` all of them."""
-    return f"{count(release(app, _meant(form)), 'delayed task')} sent now"
+    return _told(release(app, _meant(form)), "sent now")
 
 
 def revoke_delayed(app: AmqTask, form: Form, user: str) -> str:
     """Revoke delayed tasks: they go to their queues as expired, where a worker drops them and says so."""
-    return f"{count(release(app, _meant(form), revoked=True), 'delayed task')} revoked"
+    return _told(release(app, _meant(form), revoked=True), "revoked")
+
+
+def _told(number: int, what: str) -> str:
+    """Where nothing was done, also why that may be."""
+    celery = "" if number else "; what a worker of Celery's holds it keeps: revoke that on the task's page"
+    return f"{count(number, 'delayed task')} {what}{celery}"
 
 
 def _which(form: Form) -> Which:

@@ -77,7 +77,8 @@ SCHEMAS: dict[str, JsonObject] = {
     "DeadLetter": _of(id=_Text, task=_Text, queue=str, reason=str, exception=object, attempts=object, host=object, died_at=_Text),
     "Worker": _of(
         {"last_heard": datetime},
-        worker=str, state={"enum": ["there", "gone"]}, pool=_Text, slots=object, running=_Number, done=_Number,
+        worker=str, state={"enum": ["there", "gone"]}, is_celery=bool, pool=_Text, scales=dict[str, int] | None, slots=object,
+        running=_Number, done=_Number,
         prefetch=object, up=object, pid=object, queues=_list({}), paused=_list({}), tasks=_list({"type": "object"}),
     ),
     "Line": {"anyOf": [_ref(name) for name in ("TaskLine", "GroupLine", "ExpectedLine", "HiddenLine")]},

@@ -245,11 +245,14 @@ def _worker_row(name: str, stats: Any, active: Any, queues: Any) -> JsonObject:
     """Of what a worker answers; Celery's have other numbers, and what is not there is None."""
     numbers = _mapping(stats)
     pool, total = _mapping(numbers.get("pool")), _mapping(numbers.get("total"))
+    scaler = _mapping(numbers.get("autoscaler"))
     return {
         "worker": name,
         "state": "there",
-        "pool": pool.get("implementation"),
-        "slots": pool.get("max-concurrency"),
+        "is_celery": _is_celery(pool),
+        "pool": _pool_name(pool),
+        "scales": {limit: scaler.get(limit) for limit in ("min", "max")} if scaler else None,
+        "slots": _slots(pool),
         "running": len(active) if isinstance(active, list) else None,
         "done": sum(number for number in total.values() if isinstance(number, int)),
         "prefetch": numbers.get("prefetch_count"),
@@ -261,6 +264,22 @@ def _worker_row(name: str, stats: Any, active: Any, queues: Any) -> JsonObject:
         "paused": numbers.get("paused") or [],
         "tasks": [one for one in active if isinstance(one, dict)] if isinstance(active, list) else [],
     }
+
+
+def _is_celery(pool: JsonObject) -> bool:
+    return str(pool.get("implementation")).startswith("celery.")
+
+
+def _slots(pool: JsonObject) -> Any:
+    """Celery's prefork tells its first size for ever, and its processes as they are."""
+    processes = pool.get("processes") if _is_celery(pool) else None
+    return len(processes) if isinstance(processes, list) and processes else pool.get("max-concurrency")
+
+
+def _pool_name(pool: JsonObject) -> str | None:
+    """A pool of Celery's tells its class, celery.concurrency.prefork:TaskPool."""
+    name = pool.get("implementation")
+    return f"celery {str(name).rpartition(':')[0].rpartition('.')[2]}" if _is_celery(pool) else name
 
 
 def _mapping(value: object) -> JsonObject:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Form = Mapping[str, str]
 # More slots than this at once are a slip.
 MOST_SLOTS = 1000
+# Seconds that one worker has to answer an order: whoever does not is busy, or gone.
+ORDER_SECONDS = 3.0
 
 
 def resize(app: AmqTask, form: Form, user: str, *, command: str) -> str:
@@ -80,7 +82,7 @@ def _named(form: Form, field: str) -> str:
 
 def _answer(app: AmqTask, worker: str, command: str, **arguments: object) -> Any:
     """What the worker answers. Raises: ConfigurationError when it does not, or says that it did not work."""
-    answers = app.control.ask(command, arguments, destination=[worker], timeout=ANSWER_SECONDS, limit=1)
+    answers = app.control.ask(command, arguments, destination=[worker], timeout=ORDER_SECONDS, limit=1)
     if worker not in answers:
         raise ConfigurationError(f"{worker} does not answer, so it may have done it or not")
     answer = answers[worker]

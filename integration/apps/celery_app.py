@@ -14,6 +14,7 @@ app.conf.broker_connection_retry_on_startup = True
 app.conf.broker_connection_timeout = 60
 # Our worker has declared the queue as it likes it: quorum, with a dead-letter queue.
 app.conf.task_create_missing_queues = True
+app.conf.worker_pool_restarts = bool(os.environ.get("PEER_POOL_RESTARTS"))
 if "PEER_EVENTS" in os.environ:
     app.conf.event_exchange = os.environ["PEER_EVENTS"]
 
