@@ -201,7 +201,7 @@ def test_who_sees_it_first_finds_yesterdays_mail_corrects_it_and_pauses_its_queu
         assert HOSTILE in served.main
         person.press("Audit")
         person.reads("rerun", "retry-dead", "pause", "resume")
-        person.press("Tasks")
+        served.open("/tasks?state=FAILURE")
         browser.screenshot("console-tasks")
 
 
