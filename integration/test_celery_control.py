@@ -318,8 +318,10 @@ def test_our_console_orders_celery_s_worker(
 ) -> None:
     app.conf.history_url = f"sqlite:///{tmp_path}/index.sqlite3"
     client = Client(console(app, indexes=False, watches=False))
-    other = rabbit.queue("other")
-    rabbit.channel().queue_declare(other, durable=True)
+    other, ours = rabbit.queue("other"), rabbit.queue("ours")
+    channel = rabbit.channel()
+    channel.queue_declare(other, durable=True)
+    channel.queue_declare(ours, durable=True, arguments={"x-queue-type": "quorum"})
 
     def order(action: str, **fields: str) -> str:
         answer = client.post(f"/api/do/{action}", json={"worker": node, **fields}).json()
@@ -340,6 +342,7 @@ def test_our_console_orders_celery_s_worker(
         assert "add consumer" in order("worker-add-queue", queue=other)
         assert app.send_task("sample.add", (2, 3), queue=other).get(timeout=90) == 5
         assert set(row()["queues"]) == {queue, other}
+        assert "it would declare" in order("worker-add-queue", queue=ours)
         assert "no longer consuming" in order("worker-remove-queue", queue=other)
         assert "new rate limit" in order("rate-limit", task="sample.add", limit="100/s")
         assert "unknown task" in order("rate-limit", task="nobody", limit="1/s")

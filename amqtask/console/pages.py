@@ -249,7 +249,7 @@ def _worker_row(name: str, stats: Any, active: Any, queues: Any) -> JsonObject:
     return {
         "worker": name,
         "state": "there",
-        "is_celery": _is_celery(pool),
+        "is_celery": is_celery(stats),
         "pool": _pool_name(pool),
         "scales": {limit: scaler.get(limit) for limit in ("min", "max")} if scaler else None,
         "slots": _slots(pool),
@@ -266,20 +266,21 @@ def _worker_row(name: str, stats: Any, active: Any, queues: Any) -> JsonObject:
     }
 
 
-def _is_celery(pool: JsonObject) -> bool:
-    return str(pool.get("implementation")).startswith("celery.")
+def is_celery(stats: Any) -> bool:
+    """Whether this is what a worker of Celery's tells of itself."""
+    return str(_mapping(_mapping(stats).get("pool")).get("implementation")).startswith("celery.")
 
 
 def _slots(pool: JsonObject) -> Any:
     """Celery's prefork tells its first size for ever, and its processes as they are."""
-    processes = pool.get("processes") if _is_celery(pool) else None
+    processes = pool.get("processes") if is_celery({"pool": pool}) else None
     return len(processes) if isinstance(processes, list) and processes else pool.get("max-concurrency")
 
 
 def _pool_name(pool: JsonObject) -> str | None:
     """A pool of Celery's tells its class, celery.concurrency.prefork:TaskPool."""
     name = pool.get("implementation")
-    return f"celery {str(name).rpartition(':')[0].rpartition('.')[2]}" if _is_celery(pool) else name
+    return f"celery {str(name).rpartition(':')[0].rpartition('.')[2]}" if is_celery({"pool": pool}) else name
 
 
 def _mapping(value: object) -> JsonObject:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from amqtask.console.pages import ANSWER_SECONDS
-from amqtask.exceptions import ConfigurationError
+from amqtask.console.pages import ANSWER_SECONDS, is_celery
+from amqtask.exceptions import ConfigurationError, QueueNotFound
+from amqtask.protocol.entities import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,27 @@ def resize(app: AmqTask, form: Form, user: str, *, command: str) -> str:
 
 def add_queue(app: AmqTask, form: Form, user: str) -> str:
     """Have a worker consume one more queue, until it restarts."""
-    return _order(app, form["worker"], "add_consumer", queue=_named(form, "queue"))
+    worker, queue = form["worker"], _named(form, "queue")
+    if is_celery(_answer(app, worker, "stats")):
+        _check_plain(app, worker, queue)
+    return _order(app, worker, "add_consumer", queue=queue)
+
+
+def _check_plain(app: AmqTask, worker: str, queue: str) -> None:
+    """Celery's worker declares a queue that it is told of, and ends when the broker has another of that name.
+
+    Raises: ConfigurationError for a queue that it would end on."""
+    with app.broker.admin() as admin:
+        try:
+            admin.state(queue)
+        except QueueNotFound:
+            return  # it makes a plain one
+        refusal = admin.declare(Queue(queue), passive=False)
+    if refusal is not None:
+        raise ConfigurationError(
+            f"{worker} is a worker of Celery's: it would declare {queue} as a plain queue, and end, because the broker refuses "
+            f"that ({refusal.reply_text}). Name the queue with its arguments in its task_queues, and restart it"
+        )
 
 
 def remove_queue(app: AmqTask, form: Form, user: str) -> str:
