@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from amqtask.ground.current import CurrentApp
     from amqtask.ground.plugins import Plugins
     from amqtask.protocol.entities import Binding, Broadcast, Exchange, Queue
-    from amqtask.protocol.flow_options import Batch, Breaker, Concurrency, Rate, Unique
+    from amqtask.protocol.flow_options import Batch, Breaker, Concurrency, Fair, Rate, Unique
     from amqtask.remote.commands import control_command, inspect_command
     from amqtask.result import AsyncResult, EagerResult
     from amqtask.results import GroupResult, ResultSet, allow_join_result
@@ -41,6 +41,7 @@ _WHERE = {
     "Concurrency": "protocol.flow_options",
     "EagerResult": "result",
     "Exchange": "protocol.entities",
+    "Fair": "protocol.flow_options",
     "GroupResult": "results",
     "Ignore": "exceptions",
     "Queue": "protocol.entities",
@@ -79,7 +80,7 @@ _WHERE = {
 
 __all__ = [
     "AmqTask", "AsyncResult", "Batch", "BatchCall", "Binding", "Breaker", "Broadcast", "Celery", "Concurrency",
-    "EagerResult", "Exchange", "GroupResult", "Ignore", "Queue", "Rate", "Reject", "ResultSet", "Retry", "Signature",
+    "EagerResult", "Exchange", "Fair", "GroupResult", "Ignore", "Queue", "Rate", "Reject", "ResultSet", "Retry", "Signature",
     "StampingVisitor", "Task", "Unique", "__version__", "allow_join_result", "chain", "chord", "chunks",
     "control_command", "crontab", "current_app", "current_task", "group", "inspect_command", "maybe_signature",
     "shared_task", "signature", "uuid", "xmap", "xstarmap",

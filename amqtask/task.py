@@ -23,6 +23,7 @@ from amqtask.exceptions import (
 from amqtask.execution.batches import check_batch
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.task_plan import pydantic_wrapper
+from amqtask.flow.fair import fair_plan_of
 from amqtask.flow.keys import plan_of
 from amqtask.ground.current import current_app
 from amqtask.ground.plugins import WithOthersNames, plugins
@@ -33,6 +34,7 @@ from amqtask.protocol.serialization import is_private
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
+    from amqtask.flow.fair import FairPlan
     from amqtask.flow.keys import FlowPlan
     from amqtask.ground.shapes import Arguments, CoroutineOf, KeywordDict, Keywords, OptionDict, Options
     from amqtask.result import AsyncResult, EagerResult
@@ -102,6 +104,7 @@ class Task(WithOthersNames, Generic[P, R]):
     deadline: Any = None
     unique: Any = None
     limits: Any = ()
+    fair_by: Any = None
     inbox: bool = False
     batch: Any = None
     breaker: Any = None
@@ -124,6 +127,7 @@ class Task(WithOthersNames, Generic[P, R]):
 
     app: Application
     flow_plan: FlowPlan | None = None
+    fair_plan: FairPlan | None = None
     # Of the function, or of a class of one's own.
     __name__: str
     _check: Callable[..., object] | None = None
@@ -456,6 +460,8 @@ class Task(WithOthersNames, Generic[P, R]):
         self.retry_backoff = 1.0 if self.retry_backoff is True else float(self.retry_backoff or 0)
         is_told = not is_private(self.serializer)
         self.flow_plan = plan_of(self.name, self.run, self.unique, self.limits, self.breaker, tells_keys=is_told)
+        # A function, which is an attribute of the class here, would be bound to the task.
+        self.fair_plan = fair_plan_of(self.name, self.run, getattr(self.fair_by, "__func__", self.fair_by))
         self.is_async = inspect.iscoroutinefunction(self.run)
         task_class = type(self)
         base_classes = (Task, AsyncTask)

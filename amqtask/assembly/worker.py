@@ -37,6 +37,7 @@ from amqtask.services.pausing import Pausing
 from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import STUCK_SECONDS, Watchdog
 from amqtask.topology.declarations import as_consumed, dead_letter_queue
+from amqtask.topology.fair import base_of
 from amqtask.transport.loop import PikaLoop
 from amqtask.worker.division import check_reserved
 from amqtask.worker.operations import Operations
@@ -136,8 +137,8 @@ class WorkerBuilder:
         """Raises: ConfigurationError for more reserved slots than there are."""
         first = share_of(self.pool_class, None)
         queues: dict[Share, list[str]] = {}
-        for work in self.queues:
-            queues.setdefault(share_of(self.pool_class, work.queue.name), []).append(work.queue.name)
+        for name in dict.fromkeys(base_of(work.queue.name) for work in self.queues):
+            queues.setdefault(share_of(self.pool_class, name), []).append(name)
         for share, names in queues.items():
             most = (self.most_slots if share == first else None) or share.slots or self.slots
             check_reserved(self.queue_slots, names, most)
@@ -172,7 +173,7 @@ class WorkerBuilder:
         return WorkerSetup(
             hostname=self.hostname,
             queues=self.queues,
-            paused=frozenset(work.queue.name for work in self.queues) if self.paused is None else self.paused,
+            paused=self.paused_queues(),
             queue_slots=self.queue_slots,
             tasks=app.tasks,
             delays=app.delays,
@@ -198,6 +199,13 @@ class WorkerBuilder:
             revokes_max=self.revokes_max,
             revoke_expires=self.revoke_expires,
         )
+
+    def paused_queues(self) -> frozenset[str]:
+        """With the shards of paused ones; all, before the broker has told which."""
+        names = frozenset(work.queue.name for work in self.queues)
+        if self.paused is None:
+            return names
+        return self.paused | {name for name in names if base_of(name) in self.paused}
 
     def pinned_prefetch(self) -> int | None:
         """A number pins the window; None lets it adapt."""
@@ -414,6 +422,7 @@ class WorkerBuilder:
             autoscale=autoscale,
             settings=self.settings,
             make_queue=self.make_queue,
+            make_shards=self.make_shards,
             broker_info=self.broker_info(),
             accept=content_types(self.conf.accept_content),
             app=self.app,
@@ -483,3 +492,8 @@ class WorkerBuilder:
             else self.app.queues.add(queue_or_name)
         )
         return queue, dead_letter_queue(queue, self.app.queue_defaults)
+
+    def make_shards(self, queue: Queue) -> list[WorkQueue]:
+        """The shards of a queue that has fair tasks."""
+        shards = self.app.queues.with_shards([queue])[1:]
+        return [WorkQueue(shard, dead_letter_queue(shard, self.app.queue_defaults)) for shard in shards]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from amqtask.execution.contract import ChordStore
     from amqtask.execution.inbox import InboxRuns
     from amqtask.execution.request import Request
+    from amqtask.flow.fair import FairPlan
     from amqtask.flow.keys import FlowPlan
     from amqtask.ground.shapes import Arguments, Headers, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.outbox.contract import Outbox
@@ -61,6 +62,9 @@ class CalledTask(Protocol):
 
     @property
     def flow_plan(self) -> FlowPlan | None: ...
+
+    @property
+    def fair_plan(self) -> FairPlan | None: ...
 
     @property
     def time_limit(self) -> float | None: ...

@@ -78,9 +78,9 @@ def known_queues(app: AmqTask) -> list[Queue]:
     routed = task_routes(app)
     queues = {queue.name: queue for queue in app.queues.consumed}
     queues |= {route.queue.name: route.queue for _, route in routed if route is not None and route.queue is not None}
-    return list(queues.values())
+    return list(app.queues.with_shards(queues.values()))
 
 
 def chosen_queues(app: AmqTask, names: tuple[str, ...]) -> list[Queue]:
     """The queues named with -Q, else all that the application knows. Raises: QueueNotFound."""
-    return [app.queues[name] for name in names] if names else known_queues(app)
+    return list(app.queues.with_shards(app.queues[name] for name in names)) if names else known_queues(app)

@@ -28,7 +28,7 @@ from amqtask.services.dead_letters import (
     work_queue_of,
 )
 from amqtask.services.rerunning import Pace
-from amqtask.topology.declarations import dead_letter_queue
+from amqtask.topology.declarations import own_dead_letters
 from amqtask.transport.contract import Admin
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def _names(app: AmqTask, admin: Admin, queue: str | None, all_queues: bool) -> l
         return [work if work.endswith(suffix) else f"{work}{suffix}"]
     if queue:
         raise click.UsageError("say either --queue or --all-queues")
-    planned = (dead_letter_queue(work_queue, app.queue_defaults) for work_queue in known_queues(app))
-    return [dead.name for dead in planned if dead is not None and _exists(admin, dead.name)]
+    planned = [own_dead_letters(work_queue, app.queue_defaults) for work_queue in known_queues(app)]
+    return [name for name in planned if name is not None and _exists(admin, name)]
 
 
 def _exists(admin: Admin, name: str) -> bool:

@@ -19,7 +19,7 @@ from amqtask.exceptions import QueueNotFound
 from amqtask.ground.printable import count, duration, local_time
 from amqtask.protocol.task import PUBLISHED_AT
 from amqtask.services.delayed import MOST_COUNTED, Which, look
-from amqtask.topology.declarations import all_bindings, dead_letter_queue
+from amqtask.topology.declarations import all_bindings, own_dead_letters
 from amqtask.transport.contract import Admin, QueueState
 from amqtask.transport.inventory import ManagementApi
 
@@ -209,11 +209,7 @@ class _Look:
         self, app: AmqTask, names: tuple[str, ...], admin: Admin, api: ManagementApi | None, oldest: bool
     ) -> None:
         chosen = [queue for queue in chosen_queues(app, names) if not queue.broadcast]
-        dead = [dead_letter_queue(queue, app.queue_defaults) for queue in chosen]
-        self._names = [
-            (queue.name, dead_letters.name if dead_letters else None)
-            for queue, dead_letters in zip(chosen, dead, strict=True)
-        ]
+        self._names = [(queue.name, own_dead_letters(queue, app.queue_defaults)) for queue in chosen]
         self._admin = admin
         # Where delayed tasks of all applications wait; whoever asks for some queues does not ask for these.
         levels = [name for _, name in app.delays.queue_names(())]

@@ -23,6 +23,7 @@ from amqtask.ground import VERSION
 from amqtask.ground.plugins import load
 from amqtask.ground.printable import bounded_logger, count, mask_urls
 from amqtask.pool import GREEN_POOLS, OURS, find_pool
+from amqtask.topology.fair import base_of
 from amqtask.worker.options import WorkerOptions, usable_processors
 
 if TYPE_CHECKING:
@@ -333,6 +334,7 @@ def _banner(app: AmqTask, options: WorkerOptions, worker: Worker) -> str:
                 slots.get(queue.name, {}).get("slots", ""),
             )
             for queue in worker.queues
+            if base_of(queue.name) == queue.name
         ],
         tasks=about["tasks"],
         show_tasks=options.loglevel in ("DEBUG", "INFO"),

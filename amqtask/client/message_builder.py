@@ -112,7 +112,10 @@ class Calls:
     def _route(
         self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: CalledTask | None
     ) -> Route:
-        return self._router.route(name, args, kwargs, {key: options[key] for key in _ROUTING if key in options}, task)
+        route = self._router.route(name, args, kwargs, {key: options[key] for key in _ROUTING if key in options}, task)
+        if task is None or task.fair_plan is None:
+            return route
+        return self._router.shared(route, name, args, kwargs, task)
 
     def _call(
         self,

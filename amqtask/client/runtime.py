@@ -249,7 +249,14 @@ class Runtime:
             create_missing=conf.task_create_missing_queues,
             create_missing_type=conf.task_create_missing_queue_type,
             create_missing_exchange_type=conf.task_create_missing_queue_exchange_type,
+            shards=conf.task_fair_shards,
+            fair_queues=self._fair_queues,
         )
+
+    def _fair_queues(self) -> frozenset[str]:
+        """The queues of tasks with `fair_by`."""
+        fair = [task for task in self._app.tasks.values() if task.fair_plan is not None]
+        return frozenset(queue for task in fair if (queue := self.router.fair_queue(task.name, task)) is not None)
 
     @lazy
     def router(self) -> Router:

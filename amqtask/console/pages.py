@@ -15,7 +15,7 @@ from amqtask.exceptions import QueueNotFound
 from amqtask.history.client import MOST_OF_WORKFLOW
 from amqtask.protocol.message import Delivery
 from amqtask.services.dead_letters import as_entry
-from amqtask.topology.declarations import dead_letter_queue
+from amqtask.topology.declarations import own_dead_letters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -188,11 +188,9 @@ def named_queues(app: AmqTask) -> Iterator[tuple[Queue, str | None]]:
         queue = app.tasks[name].queue
         if isinstance(queue, str):
             names[queue] = None
-    for name in names:
-        queue = app.queues[name]
+    for queue in app.queues.with_shards(app.queues[name] for name in names):
         if not queue.broadcast:
-            dead = dead_letter_queue(queue, app.queue_defaults)
-            yield queue, None if dead is None else dead.name
+            yield queue, own_dead_letters(queue, app.queue_defaults)
 
 
 def dead(app: AmqTask) -> JsonObject:

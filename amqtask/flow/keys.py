@@ -62,7 +62,7 @@ class FlowPlan:
             self._signature = None
         for option in (unique, *limits):
             if option is not None:
-                self._check(type(option).__name__, option.by)
+                self.check(type(option).__name__, option.by)
         # Where a named argument is among those that are given by position: what a key is made of is found without binding them.
         parameters = self._signature.parameters.values() if self._signature is not None else ()
         self._positions = {
@@ -76,7 +76,8 @@ class FlowPlan:
         # The limits of keys that were asked for lately.
         self._recent: dict[tuple[object, ...], Bound] = {}
 
-    def _check(self, option: str, by: By) -> None:
+    def check(self, option: str, by: By) -> None:
+        """Raises: WrongValue for arguments that the function does not have."""
         if by is None or callable(by) or self._signature is None:
             return
         parameters = self._signature.parameters
@@ -95,7 +96,7 @@ class FlowPlan:
         if by is None:
             bound = self._bound(args, kwargs)
             return self._key("unique", "", bound)
-        return self._key("unique", label_of(by), self._values(by, args, kwargs))
+        return self._key("unique", label_of(by), self.values(by, args, kwargs))
 
     def bounds(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Bound, ...]:
         """The limits of a call. Raises: as `unique_key`."""
@@ -107,7 +108,7 @@ class FlowPlan:
             if limit.by is None:
                 limit_bounds.append(next(fixed))
                 continue
-            values = self._values(limit.by, args, kwargs)
+            values = self.values(limit.by, args, kwargs)
             parts = values if values.__class__ is list else [values]
             if not all(value.__class__ in _PLAIN for value in parts):
                 limit_bounds.append(self._bound_of(limit, values))
@@ -148,7 +149,8 @@ class FlowPlan:
         bound.apply_defaults()
         return bound.arguments
 
-    def _values(self, by: By, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
+    def values(self, by: By, args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
+        """What a call's key is made of. Raises: as `unique_key`."""
         if callable(by):
             return by(*args, **kwargs)
         try:
@@ -166,7 +168,7 @@ class FlowPlan:
 
     def _key(self, option: str, label: str, values: object) -> str:
         # (The module `hashlib` would be imported into every process; this imports it with the first key.)
-        digest = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(_canonical(values), sort_keys=True)).hex
+        digest = uuid.uuid5(uuid.NAMESPACE_OID, canonical_text(values)).hex
         return f"{self.scope}:{option}:{label[:60]}:{digest}"
 
 
@@ -190,6 +192,11 @@ def plan_of(
 def _title(limit: Limit) -> str:
     limit_type, label = type(limit).__name__.lower(), label_of(limit.by)
     return f"{limit_type} by {label}" if label else limit_type
+
+
+def canonical_text(value: object) -> str:
+    """The value as text, which is the same before and after the message's journey. Raises: EncodeError."""
+    return json.dumps(_canonical(value), sort_keys=True)
 
 
 def _canonical(value: object) -> object:

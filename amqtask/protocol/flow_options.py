@@ -1,11 +1,11 @@
-"""What a task may ask for: Unique, Concurrency, Rate, Batch and Breaker; checked when they are written down."""
+"""What a task may ask for: Unique, Concurrency, Rate, Fair, Batch and Breaker; checked when they are written down."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -20,6 +20,8 @@ ON_CONFLICT = ("return", "drop", "replace", "raise")
 MOST_PLACES = 10_000
 # Seconds of a Breaker.
 _LONGEST = 86_400.0
+# Turns in a round of one key.
+MOST_WEIGHT = 16
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*", re.IGNORECASE)
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -192,6 +194,28 @@ def _seconds_of(name: str, value: object) -> float:
     return float(seconds)
 
 
+@dataclass(frozen=True)
+class Fair:
+    """Calls with different keys take turns, so that many calls with one key do not hold up the others.
+
+    `by`: the arguments that make the key, by name, or a function of them. `weights`: how many turns some keys have in each round,
+    by the key as text (several arguments: as a list in Python's words); the others have one. Raises: WrongValue.
+    """
+
+    by: By
+    weights: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by", _by("fair_by", self.by))
+        if not self.by:
+            raise WrongValue("fair_by wants the name of an argument, several, or a function")
+        for key, weight in self.weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MOST_WEIGHT:
+                raise WrongValue(
+                    f"Fair: the weight of {key!r} wants a whole number from 1 to {MOST_WEIGHT}, not {weight!r}"
+                )
+
+
 Limit: TypeAlias = "Concurrency | Rate"
 
 
@@ -225,3 +249,8 @@ def as_limits(value: object) -> tuple[Limit, ...]:
             raise WrongValue(f"limits has {key[0]} twice with the same key ({label_of(limit.by) or 'the task'})")
         keys.add(key)
     return limits
+
+
+def as_fair(value: object) -> Fair:
+    """The option `fair_by`: a Fair, or what its key is made of. Raises: WrongValue."""
+    return value if isinstance(value, Fair) else Fair(value)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from amqtask.exceptions import WrongValue
 from amqtask.ground.plugins import near_names
 from amqtask.ground.printable import printable
 from amqtask.protocol.entities import Exchange, Queue, as_exchange, as_queue
-from amqtask.protocol.flow_options import Batch, as_breaker, as_limits, as_unique
+from amqtask.protocol.flow_options import Batch, as_breaker, as_fair, as_limits, as_unique
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments, Options, SignatureFields
@@ -416,15 +416,21 @@ def checked(subject: str, kinds: Mapping[str, Kind], values: Mapping[str, object
 UNIQUE = Kind("a Unique, such as Unique(by=('user_id',)), or True", as_unique)
 
 
-def _limits(value: object) -> object:
-    try:
-        return as_limits(value)
-    except WrongValue as error:
-        raise _Because(str(error)) from error
+def _because(convert: Callable[[Any], object]) -> Callable[[Any], object]:
+    """A conversion whose own errors are the reason."""
+
+    def converted(value: object) -> object:
+        try:
+            return convert(value)
+        except WrongValue as error:
+            raise _Because(str(error)) from error
+
+    return converted
 
 
 BREAKER = Kind("a Breaker, such as Breaker(failures=20, seconds=60), or True", as_breaker)
-LIMITS = Kind("a Concurrency or a Rate, or a list of them", _limits)
+LIMITS = Kind("a Concurrency or a Rate, or a list of them", _because(as_limits))
+FAIR = Kind("the name of an argument, several, a function, or a Fair", _because(as_fair))
 _BACKOFF = either("True, False, or a number of seconds from 0 on", instance("", bool), SECONDS)
 _QUEUE = either("the name of a queue, or a Queue", Queue, NAME, Kind("a queue of kombu's", as_queue))
 _EXCHANGE = either(
@@ -466,6 +472,7 @@ TASK: dict[str, Kind] = {
     "deadline": PAUSE,
     "unique": UNIQUE,
     "limits": LIMITS,
+    "fair_by": FAIR,
     "batch": instance("a Batch, such as Batch(size=100, seconds=1)", Batch),
     "breaker": BREAKER,
     "name": NAME,

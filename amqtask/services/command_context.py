@@ -60,6 +60,8 @@ class Control:
     heard: Callable[[Command], None] = lambda command: None
     # Delayed messages that this worker holds until their time, the soonest first.
     delayed: Callable[[int], Sequence[tuple[float, Delivery]]] = lambda limit: ()
+    # The shards of a queue that has fair tasks, with their dead-letter queues.
+    make_shards: Callable[[Queue], Iterable[tuple[Queue, Queue | None]]] = lambda queue: ()
     # Whether that waits for a server.
     delayed_blocks: bool = False
     # How many of them are to go to an address; deleting those; sending some now.

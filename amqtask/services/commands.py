@@ -472,6 +472,8 @@ def add_consumer(control: Control, arguments: CommandArguments) -> object:
     queue, dead_letter = control.make_queue(arguments)
     asked = arguments.get("slots")
     slots = None if asked is None else asked_slots(queue.name, asked)
+    for shard in control.make_shards(queue):
+        control.operations.consume(*shard)
     if not control.operations.consume(queue, dead_letter, slots):
         return {"ok": f"add consumer {queue.name}, which is paused: it is consumed when somebody resumes it"}
     return {"ok": f"add consumer {queue.name}"}

@@ -474,6 +474,7 @@ KINDS: dict[str, Kind] = {
         option_types.choice("auto"),
         option_types.number("", 0, 65535, integer_only=True),
     ),
+    "shards": option_types.number("a whole number from 1 to 1024", 1, 1024, integer_only=True),
     "queue_slots": Kind(f"a dictionary of queues and {WANTED}", slots_by_queue),
     "serializer": Kind(f"one of {', '.join(SERIALIZERS)}", _named(content_type)),
     "serializers": Kind("a list of serializers or content types", option_types.LIST.convert),

@@ -267,6 +267,8 @@ SETTINGS: tuple[Setting, ...] = (
             "task_send_sent_event, and the broker keeps them."),
     Setting("task_history_arguments", False, "bool", None,
             "History keeps whole messages (up to 128 KiB), so that any task can be run again as it was; else what is shown."),
+    Setting("task_fair_shards", 32, "shards", None,
+            "Queues among which the calls of a task with fair_by are divided, by key; producers and workers must agree."),
     Setting("task_ignore_result", False, "bool", "CELERY_IGNORE_RESULT",
             "Keep no results unless a task or call says so."),
     Setting("task_inherit_parent_priority", False, "bool", "CELERY_INHERIT_PARENT_PRIORITY",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from amqtask.protocol.entities import Arguments, Binding, Declaration, Exchange, Queue, arguments
+from amqtask.topology.fair import base_of
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import QueueArgumentDict, QueueArguments
@@ -103,7 +104,7 @@ def _default_arguments(
         return default_arguments
     if defaults.dead_letter and "x-dead-letter-exchange" not in argument_map:
         default_arguments["x-dead-letter-exchange"] = ""
-        default_arguments["x-dead-letter-routing-key"] = name + defaults.dead_letter_suffix
+        default_arguments["x-dead-letter-routing-key"] = base_of(name) + defaults.dead_letter_suffix
         if queue_type == QUORUM and argument_map.get("x-overflow", "reject-publish") == "reject-publish":
             # At-least-once requires reject-publish (rabbitmq.com/docs/quorum-queues, at-least-once dead-lettering).
             default_arguments["x-overflow"] = "reject-publish"
@@ -114,7 +115,7 @@ def _default_arguments(
 def dead_letter_queue(queue: Queue, defaults: QueueDefaults) -> Queue | None:
     """The queue that takes this one's dead letters, if it is ours to declare (`<queue>.dead`)."""
     argument_map = queue.argument_map
-    target = queue.name + defaults.dead_letter_suffix
+    target = base_of(queue.name) + defaults.dead_letter_suffix
     if not defaults.dead_letter or argument_map.get("x-dead-letter-exchange") != "":
         return None
     if argument_map.get("x-dead-letter-routing-key") != target:
@@ -123,6 +124,12 @@ def dead_letter_queue(queue: Queue, defaults: QueueDefaults) -> Queue | None:
     if queue_type != QUORUM:
         return Queue(target, arguments=arguments({"x-queue-type": queue_type}))
     return Queue(target, arguments=arguments({"x-queue-type": queue_type, "x-delivery-limit": _NO_LIMIT}))
+
+
+def own_dead_letters(queue: Queue, defaults: QueueDefaults) -> str | None:
+    """The name of that queue, where it is listed beside this one; None for a shard, whose dead letters are its queue's."""
+    dead = dead_letter_queue(queue, defaults)
+    return dead.name if dead is not None and base_of(queue.name) == queue.name else None
 
 
 def is_quorum(queue: Queue) -> bool:

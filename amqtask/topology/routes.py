@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.ground.plugins import load_path, near_names
@@ -17,8 +17,10 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration, Exchange, Queue
 from amqtask.protocol.option_types import CALL
 from amqtask.topology.declarations import QueueDefaults, declarations, is_declarable, with_defaults, work_queue
+from amqtask.topology.fair import base_of, has_shards, shard_name, shard_of
 
 if TYPE_CHECKING:
+    from amqtask.flow.fair import FairPlan
     from amqtask.ground.shapes import Keywords, OptionDict, Options
 
 Target: TypeAlias = "str | Queue | Mapping[str, Any]"
@@ -43,6 +45,13 @@ class Route(NamedTuple):
     mandatory: bool = True
 
 
+class FairTask(Protocol):
+    """What a route needs to know of a task that may have `fair_by`."""
+
+    @property
+    def fair_plan(self) -> FairPlan | None: ...
+
+
 class Queues:
     """The queues of an app: those of `task_queues`, those created because a name was used, and which of them are consumed."""
 
@@ -57,11 +66,16 @@ class Queues:
         create_missing: bool = True,
         create_missing_type: str | None = None,
         create_missing_exchange_type: str | None = None,
+        shards: int = 32,
+        fair_queues: Callable[[], Container[str]] = frozenset,
     ) -> None:
         self.defaults = defaults or QueueDefaults()
         self.default_queue = default_queue
         self._default_exchange = default_exchange
         self._default_routing_key = default_routing_key
+        # How many shards a queue with fair tasks has, and which queues have such tasks.
+        self.shards = shards
+        self._fair_queues = fair_queues
         self._create_missing = create_missing
         self._create_missing_type = create_missing_type
         self._create_missing_exchange_type = create_missing_exchange_type
@@ -88,6 +102,8 @@ class Queues:
         queue = self._queues.get(name)
         if queue is not None:
             return queue
+        if base_of(name) != name:
+            return self.add(shard_of(self[base_of(name)], name))
         created = self._create(name)
         if self._is_explicit and name != self.default_queue:
             logger.warning(
@@ -116,10 +132,23 @@ class Queues:
 
     @property
     def consumed(self) -> tuple[Queue, ...]:
-        """The selected queues; without a selection all of the configuration's, else the default queue."""
+        """The selected queues; without a selection all of the configuration's, else the default queue; and their shards."""
+        return self.with_shards(self._chosen().values())
+
+    def with_shards(self, queues: Iterable[Queue]) -> tuple[Queue, ...]:
+        """These queues, and the shards of those that have fair tasks."""
+        fair = self._fair_queues()
+        return tuple(dict.fromkeys(each for queue in queues for each in (queue, *self._shards_of(queue, fair))))
+
+    def _shards_of(self, queue: Queue, fair: Container[str]) -> list[Queue]:
+        if queue.name not in fair or not has_shards(queue):
+            return []
+        return [self[shard_name(queue.name, number)] for number in range(self.shards)]
+
+    def _chosen(self) -> dict[str, Queue]:
         if self._selected is not None:
-            return tuple(self._selected.values())
-        return tuple(queue for name, queue in self._queues.items() if name in self._configured)
+            return self._selected
+        return {name: queue for name, queue in self._queues.items() if name in self._configured}
 
     def select(self, names: Iterable[str]) -> None:
         """Consume these only (-Q); missing ones are created. Raises: QueueNotFound."""
@@ -127,7 +156,7 @@ class Queues:
 
     def deselect(self, names: Iterable[str]) -> None:
         """Consume all but these (-X). Raises: QueueNotFound for a name that is not consumed anyway."""
-        chosen = {queue.name: queue for queue in self.consumed}
+        chosen = dict(self._chosen())
         for name in names:
             if chosen.pop(name, None) is None:
                 raise QueueNotFound(f"queue {name!r} is not consumed, so it can't be excluded{_near(name, chosen)}")
@@ -257,6 +286,8 @@ class Router:
         self._routes = compile_routes(routes)
         self._queues = queues
         self._find_task = find_task
+        # The queues of tasks with `fair_by`, None for one whose queue has no shards.
+        self._fair: dict[str, str | None] = {}
 
     def route(
         self,
@@ -276,6 +307,29 @@ class Router:
         if queue is None or isinstance(queue, str):
             queue = self._queues[queue or self._queues.default_queue]
         return self._to_queue(queue, exchange, routing_key, call_options)
+
+    def shared(self, route: Route, name: str, args: Sequence[object], kwargs: Keywords, task: FairTask) -> Route:
+        """The route of a call of a task with `fair_by`: to the shard of its key, if it goes to the task's own queue."""
+        queue = route.queue
+        if task.fair_plan is None or queue is None or route.exchange or queue.name != self.fair_queue(name, task):
+            return route
+        shard = self._queues[shard_name(queue.name, task.fair_plan.shard(args, kwargs, self._queues.shards))]
+        return route._replace(routing_key=shard.name, queue=shard, declare=self._queues.declarations(shard))
+
+    def fair_queue(self, name: str, task: object) -> str | None:
+        """The queue to which a task's calls go that name none, if it has shards; None where that depends on the call."""
+        if name not in self._fair:
+            try:
+                route = self.route(name, task=task)
+            except Exception as error:  # noqa: BLE001 - a user's route function, which may need a call's arguments
+                logger.warning("fair_by of task %s has no effect: its queue depends on the call (%r)", name, error)
+                self._fair[name] = None
+            else:
+                has_own = route.queue is not None and not route.exchange and has_shards(route.queue)
+                self._fair[name] = route.queue.name if has_own and route.queue is not None else None
+                if not has_own:
+                    logger.warning("fair_by of task %s has no effect: it goes to no queue that can have shards", name)
+        return self._fair[name]
 
     def _merge(self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: object) -> OptionDict:
         given_options = {key: value for key, value in options.items() if value is not None}

@@ -13,11 +13,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amqtask.execution.no_run import requeued
 from amqtask.execution.request import Calls, calls_of, is_batch
 from amqtask.ground.loop import OneTimer
+from amqtask.topology.fair import base_of
 from amqtask.worker.batches import BatchLine
 
 if TYPE_CHECKING:
@@ -27,6 +28,49 @@ if TYPE_CHECKING:
     from amqtask.worker.division import Division
     from amqtask.worker.strategy import TaskStrategy
     from amqtask.worker.throttle import Throttle
+
+
+class SharedLine(deque["Request"]):
+    """The requests of all shards of a queue (see amqtask.topology.fair): the shards take turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: dict[str, deque[Request]] = {}
+        self._turns: deque[deque[Request]] = deque()
+
+    def append(self, request: Request) -> None:
+        line = self._lines.setdefault(request.queue, deque())
+        if not line:
+            self._turns.append(line)
+        line.append(request)
+
+    def extend(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self.append(request)
+
+    def popleft(self) -> Request:
+        line = self._turns.popleft()
+        request = line.popleft()
+        if line:
+            self._turns.append(line)
+        return request
+
+    def clear(self) -> None:
+        self._lines.clear()
+        self._turns.clear()
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._turns[0][0] if index == 0 else list(self)[index]
+
+    def __bool__(self) -> bool:
+        return bool(self._turns)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._turns))
+
+    def __iter__(self) -> Iterator[Request]:
+        for line in self._turns:
+            yield from line
 
 
 class Dispatcher:
@@ -74,10 +118,18 @@ class Dispatcher:
         """Append a request to its queue's line; call `run` later."""
         line = self._lines.get(request.queue)
         if line is None:
-            line = self._lines[request.queue] = deque()
+            line = self._lines[request.queue] = self._new_line(request.queue)
         if not line:
             self._turns.append(line)
         line.append(request)
+
+    def _new_line(self, queue: str) -> deque[Request]:
+        base = base_of(queue)
+        if base == queue:
+            return deque()
+        return next(
+            (line for name, line in self._lines.items() if name != base and base_of(name) == base), SharedLine()
+        )
 
     def run(self) -> None:
         """Fill the free slots. A pool may run the request inside `submit` and report back from there."""
@@ -132,7 +184,7 @@ class Dispatcher:
             running[number] = request
             submit(request)
         if full:
-            turns.extendleft(reversed(full))
+            turns.extendleft(line for line in reversed(full) if line)
 
     def _admitted(self, request: Request) -> bool:
         return self._admit(request, self.watched.pop(request.number))
@@ -231,12 +283,12 @@ class Dispatcher:
         """How many slots (of the first pool) would let all run that are here and may."""
         waiting: Counter[str] = Counter()
         for line in self._turns:
-            waiting[line[0].queue] += line.batches if isinstance(line, BatchLine) else len(line)
+            waiting[base_of(line[0].queue)] += line.batches if isinstance(line, BatchLine) else len(line)
         return len(self.running) + waiting.total() if self._division is None else self._division.needed(waiting)
 
     def __iter__(self) -> Iterator[Request]:
         """All waiting requests, also those held by a rate limit."""
-        for line in self._lines.values():
+        for line in {id(line): line for line in self._lines.values()}.values():
             yield from line
         yield from self._throttle
 

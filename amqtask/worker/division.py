@@ -2,7 +2,7 @@
 
 Some slots are reserved: one that is not in use is kept free for its queue. The others are shared; all queues take turns for
 them, and a queue that has its own in use, too. Of several pools each divides its slots among its own queues. What may not start
-yet waits in its queue's line, where it holds up nobody.
+yet waits in its queue's line, where it holds up nobody. What is a queue's is its shards', too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.topology.fair import base_of
 from amqtask.topology.slots import QueueSlots
 
 if TYPE_CHECKING:
@@ -23,24 +24,24 @@ _SHARED = QueueSlots()
 
 
 class CountedByQueue(dict[int, "Request"]):
-    """The running requests by number; `count` has how many there are of each queue."""
+    """The running requests by number; `count` has how many there are of each queue, its shards included."""
 
     def __init__(self, running: Mapping[int, Request]) -> None:
         super().__init__(running)
-        self.count = Counter(request.queue for request in running.values())
+        self.count = Counter(base_of(request.queue) for request in running.values())
 
     def __setitem__(self, number: int, request: Request) -> None:
         super().__setitem__(number, request)
-        self.count[request.queue] += 1
+        self.count[base_of(request.queue)] += 1
 
     def __delitem__(self, number: int) -> None:
-        self.count[self[number].queue] -= 1
+        self.count[base_of(self[number].queue)] -= 1
         super().__delitem__(number)
 
     def pop(self, number: int, *default: Any) -> Any:
         request = super().pop(number, *default)
         if request is not None:
-            self.count[request.queue] -= 1
+            self.count[base_of(request.queue)] -= 1
         return request
 
     def clear(self) -> None:
@@ -73,7 +74,7 @@ class Division:
     ) -> None:
         self._pool = pool
         self._given = dict(given)
-        self._consumed = set(consumed)
+        self._consumed = set(map(base_of, consumed))
         self._slots = slots
         self._running = CountedByQueue({})
         self._is_used = len(pool.members) > 1 or not self._given.keys().isdisjoint(self._consumed)
@@ -96,7 +97,7 @@ class Division:
         self._is_used = True
 
     def consumes(self, queue: str) -> None:
-        self._consumed.add(queue)
+        self._consumed.add(base_of(queue))
         self._is_used |= queue in self._given
 
     def leaves(self, queue: str) -> None:
@@ -107,12 +108,12 @@ class Division:
 
     def has_room(self, queue: str) -> bool:
         """Whether a request of the queue can start now."""
-        pool = self._pool.member(queue)
+        pool = self._pool.member(queue := base_of(queue))
         return pool.free > 0 and self._may_start(queue, pool)
 
     def is_full(self, queue: str) -> bool:
         """Whether tasks of the queue run, and no more may begin."""
-        if not self._running.count[queue]:
+        if not self._running.count[queue := base_of(queue)]:
             return False
         pool = self._pool.member(queue)
         # Not what the pool says is free: it takes more than it has slots while tasks are short.
@@ -120,6 +121,7 @@ class Division:
 
     def most(self, queue: str) -> int:
         """How many slots the queue may take at most."""
+        queue = base_of(queue)
         pool, own = self._pool.member(queue), self._own(queue)
         slots, queues = self._slots(pool), self._queues_of(pool)
         most = max(1, min(slots, own.reserved + self._shared(queues, slots)))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from amqtask import signals
 from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger, count
+from amqtask.topology.fair import base_of
 from amqtask.worker.options import WorkQueue
 from amqtask.worker.report import name_of
 from amqtask.worker.revoked import StateFile
@@ -158,7 +159,7 @@ class Lifecycle:
     def consume(self, queue: Queue, dead_letter: Queue | None) -> bool:
         """Consume one more queue. False: it is paused, and waits here until it is resumed."""
         worker = self._worker
-        if queue.name in self.paused:
+        if queue.name in self.paused or base_of(queue.name) in self.paused:
             self.paused[queue.name] = WorkQueue(queue, dead_letter)
             return False
         worker.add_queue(queue, dead_letter)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from amqtask.exceptions import ConfigurationError, NotRegistered
 from amqtask.execution.request import CANCELLED
 from amqtask.ground.printable import bounded_logger
+from amqtask.topology.fair import base_of
 from amqtask.worker.intake import NEVER
 from amqtask.worker.revoked import NOTHING
 
@@ -176,10 +177,21 @@ class Operations:
 
     def pause(self, queue: str) -> bool:
         """Consume a queue no more until `resume`, and requeue what has not begun. False: it was not consumed."""
+        was_consumed = [self._pause(name) for name in self._with_shards(queue)]
+        if not any(was_consumed):
+            return False
+        logger.warning("worker: queue %s is paused", queue)
+        return True
+
+    def _with_shards(self, queue: str) -> list[str]:
+        known = self._worker.work_queues.keys() | self._worker.lifecycle.paused.keys()
+        return [queue, *sorted(name for name in known if name != queue and base_of(name) == queue)]
+
+    def _pause(self, queue: str) -> bool:
         worker = self._worker
         work = worker.work_queues.get(queue) if queue in worker.windows.by_queue else None
         worker.lifecycle.paused.setdefault(queue, work)
-        if not self.cancel(queue):
+        if not self._cancel(queue):
             return False
         acks_early = worker.deliveries.acks_early
 
@@ -187,30 +199,38 @@ class Operations:
             return request.queue == queue and request.first is None and request.number not in acks_early
 
         unbegun = worker.dispatcher.take_unbegun(is_meant)
-        line = worker.dispatcher.take_line(queue, allowed=lambda request: request.first is None, limit=sys.maxsize)
+        line = worker.dispatcher.take_line(
+            queue, allowed=lambda request: request.queue == queue and request.first is None, limit=sys.maxsize
+        )
         worker.deliveries.give_back(unbegun + line + worker.dispatcher.take_batches(queue))
         worker.wake()
-        logger.warning("worker: queue %s is paused", queue)
         return True
 
     def resume(self, queue: str) -> bool:
         """Consume a paused queue again. False: it is none of this worker's."""
         lifecycle = self._worker.lifecycle
-        work = lifecycle.paused.pop(queue, None)
-        if work is None:
+        resumed = [work for name in self._with_shards(queue) if (work := lifecycle.paused.pop(name, None)) is not None]
+        if not resumed:
             return False
         logger.warning("worker: queue %s is resumed", queue)
-        return lifecycle.consume(*work)
+        are_consumed = [lifecycle.consume(*work) for work in resumed]
+        return any(are_consumed)
 
     def keep_paused(self, names: Set[str]) -> None:
         """Exactly these queues are paused: what the broker says now."""
-        for queue in self._worker.lifecycle.paused.keys() - names:
-            self.resume(queue)
+        # A queue comes before its shards, which are resumed with it.
+        for queue in sorted(self._worker.lifecycle.paused):
+            if queue not in names and base_of(queue) not in names:
+                self.resume(queue)
         for queue in names - self._worker.lifecycle.paused.keys():
             self.pause(queue)
 
     def cancel(self, queue: str) -> bool:
         """Take no more deliveries from a queue; those that are here still run. False: it was not consumed."""
+        were_consumed = [self._cancel(name) for name in self._with_shards(queue)]
+        return any(were_consumed)
+
+    def _cancel(self, queue: str) -> bool:
         if queue not in self._worker.windows.by_queue:
             paused = self._worker.lifecycle.paused
             if paused.get(queue) is not None:
@@ -269,9 +289,14 @@ class Operations:
             "prefetch": {queue: window.current for queue, window in worker.windows.by_queue.items()},
             "waiting": worker.dispatcher.waiting,
             "unconfirmed": worker.publisher.outstanding,
-            "paused": sorted(worker.lifecycle.paused),
+            "paused": self._paused(),
             **({"slots": worker.division.stats()} if worker.division else {}),
         }
+
+    def _paused(self) -> list[str]:
+        """Without the shards of paused queues."""
+        paused = self._worker.lifecycle.paused
+        return sorted(name for name in paused if base_of(name) == name or base_of(name) not in paused)
 
     def _pool_defaults(self) -> JsonObject:
         """Numbers that Celery's tools expect of every pool."""

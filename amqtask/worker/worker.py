@@ -23,6 +23,7 @@ from amqtask.exceptions import InvalidTaskError, MessageError
 from amqtask.execution.request import Answer, is_batch
 from amqtask.ground.plugins import WithListedNames
 from amqtask.ground.printable import bounded_logger
+from amqtask.topology.fair import base_of
 from amqtask.transport.contract import HostLeft
 from amqtask.worker.deliveries import Deliveries, Redeliveries
 from amqtask.worker.dispatcher import Dispatcher, Surplus
@@ -488,7 +489,8 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
             self._has_left_host = False
             for follow in self.followers:
                 follow(self.consumer.host, "the worker's deliveries come from another host")
-        logger.info("worker: consuming from %s", ", ".join(queue.name for queue in self.consumed) or "no queue")
+        names = dict.fromkeys(base_of(queue.name) for queue in self.consumed)
+        logger.info("worker: consuming from %s", ", ".join(names) or "no queue")
         self.report.consuming(epoch)
         self.lifecycle.note_consuming()
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import Pool, PoolDefaults, Running, Share, find_pool, limits_of
+from amqtask.topology.fair import base_of
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -108,7 +109,7 @@ class SeveralPools(PoolDefaults):
         return self._members
 
     def member(self, queue: str) -> Pool:
-        return self._of_queue.get(queue, self._first)
+        return self._of_queue.get(base_of(queue), self._first)
 
     def start(self) -> None:
         """Pools with processes first: what they fork should not have other pools' threads."""
@@ -125,7 +126,7 @@ class SeveralPools(PoolDefaults):
         return sum(max(0, pool.free) for pool in self._members)
 
     def submit(self, request: Request) -> None:
-        pool = self._of_queue.get(request.queue, self._first)
+        pool = self.member(request.queue)
         if request.hard_limit is not None or request.soft_limit is not None:
             self._look_at_limits(request, pool)
         pool.submit(request)

@@ -191,3 +191,29 @@ def test_everything_runs_once_and_no_queue_starves(batches: list[tuple[str, int]
     assert sorted(bench.started) == sorted(expected)
     queues = {task_id[0] for task_id in expected}
     assert {task_id[0] for task_id in bench.started[: len(queues)]} == queues
+
+
+def test_shards_of_a_queue_take_turns_and_together_they_are_one_queue() -> None:
+    bench = Bench(slots=8)
+    bench.add("a1", "a2", "a3", "a4", queue="q.fair.1")
+    bench.add("b1", queue="q.fair.2")
+    bench.add("m1", "m2", "m3", queue="mail")
+    bench.dispatcher.run()
+
+    assert bench.started == ["a1", "m1", "b1", "m2", "a2", "m3", "a3", "a4"]
+
+
+def test_requests_of_shards_are_found_taken_back_and_cleared_once() -> None:
+    bench = Bench(slots=1)
+    bench.add("now", queue="q.fair.1")
+    bench.add("a1", "a2", queue="q.fair.1")
+    bench.add("b1", "b2", queue="q.fair.2")
+    bench.dispatcher.run()
+    assert sorted(request.id for request in bench.dispatcher) == ["a1", "a2", "b1", "b2"]
+
+    taken = bench.dispatcher.take_line("q.fair.2", allowed=lambda request: request.queue == "q.fair.2", limit=1)
+    assert [request.id for request in taken] == ["b2"]
+    assert bench.dispatcher.waiting == 3
+
+    assert sorted(request.id for request in bench.dispatcher.clear()) == ["a1", "a2", "b1"]
+    assert bench.dispatcher.waiting == 0

@@ -186,3 +186,34 @@ def test_a_lost_connection_frees_the_lines_and_keeps_the_count() -> None:
     bench.loop.turn()
 
     assert bench.started == ["a", "b"]
+
+
+def with_shards(web: QueueSlots) -> Bench:
+    bench = divided(4, ("web", "web.fair.0", "web.fair.1"), web=web)
+    bench.deliver("a", "b", queue="web.fair.0")
+    bench.deliver("c", "d", queue="web.fair.1")
+    return bench
+
+
+def test_shards_share_the_slots_of_their_queue() -> None:
+    bench = with_shards(web=QueueSlots(most=2))
+
+    assert bench.started == ["a", "b"]
+    assert bench.operations.stats()["slots"] == {"web": {"slots": "2", "running": 2}}
+    assert bench.consumer.windows == {"q": 4, "web": 2, "web.fair.0": 2, "web.fair.1": 2}
+
+
+def test_shards_are_paused_resumed_and_cancelled_with_their_queue() -> None:
+    bench = with_shards(web=MOST_ONE)
+    assert bench.operations.pause("web")
+    assert {queue.name for queue in bench.worker.consumed} == {"q"}
+    assert bench.operations.stats()["paused"] == ["web"]
+    assert len([frame for frame in bench.frames if frame[0] != "ack"]) == 3  # what had not begun went back
+
+    bench.operations.keep_paused({"web"})
+    assert {queue.name for queue in bench.worker.consumed} == {"q"}
+    bench.operations.keep_paused(set())
+    assert {queue.name for queue in bench.worker.consumed} == {"q", "web", "web.fair.0", "web.fair.1"}
+
+    assert bench.operations.cancel("web")
+    assert {queue.name for queue in bench.worker.consumed} == {"q"}
