@@ -2,13 +2,12 @@
 
 A slot that is a process of its own runs the next step by itself (SlotSteps) and only tells the worker, which would otherwise send
 it the next step through two sockets. What only the worker knows (revoked tasks, changed limits, that it stops) reaches the slot
-as a flag. For all other slots the worker does the same itself (amqtask.worker.chain_steps).
+as a flag. For all other slots the worker does the same itself (amqtask.worker.workflows).
 
 Meanwhile the message that the worker got stays unanswered, and each step's result is stored before the next one begins. When
 the worker is lost, the broker delivers that message again; the worker that gets it finds here how far the chain has come
 (Resuming), and publishes the next step. Only results with the message's own run (RUN_HEADER) count: ids may be used twice, by a
 signature that is sent again.
-as a switch. For all other slots the worker does the same itself (amqtask.worker.workflows).
 """
 
 from __future__ import annotations
