@@ -10,15 +10,16 @@ SPREAD_SECONDS, and then writes it down unless another has. So it is written onc
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from amqtask.exceptions import MessageError, OperationalError, QueueNotFound
+from amqtask.exceptions import EncodeError, MessageError, MessageTooLarge, OperationalError, QueueNotFound, Undecodable
 from amqtask.ground.loop import OneTimer
-from amqtask.ground.printable import bounded_logger, count
+from amqtask.ground.printable import bounded_logger, count, printable
 from amqtask.protocol.control import CANCEL, TREE
 from amqtask.remote.revokes import AT, KEPT, MARK, ORDERS, is_refused
 from amqtask.services.revoking import ids_of, matcher, stamps_of
@@ -27,12 +28,14 @@ from amqtask.transport.contract import OFFSET
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from amqtask.ground.shapes import CommandArguments
     from amqtask.pool import Loop
     from amqtask.protocol.control import Command
     from amqtask.remote.revokes import KeptRevokes
     from amqtask.transport.contract import Tail
     from amqtask.worker.dispatcher import Dispatcher
     from amqtask.worker.operations import Operations
+    from amqtask.worker.revoked import Stamp
 
 logger = bounded_logger("amqtask.worker")
 
@@ -45,6 +48,14 @@ STOP_SECONDS = 1.0
 NOT_KEPT = "worker: revokes are not kept, so a worker that starts learns them only from workers that run"
 # Entries in one read.
 BATCH = 1000
+
+
+class _Said(NamedTuple):
+    """What an order says, whoever gave it: two that say the same are one."""
+
+    ids: tuple[str, ...]
+    stamps: tuple[Stamp, ...]
+    is_tree: bool
 
 
 class RevokeReader:
@@ -77,7 +88,7 @@ class RevokeReader:
         self._heard: deque[Command] = deque()
         # The thread's own: what it has to write, by what it says, with the time (monotonic) to do it at; the entry that it waits
         # for; where it is.
-        self._unwritten: dict[str, tuple[float, Command]] = {}
+        self._unwritten: dict[_Said, tuple[float, Command]] = {}
         self._mark: str | None = None
         self._position: object = None
 
@@ -120,14 +131,12 @@ class RevokeReader:
             self._dispatcher.release()
             self._operations.wake()
 
-    def _learn(self, orders: Sequence[Command]) -> None:
-        for order in orders:
-            at = order.arguments.get(AT)
-            since = float(at) if isinstance(at, (int, float)) else time.time()
-            ids, is_tree = ids_of(order.arguments), bool(order.arguments.get(TREE))
-            if order.arguments.get(CANCEL):
+    def _learn(self, orders: Sequence[tuple[_Said, CommandArguments]]) -> None:
+        now = time.time()
+        for (ids, stamps, is_tree), arguments in orders:
+            if arguments.get(CANCEL):
                 self._operations.ask_to_end(matcher(ids, is_tree=is_tree))
-            self._operations.note_revoked(ids, stamps_of(order.arguments), since, tree=is_tree)
+            self._operations.note_revoked(ids, stamps, _time_of(arguments.get(AT), now), tree=is_tree)
         self._operations.stop_revoked()
 
     # -- in the thread
@@ -169,18 +178,19 @@ class RevokeReader:
         deliveries = tail.read(BATCH, LOOK_SECONDS)
         if not deliveries:
             return
-        orders, is_all = [], False
+        orders: list[tuple[_Said, CommandArguments]] = []
+        is_all = False
         for delivery in deliveries:
             try:
                 order = self._revokes.read(delivery)
+                if order.method == MARK:
+                    is_all |= order.arguments.get("name") == self._mark
+                elif order.method in ORDERS:
+                    said = _said(order)
+                    orders.append((said, order.arguments))
+                    self._unwritten.pop(said, None)
             except MessageError as error:
                 logger.warning("worker: an entry among the kept revokes that is none: %s", error)
-                continue
-            if order.method == MARK:
-                is_all |= order.arguments.get("name") == self._mark
-            elif order.method in ORDERS:
-                orders.append(order)
-                self._unwritten.pop(_said(order), None)
         tail.acknowledge()
         self._position = (deliveries[-1].properties.headers or {}).get(OFFSET)
         if orders:
@@ -199,15 +209,35 @@ class RevokeReader:
         while self._heard:
             order = self._heard.popleft()
             due = time.monotonic() + random.random() * SPREAD_SECONDS
-            self._unwritten.setdefault(_said(order), (due, order))
+            try:
+                self._unwritten.setdefault(_said(order), (due, order))
+            except MessageError as error:
+                logger.debug("worker: an order that is none is not kept: %s", error)
         for said, (due, order) in list(self._unwritten.items()):
             if due <= until:
-                self._revokes.keep(order.method, order.arguments)
+                try:
+                    self._revokes.keep(order.method, order.arguments)
+                except (EncodeError, MessageTooLarge) as error:
+                    logger.warning("worker: an order cannot be kept: %s", error)
                 del self._unwritten[said]
                 self._written()
 
 
-def _said(order: Command) -> str:
-    """What an order says, whoever gave it: two that say the same are one."""
+def _said(order: Command) -> _Said:
+    """Raises: Undecodable. Anybody may write there."""
     arguments = order.arguments
-    return repr((sorted(ids_of(arguments)), sorted(map(repr, stamps_of(arguments))), bool(arguments.get(TREE))))
+    try:
+        ids, stamps = sorted(ids_of(arguments)), sorted(stamps_of(arguments), key=repr)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Undecodable(
+            f"a {order.method} with arguments that it does not have: {printable(str(error), 200)}"
+        ) from error
+    return _Said(tuple(ids), tuple(stamps), bool(arguments.get(TREE)))
+
+
+def _time_of(at: object, now: float) -> float:
+    """When an order was given: not in the future, as far as this host's clock knows."""
+    try:
+        return min(now, float(at)) if isinstance(at, (int, float)) and math.isfinite(at) else now
+    except OverflowError:
+        return now

@@ -78,7 +78,7 @@ class Revocations:
         for name in _ABOVE:
             above = headers.get(name)
             if isinstance(above, str):
-                since = trees.get(above) or met.get(above)
+                since = trees.get(above, met.get(above))
                 if since is not None:
                     met[task_id] = since
                     return True

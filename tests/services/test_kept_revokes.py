@@ -12,6 +12,8 @@ import pytest
 from amqtask import AmqTask
 from amqtask.exceptions import PublishError, PublishRefused, TaskRevokedError
 from amqtask.protocol.control import Command, command_message
+from amqtask.protocol.entities import Queue
+from amqtask.protocol.message import Message, Properties
 from amqtask.remote.revokes import JOURNAL
 from amqtask.testing.worker import start_worker
 from amqtask.transport.memory.broker import MemoryBroker
@@ -152,6 +154,59 @@ def test_a_revoke_that_cannot_be_kept_now_is_an_error_and_reaches_those_who_hear
 
 def _away(*_: object) -> None:
     raise PublishRefused(f"queue {JOURNAL!r} is away")
+
+
+HOSTILE = [
+    b"\xff no json",
+    b"[1, 2]",
+    b"[" * 100_000,
+    b'{"method": 5}',
+    b'{"method": "revoke"}',
+    b'{"method": "revoke", "arguments": [1]}',
+    b'{"method": "revoke", "arguments": {"task_id": 5}}',
+    b'{"method": "revoke", "arguments": {"task_id": {"a": [null, {}]}, "tree": [1]}}',
+    b'{"method": "revoke", "arguments": {"task_id": ["a"], "at": 1' + b"0" * 400 + b"}}",
+    b'{"method": "revoke", "arguments": {"task_id": ["b"], "at": NaN, "cancel": true, "tree": true}}',
+    b'{"method": "revoke", "arguments": {"task_id": ["c"], "at": -1e999}}',
+    b'{"method": "revoke", "arguments": {"task_id": ["d", "\\ud800"], "at": "x"}}',
+    b'{"method": "revoke_by_stamped_headers", "arguments": {"headers": {"n": [[1], {}, "v"]}}}',
+    b'{"method": "mark", "arguments": {"name": {}}}',
+]
+
+
+def test_entries_that_anybody_wrote_keep_no_worker_from_the_others(
+    app: AmqTask, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = app.runtime.kept_revokes(app.publisher)
+    assert kept is not None
+    queue = Queue(JOURNAL)
+    kept.keep("revoke", {"task_id": ["first"]})
+    for body in HOSTILE:
+        app.publisher.publish(Message(body, Properties(content_type="application/json"), "", queue.name))
+    revoked = app.tasks["kept.add"].delay(1, 1)
+    revoked.revoke()
+
+    with start_worker(app):
+        with pytest.raises(TaskRevokedError):
+            revoked.get(timeout=60)
+        assert_runs(app)
+        later = app.tasks["kept.add"].apply_async((1, 1), task_id="b")
+        with pytest.raises(TaskRevokedError):
+            later.get(timeout=60)
+        (known,) = (app.control.inspect().revoked() or {}).values()
+        assert {"first", "a", "b", "c"} <= set(known)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_an_order_that_is_none_is_heard_and_what_comes_after_is_kept(app: AmqTask) -> None:
+    with start_worker(app):
+        assert_runs(app)
+        for task_id in (5, ["an-id"]):
+            message = command_message(Command("revoke", {"task_id": task_id}))
+            message.mandatory = False
+            app.publisher.publish(message)
+        app.control.inspect().ping()
+    assert [kept["task_id"] for kept in orders(app)] == [["an-id"]]
 
 
 def test_it_can_be_turned_off(app: AmqTask) -> None:

@@ -127,7 +127,9 @@ def test_what_belongs_to_a_cancelled_tree_is_found_and_takes_no_place_of_others(
     assert revoked.covers("child", {"root_id": "other", "parent_id": "member"})
     assert not revoked.covers("b", {"root_id": "other", "parent_id": "other", "group": None})
     assert not revoked.covers("b", {"root_id": ["root"], "parent_id": 7})
+    revoked.add_trees(["at the beginning of time"], 0.0)
+    assert revoked.covers("c", {"group": "at the beginning of time"})
     for number in range(100):
         assert revoked.covers(str(number), {"group": "group"})
         revoked.purge(2.0)
-    assert list(revoked.trees) == ["root", "group"]
+    assert list(revoked.trees) == ["root", "group", "at the beginning of time"]
