@@ -458,6 +458,7 @@ class Task(WithOthersNames, Generic[P, R]):
             else:
                 setattr(self, attribute, bool(conf.task_acks_on_failure_or_timeout))
         self.retry_backoff = 1.0 if self.retry_backoff is True else float(self.retry_backoff or 0)
+        check_batch(self)
         is_told = not is_private(self.serializer)
         self.flow_plan = plan_of(self.name, self.run, self.unique, self.limits, self.breaker, tells_keys=is_told)
         # A function, which is an attribute of the class here, would be bound to the task.
@@ -471,7 +472,6 @@ class Task(WithOthersNames, Generic[P, R]):
         typed = app.strict_typing if self.typing is None else self.typing
         # The function of a batch task takes a list of calls, whatever their arguments are.
         self._check = argument_check(self.run) if typed and self.batch is None else None
-        check_batch(self)
 
     def __repr__(self) -> str:
         return f"<@task: {self.name}>"

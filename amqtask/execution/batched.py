@@ -26,17 +26,19 @@ if TYPE_CHECKING:
 class _Batch:
     """The calls of one run: those that the function gets, and the outcomes of the others."""
 
-    __slots__ = ("calls", "context", "outcomes", "plan", "request", "started")
+    __slots__ = ("calls", "context", "given", "outcomes", "plan", "request", "started")
 
     def __init__(self, request: Request, plan: TaskPlan, hostname: str) -> None:
         self.started = perf_counter()
         self.request = request
         self.plan = plan
         self.calls: list[BatchCall] = []
+        # The function's own list, which it may change.
+        self.given: list[BatchCall] = []
         self.outcomes: list[Outcome] = []
         # Of the run: it is no call's, so it has no id.
         self.context = Context(
-            task=request.task, hostname=hostname, called_directly=False, args=(self.calls,), kwargs={}
+            task=request.task, hostname=hostname, called_directly=False, args=(self.given,), kwargs={}
         )
 
 
@@ -66,7 +68,7 @@ class BatchedExecutor(GatedExecutor):
         """What it returns or raises. Only in here a time limit strikes (see thread_interrupt)."""
         current.set(batch.context)
         try:
-            value = batch.plan.batch_call(batch.calls) if batch.calls else None
+            value = batch.plan.batch_call(batch.given) if batch.calls else None
             if value.__class__ is CoroutineType:
                 value = self.run_coroutine(value)
             return value, None
@@ -87,7 +89,7 @@ class BatchedExecutor(GatedExecutor):
             current.set(batch.context)
             forks = FORKS[0]
             try:
-                value = await batch.plan.batch_call(batch.calls) if batch.calls else None
+                value = await batch.plan.batch_call(batch.given) if batch.calls else None
             except BaseException as error:  # noqa: BLE001 - see Executor
                 raised = error
             if FORKS[0] != forks:
@@ -111,6 +113,7 @@ class BatchedExecutor(GatedExecutor):
         batch = _Batch(request, plan, self.hostname)
         for call in calls_of(request):
             self._begin(batch, call)
+        batch.given.extend(batch.calls)
         return batch
 
     def _begin(self, batch: _Batch, request: Request) -> None:
@@ -143,7 +146,7 @@ class BatchedExecutor(GatedExecutor):
             raised = RuntimeError(
                 f"task {batch.plan.task.name}: in a batch retry(throw=False) is of no call: use call.retry()"
             )
-        settle(batch.calls, value, raised)
+        settle(batch.calls, batch.given, value, raised)
         runtime = perf_counter() - batch.started
         share = runtime / max(1, len(batch.calls))
         ended = [self._outcome_of(batch, call)._replace(runtime=share) for call in batch.calls]

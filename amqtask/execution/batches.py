@@ -91,8 +91,13 @@ def _raise(error: BaseException) -> object:
     raise error
 
 
-def settle(calls: Sequence[BatchCall], value: object, error: BaseException | None) -> None:
-    """Say of each call of which nothing was said what the function has returned or raised."""
+def settle(calls: Sequence[BatchCall], given: Sequence[BatchCall], value: object, error: BaseException | None) -> None:
+    """Say of each call of which nothing was said what the function has returned or raised.
+
+    `given` is the list that the function got: if it has sorted that, results are in that order. What it took out of it, or put
+    into it, changes nothing."""
+    if len(given) == len(calls) and set(map(id, given)) == set(map(id, calls)):
+        calls = given
     if error is None and value is not None and not (isinstance(value, (list, tuple)) and len(value) == len(calls)):
         what = f"{len(value)} results" if isinstance(value, (list, tuple)) else f"{type(value).__name__}"
         error = TypeError(
@@ -119,32 +124,32 @@ def in_batches(plan: TaskPlan) -> TaskPlan:
     """The plan of a task with `batch`: `batch_call` takes a list of calls, `call` the arguments of one."""
     function = plan.batch_call = plan.call
 
-    def alone(args: Sequence[object], kwargs: Mapping[str, object]) -> list[BatchCall]:
-        return [BatchCall(args, kwargs, current.get())]
+    def alone(args: Sequence[object], kwargs: Mapping[str, object]) -> BatchCall:
+        return BatchCall(args, kwargs, current.get())
 
-    def ended(calls: list[BatchCall], value: object, error: Exception | None) -> object:
-        if calls[0].is_open and error is not None:
+    def ended(call: BatchCall, value: object, error: Exception | None) -> object:
+        if call.is_open and error is not None:
             raise error
-        settle(calls, value, error)
-        return calls[0].end(plan.task)
+        settle([call], [call], value, error)
+        return call.end(plan.task)
 
     async def call_async(*args: object, **kwargs: object) -> object:
-        calls, value, raised = alone(args, kwargs), None, None
+        call, value, raised = alone(args, kwargs), None, None
         try:
-            value = await function(calls)
+            value = await function([call])
         except Exception as error:  # noqa: BLE001 - raised again, if nothing was said of the call
             raised = error
-        return ended(calls, value, raised)
+        return ended(call, value, raised)
 
-    def call(*args: object, **kwargs: object) -> object:
-        calls, value, raised = alone(args, kwargs), None, None
+    def call_here(*args: object, **kwargs: object) -> object:
+        call, value, raised = alone(args, kwargs), None, None
         try:
-            value = function(calls)
+            value = function([call])
         except Exception as error:  # noqa: BLE001 - as above
             raised = error
-        return ended(calls, value, raised)
+        return ended(call, value, raised)
 
-    plan.call = call_async if plan.is_async else call
+    plan.call = call_async if plan.is_async else call_here
     return plan
 
 
@@ -156,6 +161,12 @@ def check_batch(task: Any) -> None:
     if names:
         raise ConfigurationError(
             f"task {task.name} has batch and {' and '.join(names)}: that is for tasks whose calls run one by one"
+        )
+    by = getattr(task.fair_by, "by", task.fair_by)
+    if by is not None and not callable(by):
+        raise ConfigurationError(
+            f"task {task.name} has batch and fair_by {', '.join(by)}: its function has none of a call's arguments, so fair_by "
+            "wants a function of them, as in fair_by=lambda tenant: tenant"
         )
     if not task.acks_late:
         raise ConfigurationError(

@@ -109,6 +109,8 @@ class Dispatcher:
         # How many want that nothing starts.
         self._holds = 0
         self.running: dict[int, Request] = {}
+        # The numbers of running batches by those of their calls.
+        self._batch_of: dict[int, int] = {}
         self._division: Division | None = None
         if division:
             self.divide(division)
@@ -227,6 +229,7 @@ class Dispatcher:
         """The calls of a batch that may run. Without one it does not run."""
         calls = Calls(call for call in calls_of(batch) if call.number not in self.watched or self._admitted(call))
         batch.decoded = calls  # type: ignore[assignment] # see Request
+        self._batch_of.update((call.number, batch.number) for call in calls)
         if not calls:
             del self.running[batch.number]
         return calls
@@ -243,6 +246,7 @@ class Dispatcher:
             # A process may say anything: it ends no others' calls, and leaves none of its own without an end.
             ends = {call.number: call for call in outcome.calls}
             for call in calls_of(batch):
+                self._batch_of.pop(call.number, None)
                 self.running[call.number] = call
                 flat.append(ends.get(call.number) or requeued(call, "its batch ended without an outcome for it"))
         return flat
@@ -253,8 +257,7 @@ class Dispatcher:
 
     def number_in_pool(self, request: Request) -> int:
         """The number under which the pool has it: that of its batch, if it is in one."""
-        batches = filter(is_batch, self.running.values())
-        return next((batch.number for batch in batches if request in calls_of(batch)), request.number)
+        return self._batch_of.get(request.number, request.number)
 
     def take_batches(self, queue: str) -> list[Request]:
         """Remove and return the calls of a queue that were gathered."""
@@ -329,6 +332,8 @@ class Dispatcher:
             if request.number in numbers:
                 del self.running[request.number]
                 taken += calls_of(request)
+                for call in calls_of(request):
+                    self._batch_of.pop(call.number, None)
             else:
                 self._pool.submit(request)
         return taken
@@ -338,6 +343,7 @@ class Dispatcher:
         self._pool.stop()
         unfinished = self.running_calls()
         self.running.clear()
+        self._batch_of.clear()
         return unfinished
 
 

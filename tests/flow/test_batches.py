@@ -115,6 +115,29 @@ def test_a_wrong_list_of_results_fails_the_calls(app: AmqTask, returned: object,
         assert [error in str(call.get(timeout=60, propagate=False)) for call in calls] == [True, True]
 
 
+@pytest.mark.parametrize("pool", ["solo", "asyncio"])
+def test_the_function_may_take_calls_out_of_its_list_and_sort_it(app: AmqTask, pool: str) -> None:
+    def take(calls: list[BatchCall]) -> list[int] | None:
+        if calls[0].args[0] == "pop":
+            while calls:
+                calls.pop()
+            return None
+        calls.sort(key=lambda call: -call.args[1])
+        return [call.args[1] for call in calls]
+
+    async def atake(calls: list[BatchCall]) -> list[int] | None:
+        return take(calls)
+
+    make: Any = app.task(name="take", batch=Batch(3, 600))
+    task = make(atake if pool == "asyncio" else take)
+    popped = [task.apply_async(("pop", number)) for number in range(3)]
+    ordered = [task.apply_async(("sort", number)) for number in range(3)]
+    with start_worker(app, pool=pool):
+        assert [call.get(timeout=60) for call in popped] == [None, None, None]
+        assert [call.get(timeout=60) for call in ordered] == [0, 1, 2]
+    assert task.apply(("pop", 1)).get() is None
+
+
 def test_retry_of_the_task_itself_is_for_each_call(app: AmqTask) -> None:
     @app.task(name="pay", batch=Batch(2, 600), bind=True)
     def pay(self: Any, calls: list[BatchCall]) -> str | list[str]:
@@ -268,6 +291,20 @@ def test_options_for_single_calls_are_refused(app: AmqTask, options: dict[str, A
     make(lambda calls: None)
     with pytest.raises(ConfigurationError, match=f"task pay has batch and {next(iter(options))}"):
         app.finalize()
+
+
+def test_fair_by_is_a_function_there(app: AmqTask) -> None:
+    make: Any = app.task(name="pay", batch=Batch(2, 600), fair_by=lambda tenant: tenant)
+    make(lambda calls: [call.args[0] for call in calls])
+    calls = [app.tasks["pay"].apply_async((tenant,)) for tenant in "abab"]
+    with start_worker(app):
+        assert [call.get(timeout=60) for call in calls] == list("abab")
+
+    wrong: Any = app.task(name="wrong", batch=Batch(), fair_by="tenant")
+    with pytest.raises(
+        ConfigurationError, match=r"task wrong has batch and fair_by tenant: .* wants a function of them"
+    ):
+        wrong(lambda calls: None)
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"size": True}, {"size": 10**6}, {"seconds": 0}, {"seconds": 601}])
