@@ -22,6 +22,7 @@ from amqtask.protocol.serialization import check_usable, content_types, is_priva
 from amqtask.services.flow import warn_of_deadlines
 from amqtask.services.pausing import read_pauses
 from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
+from amqtask.topology.fair import base_of
 from amqtask.topology.slots import QueueSlots, queue_slots, with_slots
 from amqtask.transport.declare import LONGEST_NAME, has_line_end
 from amqtask.worker.options import WorkQueue
@@ -174,11 +175,11 @@ def _check_hostname(name: str, prefix: str) -> None:
 
 def _queue_slots(app: AmqTask, options: WorkerOptions) -> dict[str, QueueSlots]:
     """The slots of queues: those in -Q, else those of the setting; what -Q names is selected. Raises: ConfigurationError."""
-    slots = {name: queue_slots(text) for name, text in (app.conf.worker_queue_slots or {}).items()}
+    slots = {base_of(name): queue_slots(text) for name, text in (app.conf.worker_queue_slots or {}).items()}
     if options.queues:
         asked = [with_slots(text, app.queues) for text in options.queues]
         app.queues.select([name for name, _ in asked])
-        slots.update({name: own for name, own in asked if own is not None})
+        slots.update({base_of(name): own for name, own in asked if own is not None})
     return slots
 
 
@@ -193,7 +194,8 @@ def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[W
 
 def _check_shares(pool_class: type[Pool], queues: Sequence[WorkQueue]) -> None:
     """Raises: ConfigurationError when one of several pools is for a queue that is not consumed."""
-    missing = {queue for share in pool_class.shares for queue in share.queues} - {work.queue.name for work in queues}
+    consumed = {base_of(work.queue.name) for work in queues}
+    missing = {queue for share in pool_class.shares for queue in share.queues if base_of(queue) not in consumed}
     if missing:
         raise ConfigurationError(
             f"-P gives a pool to {first_of(sorted(missing))}, which this worker does not consume: name the queue in -Q, too"

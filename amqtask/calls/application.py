@@ -239,8 +239,9 @@ class ComposesMessages(Protocol):
         options: Options,
         *,
         task: CalledTask | None = None,
+        is_follow_up: bool = False,
     ) -> Message:
-        """The message of a call. Raises: TypeError, EncodeError, QueueNotFound."""
+        """The message of a call, or of one that a task's end brings. Raises: TypeError, EncodeError, QueueNotFound."""
 
     def compose_retry(
         self, request: Request, context: Context, *, when: datetime | float | None, sig: object

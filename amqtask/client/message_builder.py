@@ -16,7 +16,7 @@ from amqtask.execution.context import Context, current
 from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.flow.deadline import bind, deadline_in
 from amqtask.flow.keys import UNIQUE
-from amqtask.ground.printable import described
+from amqtask.ground.printable import bounded_logger, described
 from amqtask.protocol import option_types
 from amqtask.protocol.compression import compress
 from amqtask.protocol.entities import Exchange, Queue
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from amqtask.settings import Settings
     from amqtask.topology.routes import Route, Router
 
+logger = bounded_logger("amqtask.client")
 # Options that say how to publish, not what the message is.
 PUBLISHING = frozenset({"retry", "retry_policy", "timeout", "confirm_timeout", "producer", "publisher", "connection"})
 _IGNORED = frozenset(
@@ -97,25 +98,43 @@ class Calls:
         *,
         task: CalledTask | None = None,
         reply_to: str = "",
+        is_follow_up: bool = False,
     ) -> Message:
-        """The message of a call. Raises: TypeError (unknown option), ValueError, EncodeError, QueueNotFound."""
+        """The message of a call; `is_follow_up`: of one that a task's end brings. Raises: TypeError (unknown option), ValueError,
+        EncodeError, QueueNotFound."""
         if task is not None and task.as_data is not None:
             args, kwargs = task.as_data(args, kwargs)
         if options and not KNOWN.issuperset(options):
             self._refuse(name, options, task)
-        route = self._route(name, args, kwargs, options, task)
+        route = self._route(name, args, kwargs, options, task, is_follow_up=is_follow_up)
         if route.options:
             options = {**route.options, **options}
         call = self._call(name, args, kwargs, options, task, reply_to)
         return self._message(call, route, options, task)
 
     def _route(
-        self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: CalledTask | None
+        self,
+        name: str,
+        args: Sequence[object],
+        kwargs: Keywords,
+        options: Options,
+        task: CalledTask | None,
+        *,
+        is_follow_up: bool,
     ) -> Route:
         route = self._router.route(name, args, kwargs, {key: options[key] for key in _ROUTING if key in options}, task)
         if task is None or task.fair_plan is None:
             return route
-        return self._router.shared(route, name, args, kwargs, task)
+        try:
+            return self._router.shared(route, name, args, kwargs, task)
+        except Exception as error:  # a user's function, or a key of odd values
+            if not is_follow_up:
+                raise
+            # The task that has ended is not to blame, and may have had its effects.
+            logger.warning(
+                "a call of task %s goes to queue %s: it has no key for fair_by (%r)", name, route.routing_key, error
+            )
+            return route
 
     def _call(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtask.flow.keys import FlowPlan, canonical_text
-from amqtask.protocol.flow_options import as_fair
+from amqtask.protocol.flow_options import as_fair, weighted_text
 
 if TYPE_CHECKING:
     from amqtask.protocol.flow_options import Fair
@@ -29,7 +29,7 @@ class FairPlan:
         key = values[0] if isinstance(values, list) and len(values) == 1 else values
         text = canonical_text(key)
         # A key of weight 3 has three shards, so three turns in each round.
-        weight = self._fair.weights.get(str(key), 1) if self._fair.weights else 1
+        weight = self._fair.weights.get(weighted_text(key), 1) if self._fair.weights else 1
         if weight > 1 and (turn := random.randrange(weight)):
             return (zlib.crc32(text.encode()) + turn) % count
         return zlib.crc32(text.encode()) % count

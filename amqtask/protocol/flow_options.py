@@ -194,26 +194,35 @@ def _seconds_of(name: str, value: object) -> float:
     return float(seconds)
 
 
+def weighted_text(key: object) -> str:
+    """The text by which a key has its weight: that of a list is that of a tuple."""
+    return str(list(key) if isinstance(key, tuple) else key)
+
+
 @dataclass(frozen=True)
 class Fair:
     """Calls with different keys take turns, so that many calls with one key do not hold up the others.
 
     `by`: the arguments that make the key, by name, or a function of them. `weights`: how many turns some keys have in each round,
-    by the key as text (several arguments: as a list in Python's words); the others have one. Raises: WrongValue.
+    by the key, or by it as text (several arguments: a tuple of them); the others have one. Raises: WrongValue.
     """
 
     by: By
-    weights: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[Any, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", _by("fair_by", self.by))
         if not self.by:
             raise WrongValue("fair_by wants the name of an argument, several, or a function")
+        if not isinstance(self.weights, Mapping):
+            raise WrongValue(f"Fair: weights wants a dictionary of keys and numbers of turns, not {self.weights!r}")
         for key, weight in self.weights.items():
             if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MOST_WEIGHT:
                 raise WrongValue(
                     f"Fair: the weight of {key!r} wants a whole number from 1 to {MOST_WEIGHT}, not {weight!r}"
                 )
+        by_text = {weighted_text(key): weight for key, weight in self.weights.items()}
+        object.__setattr__(self, "weights", by_text)
 
 
 Limit: TypeAlias = "Concurrency | Rate"

@@ -472,9 +472,11 @@ def add_consumer(control: Control, arguments: CommandArguments) -> object:
     queue, dead_letter = control.make_queue(arguments)
     asked = arguments.get("slots")
     slots = None if asked is None else asked_slots(queue.name, asked)
+    # It first: when it cannot have its slots, its shards are not consumed either.
+    is_consumed = control.operations.consume(queue, dead_letter, slots)
     for shard in control.make_shards(queue):
         control.operations.consume(*shard)
-    if not control.operations.consume(queue, dead_letter, slots):
+    if not is_consumed:
         return {"ok": f"add consumer {queue.name}, which is paused: it is consumed when somebody resumes it"}
     return {"ok": f"add consumer {queue.name}"}
 

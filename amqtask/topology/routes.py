@@ -102,10 +102,8 @@ class Queues:
         queue = self._queues.get(name)
         if queue is not None:
             return queue
-        if base_of(name) != name:
-            return self.add(shard_of(self[base_of(name)], name))
         created = self._create(name)
-        if self._is_explicit and name != self.default_queue:
+        if self._is_explicit and name != self.default_queue and base_of(name) == name:
             logger.warning(
                 "queue %r is not in task_queues, and is made: a worker reads it only with -Q%s "
                 "(task_create_missing_queues = False makes this an error)",
@@ -165,6 +163,8 @@ class Queues:
     # -- missing queues
 
     def _create(self, name: str) -> Queue:
+        if base_of(name) != name:
+            return self.add(shard_of(self[base_of(name)], name))
         if not self._create_missing:
             raise QueueNotFound(
                 f"no queue {name!r} in task_queues, and task_create_missing_queues is off{_near(name, self._queues)}"

@@ -91,14 +91,14 @@ class Division:
 
     def give(self, queue: str, own: QueueSlots) -> None:
         """Give a queue slots of its own, or others than it had. Raises: ConfigurationError (so many cannot be kept free)."""
-        pool = self._pool.member(queue)
+        pool = self._pool.member(queue := base_of(queue))
         check_reserved({**self._given, queue: own}, {queue, *self._queues_of(pool)}, self._slots(pool))
         self._given[queue] = own
         self._is_used = True
 
     def consumes(self, queue: str) -> None:
         self._consumed.add(base_of(queue))
-        self._is_used |= queue in self._given
+        self._is_used |= base_of(queue) in self._given
 
     def leaves(self, queue: str) -> None:
         """The queue is not consumed any more: nothing is kept free for it."""

@@ -50,7 +50,8 @@ def several_pools(text: str) -> type[Pool]:
 def _read(item: str, text: str) -> Share:
     described, equals, queues = item.strip().partition("=")
     name, colon, slots = described.partition(":")
-    names = tuple(queue.strip() for queue in queues.split("+"))
+    # A shard's pool is its queue's.
+    names = tuple(base_of(queue.strip()) for queue in queues.split("+"))
     is_number = slots.isascii() and slots.isdigit() and int(slots) > 0
     if not name or (colon and not is_number) or (equals and not all(names)):
         raise ConfigurationError(f"-P {text}: {item.strip()!r} is not {FORM}")

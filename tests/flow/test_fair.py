@@ -184,6 +184,57 @@ def test_an_argument_that_there_is_not_is_refused_with_the_one_that_is_meant(app
         note.delay("a")
 
 
+def test_a_follow_up_without_a_key_does_not_fail_the_task_before(
+    app: AmqTask, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.task(name="one")(lambda: 1)
+    note, _ = noting(app, lambda tenant, number=0: tenant["name"])
+    with pytest.raises(TypeError):
+        note.delay(1)
+
+    with start_worker(app, concurrency=1):
+        assert chain(app.signature("one"), note.s())().get(timeout=60) == 1
+    assert "a call of task note goes to queue work: it has no key for fair_by (TypeError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("by", "key", "args"),
+    [("number", 7, ("a", 7)), ("number", "7", ("a", 7)), (("tenant", "number"), ("a", 7), ("a", 7))],
+)
+def test_a_weight_is_found_by_the_key_or_its_text(app: AmqTask, by: Any, key: Any, args: Any) -> None:
+    note, _ = noting(app, Fair(by, weights={key: 3}))
+    for _ in range(60):
+        note.delay(*args)
+    assert len(waiting(app)) == 3
+
+
+@pytest.mark.parametrize("weights", ["gold", [("gold", 2)], None])
+def test_weights_are_a_dictionary(weights: Any) -> None:
+    with pytest.raises(WrongValue, match="Fair: weights wants a dictionary"):
+        Fair("tenant", weights=weights)
+
+
+def test_a_shard_that_is_named_is_a_queue_like_its_queue(app: AmqTask) -> None:
+    app.conf.task_queues = [Queue("work", max_priority=5)]
+    app.conf.worker_queue_slots = {"work.fair.3": "1"}
+    app.queues.select(["work.fair.2"])
+
+    assert [queue.argument_map["x-max-priority"] for queue in app.queues.consumed] == [5]
+    with start_worker(app, queues=["work.fair.2", "work.fair.3:1+"], concurrency=2) as worker:
+        assert worker.division.stats() == {"work": {"slots": "1+", "running": 0}}
+
+
+def test_a_queue_that_cannot_have_its_slots_has_no_shards_consumed(app: AmqTask) -> None:
+    noting(app)
+    with start_worker(app, queues=["other"]) as worker:
+        (answer,) = app.control.add_consumer("work", slots="9+", reply=True)
+        assert "keeps 9 slots free" in str(answer)
+        assert [queue.name for queue in worker.consumed] == ["other"]
+
+        app.control.add_consumer("work", slots="1", reply=True)
+        assert len(worker.consumed) == 2 + 8
+
+
 @pytest.mark.parametrize("weight", [0, 17, True, 1.5])
 def test_a_weight_is_a_number_of_turns(weight: Any) -> None:
     with pytest.raises(WrongValue, match="the weight of 'gold' wants a whole number from 1 to 16"):
