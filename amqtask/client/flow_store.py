@@ -71,7 +71,7 @@ def _open_redis(url: str, options: Options, connect_timeout: float) -> FlowStore
 
 def _open_sql(url: str, options: Options, connect_timeout: float) -> FlowStore:
     from amqtask.backends.contract import RetryPolicy, retrying
-    from amqtask.flow.sql import ERRORS, SqlStore, make_engine, name_of, with_table
+    from amqtask.flow.sql import ERRORS, ROWS, SqlStore, cause_of, make_engine, name_of, with_table
 
     policy = RetryPolicy(seconds=PATIENCE)
     make_engine(url, options, connect_timeout)  # what is wrong with the URL is told at once
@@ -80,13 +80,22 @@ def _open_sql(url: str, options: Options, connect_timeout: float) -> FlowStore:
     )
     name = name_of(url)
 
+    def attempt(work: Callable[[Any], Any]) -> Any:
+        engine = engines.get()
+        try:
+            return work(engine)
+        except ERRORS as error:
+            if ROWS.name in str(cause_of(error)):  # a restored database, or somebody's migration, may be without it
+                with_table(engine)
+            raise
+
     def run(work: Callable[[Any], Any]) -> Any:
         return retrying(
-            lambda: work(engines.get()),
+            lambda: attempt(work),
             policy,
             errors=ERRORS,
             is_transient=lambda error: True,
-            explain=lambda error: _away(name, error),
+            explain=lambda error: _away(name, cause_of(error)),
         )
 
     def close() -> None:

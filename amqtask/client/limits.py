@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from amqtask.protocol.flow_options import Limit
 
 
+# Digits; Python refuses to read thousands of them.
+_LONGEST_NUMBER = 100
+
+
 @dataclass(frozen=True)
 class LimitState:
     """One limit of a task. `value` is what holds now (`"10"`, `"500/m, burst 8"`), `in_code` what the task says; they may differ
@@ -60,7 +64,10 @@ class Limits:
             raise ConfigurationError(f"task {task} has no limit {limit!r}; it has {', '.join(plan.titles) or 'none'}")
         by, now = by or here(), time.time()
         if isinstance(present, Concurrency):
-            places = Concurrency(int(value) if str(value).isdecimal() else value).limit  # type: ignore[arg-type]
+            if burst is not None:
+                raise ConfigurationError(f"{limit} of task {task} is no rate, so it has no burst")
+            is_number = isinstance(value, str) and value.isdecimal() and len(value) <= _LONGEST_NUMBER
+            places = Concurrency(int(value) if is_number else value).limit  # type: ignore[arg-type]
             override = Override(str(places), by, now, places=places)
         else:
             rate = Rate(str(value), burst=burst)

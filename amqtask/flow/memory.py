@@ -341,7 +341,7 @@ class MemoryStore:
         if bound.places:
             line.holders[entry.holder] = lease_ends
         else:
-            line.next = max(line.next, now) + bound.interval
+            line.next = self._taken(bound, line, now) + bound.interval
         line.began = now
         line.served = min(line.issued, max(line.served, entry.tickets.get(bound.label, 0)))
 
@@ -374,4 +374,9 @@ class MemoryStore:
 
     def _first(self, bound: Bound, line: Line, now: float) -> float:
         """When the next run of a rate may begin."""
-        return max(line.next, now) - (bound.burst - 1) * bound.interval
+        return self._taken(bound, line, now) - (bound.burst - 1) * bound.interval
+
+    def _taken(self, bound: Bound, line: Line, now: float) -> float:
+        """Until when the runs that have begun take up a rate: a burst of them at most, though they began under a slower one."""
+        line.next = min(line.next, now + bound.burst * bound.interval)
+        return max(line.next, now)

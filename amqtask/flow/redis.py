@@ -128,8 +128,19 @@ for i, bound in ipairs(e.bounds) do
     else bound.interval, bound.burst = override.interval, override.burst end
   end
 end
+local function occupy(bound, till)
+  redis.call('SET', bound.key, string.format('%.6f', till), 'PX', math.ceil((till - now) * 1000) + 1000)
+end
+local function taken(bound)
+  local till, most = tonumber(redis.call('GET', bound.key) or 0), now + bound.burst * bound.interval
+  if till > most + 0.000001 then
+    till = most
+    occupy(bound, till)
+  end
+  return math.max(till, now)
+end
 local function first(bound)
-  return math.max(tonumber(redis.call('GET', bound.key) or 0), now) - (bound.burst - 1) * bound.interval
+  return taken(bound) - (bound.burst - 1) * bound.interval
 end
 local function used(bound)
   redis.call('ZADD', S..':keys:'..bound.label, string.format('%.6f', now), bound.key)
@@ -219,8 +230,7 @@ for _, bound in ipairs(e.bounds) do
     redis.call('SADD', bound.key, e.holder)
     redis.call('EXPIRE', bound.key, {REMEMBERED})
   else
-    local next = math.max(tonumber(redis.call('GET', bound.key) or 0), now) + bound.interval
-    redis.call('SET', bound.key, string.format('%.6f', next), 'PX', math.ceil((next - now) * 1000) + 1000)
+    occupy(bound, taken(bound) + bound.interval)
   end
   note(bound, 'began', now)
   used(bound)

@@ -68,6 +68,11 @@ def with_table(engine: sa.Engine) -> sa.Engine:
     return engine
 
 
+def cause_of(error: Exception) -> BaseException:
+    """What the driver said of one of ERRORS, without the statement and its values."""
+    return getattr(error, "orig", None) or error
+
+
 def name_of(url: str) -> str:
     """The URL without user and password."""
     parsed = sa.make_url(url)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from amqtask.exceptions import FlowGapWarning, TaskPredicate, WrongValue
 from amqtask.ground.plugins import near_names
+from amqtask.ground.printable import printable
 
 # Names of arguments, or a function that gets the call's arguments and returns what makes its key.
 By: TypeAlias = "str | Sequence[str] | Callable[..., Any] | None"
@@ -23,6 +24,8 @@ _LONGEST = 86_400.0
 # Turns in a round of one key.
 MOST_WEIGHT = 16
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*", re.IGNORECASE)
+# Seconds between two runs, and runs at once, of a Rate.
+_SLOWEST, _MOST_BURST = 366 * 86_400.0, 10**9
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -109,12 +112,16 @@ class Rate:
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", _by("Rate", self.by))
         match = _RATE.fullmatch(self.rate) if isinstance(self.rate, str) else None
-        if match is None or not float(match[1]):
-            raise WrongValue(f"Rate wants text like '10/s', '500/m', '5/h' or '1/d', not {self.rate!r}")
+        interval = _SECONDS[match[2].lower()] / float(match[1]) if match is not None and float(match[1]) else 0.0
+        if not 0 < interval <= _SLOWEST:
+            raise WrongValue(
+                f"Rate wants text like '10/s', '500/m', '5/h' or '1/d', not {printable(repr(self.rate), 50)}"
+            )
         burst = self.burst
-        if burst is not None and (isinstance(burst, bool) or not isinstance(burst, int) or burst < 1):
-            raise WrongValue(f"Rate: burst wants a whole number from 1 on, not {burst!r}")
-        interval = _SECONDS[match[2].lower()] / float(match[1])
+        if burst is not None and (
+            isinstance(burst, bool) or not isinstance(burst, int) or not 1 <= burst <= _MOST_BURST
+        ):
+            raise WrongValue(f"Rate: burst wants a whole number from 1 to {_MOST_BURST}, not {burst!r}")
         object.__setattr__(self, "interval", interval)
         object.__setattr__(self, "burst", burst or max(1, int(1 / interval)))
 
@@ -253,9 +260,9 @@ def as_limits(value: object) -> tuple[Limit, ...]:
     for limit in limits:
         if not isinstance(limit, (Concurrency, Rate)):
             raise TypeError
-        key = type(limit).__name__, limit.by
+        key = type(limit).__name__, label_of(limit.by)  # by which stores and operators tell them apart
         if key in keys:
-            raise WrongValue(f"limits has {key[0]} twice with the same key ({label_of(limit.by) or 'the task'})")
+            raise WrongValue(f"limits has {key[0]} twice with the same key ({key[1] or 'the task'})")
         keys.add(key)
     return limits
 

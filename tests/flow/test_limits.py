@@ -177,7 +177,10 @@ def test_what_becomes_of_tasks_while_the_store_is_away(
         (lambda: Concurrency(True), "wants a whole number"),
         (lambda: Rate("fast"), "wants text like '10/s'"),
         (lambda: Rate("0/s"), "wants text like"),
+        (lambda: Rate("9" * 400 + "/s"), "wants text like"),
+        (lambda: Rate("0.0001/d"), "wants text like"),
         (lambda: Rate("5/s", burst=0), "burst wants a whole number"),
+        (lambda: Rate("5/s", burst=10**400), "burst wants a whole number"),
     ],
 )
 def test_what_is_wrong_is_said_when_it_is_written(make: Callable[[], object], words: str) -> None:
@@ -189,6 +192,10 @@ def test_what_is_wrong_is_said_when_it_is_written(make: Callable[[], object], wo
     ("limits", "words"),
     [
         ([Concurrency(1), Concurrency(2)], "limits has Concurrency twice with the same key"),
+        (
+            [Concurrency(1, by=lambda tenant: tenant), Concurrency(5, by=lambda tenant: tenant[:1])],
+            r"twice with the same key \(<lambda>\)",
+        ),
         ([5], "limits wants a Concurrency or a Rate, or a list of them"),
         (Concurrency(1, by="tenat"), "Did you mean 'tenant'"),
     ],

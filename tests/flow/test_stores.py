@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import heapq
 import random
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,23 @@ def test_a_database_that_cannot_be_is_told(tmp_path: Path) -> None:
     store = open_flow_store(f"sqlite:///{tmp_path}/nowhere/flow.sqlite3", {}, 5.0)
     with pytest.raises(FlowStoreUnreachable, match="is flow_store right"):
         store.take("amqtask-flow:{t}:unique::x", "id", 1)
+
+
+def test_a_table_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    with closing(open_flow_store(f"sqlite:///{tmp_path}/flow.sqlite3", {}, 5.0)) as store:
+        store.take("amqtask-flow:{t}:unique::x", "id", 60)
+        with closing(sqlite3.connect(tmp_path / "flow.sqlite3")) as database:
+            database.execute("DROP TABLE amqtask_flow")
+        assert store.take("amqtask-flow:{t}:unique::x", "another", 60) is None
+
+
+def test_an_error_of_a_database_shows_no_statement(tmp_path: Path) -> None:
+    path = tmp_path / "flow.sqlite3"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE amqtask_flow (scope, name, value, until)")
+    store = open_flow_store(f"sqlite:///file:{path}?mode=ro&uri=true", {}, 5.0)
+    with closing(store), pytest.raises(FlowStoreUnreachable, match=r"write a readonly database\. Is it running"):
+        store.take("amqtask-flow:{t}:unique::x", "id", 60)
 
 
 class Backlog:
