@@ -226,19 +226,26 @@ def _bind_first(sig: Signature, deadline: HeaderDict) -> None:
 # -- ids
 
 
+def random_id() -> str:
+    """An id that nothing else has."""
+    return str(uuid.uuid4())
+
+
 class Freezer:
     """Fixes ids. `reply_to` is the caller's reply queue ("" without one); `result` makes a result of an id and a task's name,
-    `group_result` one of an id and its members' results."""
+    `group_result` one of an id and its members' results, `new_id` the ids."""
 
     def __init__(
         self,
         reply_to: str,
         result: Callable[[str, str, Result | None], UntypedResult],
         group_result: Callable[[str, list[Result], Result | None], GroupResult],
+        new_id: Callable[[], str] | None = None,
     ) -> None:
         self._reply_to = reply_to
         self._result = result
         self._group_result = group_result
+        self._new_id = new_id or random_id
 
     def freeze(
         self,
@@ -263,7 +270,7 @@ class Freezer:
         if isinstance(sig, chord):
             return self._chord(sig, task_id, membership, root_id, parent_id, parent, is_head=is_head)
         options = sig.options
-        fixed_id = options.setdefault("task_id", task_id or str(uuid.uuid4()))
+        fixed_id = options.setdefault("task_id", task_id or self._new_id())
         for key, value in (membership or {}).items():
             if value is not None:
                 options.setdefault(key, value)
@@ -292,7 +299,7 @@ class Freezer:
         for position, step in enumerate(steps):
             is_last = position == len(steps) - 1
             if is_head and root_id is None and not isinstance(step, (group, chord)):
-                root_id = step.options.setdefault("task_id", (task_id if is_last else None) or str(uuid.uuid4()))
+                root_id = step.options.setdefault("task_id", (task_id if is_last else None) or self._new_id())
             # A later step learns its root and its parent from the one before, when that has run: the message is shorter.
             parent = self.freeze(
                 step,
@@ -319,7 +326,7 @@ class Freezer:
         *,
         is_head: bool,
     ) -> Result:
-        group_id = sig.options.setdefault("task_id", task_id or str(uuid.uuid4()))
+        group_id = sig.options.setdefault("task_id", task_id or self._new_id())
         members = sig.tasks
         results = [
             self.freeze(
@@ -349,7 +356,7 @@ class Freezer:
     ) -> Result:
         # `chord.set(task_id=…)` names the body as well as the group (Celery's rule).
         task_id = task_id or sig.options.get("task_id")
-        group_id = sig.options.setdefault("task_id", str(uuid.uuid4()))
+        group_id = sig.options.setdefault("task_id", self._new_id())
         members, body = sig.tasks, sig.body
         assert body is not None
         results = [
@@ -424,7 +431,7 @@ def _led_by_a_task(body: Signature) -> Signature:
 def _begin_chord(
     sig: chord, args: Arguments, kwargs: KeywordDict, later_steps: list[SignatureFields], begun: Begun
 ) -> None:
-    body, members, group_id = sig.body, sig.tasks, sig.options.get("task_id") or str(uuid.uuid4())
+    body, members, group_id = sig.body, sig.tasks, sig.options.get("task_id") or random_id()
     assert body is not None
     if later_steps:
         body = settle(piped(body, chain(list(reversed(later_steps)))))

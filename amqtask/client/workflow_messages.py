@@ -174,7 +174,7 @@ class Workflows:
             composition.update(member)
         return member
 
-    def _freezer(self, reply_to: str | None = None) -> Freezer:
+    def _freezer(self, reply_to: str | None = None, new_id: Callable[[], str] | None = None) -> Freezer:
         app = self._app
         if reply_to is None:
             reply_to = app.backend.reply_to() if app.backend is not None else ""
@@ -182,7 +182,7 @@ class Workflows:
         def result(task_id: str, name: str, parent: Any) -> UntypedResult:
             return AsyncResult(task_id, app.backend, parent=parent, revoke=app.revoke_call, task_name=name)
 
-        return Freezer(reply_to, result, app.group_result)
+        return Freezer(reply_to, result, app.group_result, new_id)
 
     def messages(self, begun: Begun) -> list[Message]:
         """The messages of calls, with what must exist before the chords that they belong to can be joined.
@@ -303,7 +303,8 @@ class Workflows:
             bind_bodies(sig, context)
         request = context.request
         reply_to = request.reply_to if request is not None else ""
-        result = self._freezer(reply_to or "").freeze(sig, root_id=context.root_id or context.id, parent_id=context.id)
+        freezer = self._freezer(reply_to or "", context.follow_up_id)
+        result = freezer.freeze(sig, root_id=context.root_id or context.id, parent_id=context.id)
         context.children.append(result.as_tuple())
         begun = self._begun(sig, args, continuation=later_steps)
         for call in begun.calls if headers else ():

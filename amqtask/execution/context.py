@@ -49,6 +49,8 @@ class Context:
     embed: JsonObject = _NOTHING
     # Of `ask_for_retry`.
     asked_retries: tuple[Retry, ...] = ()
+    # Makes the ids of what follows from the run and has none, where each run of the call is to make the same ones.
+    follow_up_id: Callable[[], str] | None = None
     _request: Request | None = None
     # Numbers of requests that are asked to end.
     _stops: Container[int] = ()

@@ -2,7 +2,8 @@
 
 The row of a call keeps what the function returned. So a second run of the same call (a redelivery, a caller that published twice)
 calls no function: it goes on with the kept value as if it had just been returned, stores the result and publishes the follow-ups,
-to which the first run may not have come. Follow-ups have their ids from the call, so the second ones are second runs as well.
+to which the first run may not have come. Follow-ups that have no id yet (callbacks) get it from the call's, so the second ones
+are second runs as well.
 
 Each exception rolls back, also one that asks for something (Retry, Ignore, Reject, a replacement): then nothing has happened,
 and the next attempt runs. So one row stands for all attempts of a call, and no two of them commit.
@@ -10,8 +11,10 @@ and the next attempt runs. So one row stands for all attempts of a call, and no 
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta, timezone
+from itertools import count
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -78,6 +81,7 @@ class InboxRuns:
                 return self._kept(plan, context, value)
 
             kept = await aonce(str(context.id), task.name, work)
+            context.follow_up_id = _ids_from(context.id)
             return value if kept is None else self._again(context, kept)
 
         def run(*args: object, **kwargs: object) -> object:
@@ -89,6 +93,7 @@ class InboxRuns:
                 return self._kept(plan, context, value)
 
             kept = once(str(context.id), task.name, work)
+            context.follow_up_id = _ids_from(context.id)
             return value if kept is None else self._again(context, kept)
 
         return run_async if plan.is_async else run
@@ -96,8 +101,8 @@ class InboxRuns:
     def cleanup(self, seconds: float | None) -> None:
         """Delete the rows of calls that ran longer ago than that; None: none of them."""
         if seconds is not None:
-            count = self._inbox.cleanup(datetime.now(timezone.utc) - timedelta(seconds=seconds))
-            logger.info("inbox: %d calls that ran long ago are forgotten", count)
+            deleted = self._inbox.cleanup(datetime.now(timezone.utc) - timedelta(seconds=seconds))
+            logger.info("inbox: %d calls that ran long ago are forgotten", deleted)
 
     def _kept(self, plan: TaskPlan, context: Context, value: object) -> Kept:
         """Within the transaction. Raises: EncodeError, RuntimeError."""
@@ -123,6 +128,12 @@ class InboxRuns:
         if kept.content_type is None:
             return None
         return loads(kept.body, kept.content_type, kept.content_encoding, self._accept)
+
+
+def _ids_from(task_id: str | None) -> Callable[[], str]:
+    """What makes the ids of a call's follow-ups: in each of its runs the same ones, in their order."""
+    numbers = count()
+    return lambda: str(uuid.uuid5(uuid.NAMESPACE_OID, f"amqtask-inbox:{task_id}:{next(numbers)}"))
 
 
 def _context() -> Context:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
-from amqtask import AmqTask, chain, states
+from amqtask import AmqTask, chain, chord, group, states
 from amqtask.beat.settings_store import entries_of
 from amqtask.contrib.sqlalchemy import SqlAlchemyInbox, SqlAlchemyOutbox, inbox_table, outbox_table
 from amqtask.exceptions import ConfigurationError
@@ -150,6 +150,20 @@ def test_what_follows_is_published_again_by_the_second_run_and_runs_once(bank: B
 
     assert bank.booked == ["paid 3", "thanked for 3"]
     assert runs == ["thanked", "thanked"]
+
+
+def test_callbacks_have_the_same_ids_from_each_run_of_the_call(bank: Bank) -> None:
+    tell = bank.task(name="tell", ignore_result=True)(lambda value, what="": bank.book(f"told{what}"))
+    joined = bank.task(name="joined")(lambda values: bank.book("joined"))
+    pay = bank.task(name="pay")(lambda: bank.book("paid"))
+    links = [tell.s(), tell.s(" too"), group(tell.s(" a"), tell.s(" b")), chord([joined.s()], joined.s())]
+
+    # As a message that comes again: callbacks have no ids in it.
+    bank.worked(*(pay.apply_async(task_id="one", link=links) for _ in range(3)))
+    assert sorted(bank.booked) == ["joined", "joined", "paid", "told", "told a", "told b", "told too"]
+
+    bank.worked(pay.apply_async(task_id="two", link=links))
+    assert len(bank.booked) == 14
 
 
 def test_calls_that_it_makes_are_rows_of_its_transaction_where_there_is_an_outbox(bank: Bank) -> None:
