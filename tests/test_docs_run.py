@@ -55,7 +55,11 @@ BEFORE: dict[str, tuple[str, str]] = {
     ),
 }
 # Further blocks of these pages go on in the module of the first.
-AFTER = {"schedules.md": "look = app.task(name='look')(print)\nreport = app.task(name='report')(print)\n"}
+AFTER = {
+    # A worker that starts without a fair task consumes no shards.
+    "flow-control.md": "app.task(name='fair', fair_by='tenant')(lambda tenant: tenant)\n",
+    "schedules.md": "look = app.task(name='look')(print)\nreport = app.task(name='report')(print)\n",
+}
 
 
 @pytest.fixture
