@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from amqtask.__main__ import main
 from amqtask.console.access import hashed
 
+pytestmark = pytest.mark.usefixtures("loggers")
 APP = 'from amqtask import AmqTask\napp = AmqTask("seen", broker="amqp://127.0.0.1:1//")\n'
 
 
