@@ -13,8 +13,9 @@ from amqtask.canvas import ACCUMULATE, CHAIN, CHORD, CHUNKS, GROUP, MAP, STARMAP
 from amqtask.client.message_builder import deadline_of, eta_of, tell_composed
 from amqtask.client.workflow_ids import Begun, Freezer, Result, begin, bind_bodies, end_of, settle, single
 from amqtask.exceptions import ConfigurationError
+from amqtask.execution.batches import called_at_once
 from amqtask.execution.context import Context, current_context
-from amqtask.execution.follow_ups import body_id
+from amqtask.execution.follow_ups import body_id, call_in_place
 from amqtask.execution.request import Request
 from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.flow.deadline import UNBOUND
@@ -54,6 +55,16 @@ def _each(app: Application, task: SignatureFields, calls: list[Arguments]) -> ob
     call = maybe_signature(task, app)
     function = app.tasks[call.task]
     arguments = [((*leading, *call.args), call.kwargs) for leading in calls]
+    if function.batch is not None:
+        return called_at_once(function, arguments)
+    if function.inbox and not function.is_async:
+        # Each has a transaction and an id, the same one when this comes again.
+        parent = current_context()
+        prefix = None if parent is None else parent.id
+        return [
+            function.apply(args, kwargs, task_id=prefix and f"{prefix}:{index}", throw=True).result
+            for index, (args, kwargs) in enumerate(arguments)
+        ]
     if function.is_async:
 
         async def one_after_the_other() -> list[object]:
@@ -107,7 +118,7 @@ def _errback(app: Application) -> None:
         """Calls an errback that takes (request, exc, traceback) for a task that no slot ran to its end."""
         call = maybe_signature(errback, app)
         extra_args = () if call.immutable else (Context(**request), exception_from_dict(error, trace), trace)
-        app.tasks[call.task](*extra_args, *call.args, **call.kwargs)
+        call_in_place(app.tasks[call.task], (*extra_args, *call.args), call.kwargs)
 
 
 def _backend_cleanup(app: Application) -> None:

@@ -120,6 +120,28 @@ def settle(calls: Sequence[BatchCall], given: Sequence[BatchCall], value: object
             call.fail(error)
 
 
+def called_at_once(task: Any, arguments: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> object:
+    """The results of calls within one task (map, starmap), in batches; of a coroutine function the coroutine of them.
+
+    Raises: what the first that fails fails with."""
+    calls = [BatchCall(args, kwargs, Context(task=task.name)) for args, kwargs in arguments]
+    size = task.batch.size
+    batches = [calls[start : start + size] for start in range(0, len(calls), size)]
+    if task.is_async:
+
+        async def results() -> list[object]:
+            for batch in batches:
+                given = list(batch)
+                settle(batch, given, await task(given), None)
+            return [call.end(task) for call in calls]
+
+        return results()
+    for batch in batches:
+        given = list(batch)
+        settle(batch, given, task(given), None)
+    return [call.end(task) for call in calls]
+
+
 def in_batches(plan: TaskPlan) -> TaskPlan:
     """The plan of a task with `batch`: `batch_call` takes a list of calls, `call` the arguments of one."""
     function = plan.batch_call = plan.call

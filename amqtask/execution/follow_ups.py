@@ -11,8 +11,8 @@ before that, the member is delivered again, and publishes the body again. Nothin
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask import states
 from amqtask.exceptions import BackendUnreachable, ChordError, TaskRevokedError
@@ -257,9 +257,17 @@ class FollowUpComposer:
         return tuple(messages)
 
 
-def _call(task: TaskLike, errback: SignatureFields, context: Context, error: BaseException, trace: str) -> None:
+def _call(task: Any, errback: SignatureFields, context: Context, error: BaseException, trace: str) -> None:
     first_arguments = () if errback.get("immutable") else (context, error, trace)
-    task(*first_arguments, *(errback.get("args") or ()), **(errback.get("kwargs") or {}))
+    call_in_place(task, (*first_arguments, *(errback.get("args") or ())), errback.get("kwargs") or {})
+
+
+def call_in_place(task: Any, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+    """Call a task's function, in its transaction where it has one."""
+    if task.inbox:
+        task.apply(args, kwargs, throw=True)
+    else:
+        task(*args, **kwargs)
 
 
 def _takes_the_error(task: TaskLike, errback: SignatureFields) -> bool:

@@ -162,6 +162,29 @@ def test_steps_of_workflows_may_run_in_batches(app: AmqTask) -> None:
     assert sum(sizes) == 6
 
 
+@pytest.mark.parametrize("pool", ["solo", "asyncio"])
+def test_chunks_and_maps_of_it_are_batches(app: AmqTask, pool: str) -> None:
+    sizes: list[int] = []
+
+    def double(calls: list[BatchCall]) -> list[int]:
+        sizes.append(len(calls))
+        if calls[-1].args[0] == 9:
+            calls[-1].fail(ValueError("nine"))
+        return [2 * call.args[0] for call in calls]
+
+    async def adouble(calls: list[BatchCall]) -> list[int]:
+        return double(calls)
+
+    make: Any = app.task(name="double", batch=Batch(2, 600))
+    task = make(adouble if pool == "asyncio" else double)
+    with start_worker(app, pool=pool):
+        assert task.map([1, 2, 3]).delay().get(timeout=60) == [2, 4, 6]
+        assert task.chunks([(1,), (2,), (3,)], 2).delay().get(timeout=60) == [[2, 4], [6]]
+        with pytest.raises(ValueError, match="nine"):
+            task.starmap([(1,), (9,)]).delay().get(timeout=60)
+    assert sorted(sizes) == [1, 1, 2, 2, 2]
+
+
 def test_what_the_function_logs_is_the_batchs(app: AmqTask) -> None:
     @app.task(name="pay", batch=Batch(2, 600))
     def pay(calls: list[BatchCall]) -> list[str]:

@@ -56,7 +56,14 @@ class Bank:
         broker = self.app.memory_broker
         assert broker is not None
         with start_worker(self.app, pool=pool, concurrency=4) as worker:
-            while broker.count("amqtask") or worker.deliveries.outstanding or worker.ended < len(results):
+            # Also what is on its way to the worker: the next step of a chain is here before the step is acknowledged.
+            queue = broker.queue("amqtask")
+
+            def is_over() -> bool:
+                with broker.lock:
+                    return not len(queue) and not sum(subscriber.unacked for subscriber in queue.subscribers)
+
+            while not is_over() or worker.ended < len(results):
                 threading.Event().wait(0.005)
             return [result.get(timeout=60, propagate=False) for result in results]
 
@@ -164,6 +171,28 @@ def test_callbacks_have_the_same_ids_from_each_run_of_the_call(bank: Bank) -> No
 
     bank.worked(pay.apply_async(task_id="two", link=links))
     assert len(bank.booked) == 14
+
+
+def test_what_is_called_within_another_task_has_its_transaction_too(bank: Bank) -> None:
+    @bank.task(name="note")
+    def note(request: Any, error: Exception, trace: str) -> None:
+        bank.book(f"{request.id} failed: {error}")
+
+    @bank.task(name="pay")
+    def pay(amount: int) -> int:
+        bank.book(f"paid {amount}")
+        if amount > 8:
+            raise ValueError("too much")
+        return amount
+
+    bank.worked(pay.apply_async((9,), task_id="nine", link_error=note.s()))
+    assert bank.booked == ["nine failed: too much"]
+
+    calls = [pay.map([1, 2]).apply_async(task_id="two") for _ in range(2)]
+    assert bank.worked(*calls) == [[1, 2], [1, 2]]
+    assert bank.booked[1:] == ["paid 1", "paid 2"]
+    assert isinstance(bank.worked(pay.starmap([(3,), (9,)]).delay())[0], ValueError)
+    assert bank.booked[3:] == ["paid 3"]
 
 
 def test_calls_that_it_makes_are_rows_of_its_transaction_where_there_is_an_outbox(bank: Bank) -> None:
