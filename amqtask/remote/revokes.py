@@ -18,8 +18,8 @@ from amqtask.protocol.control import Command, command_message, read_command
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, KeywordDict
-    from amqtask.protocol.message import Delivery
-    from amqtask.transport.contract import Journal, Tail
+    from amqtask.protocol.message import Delivery, Message
+    from amqtask.transport.contract import Journal, JournalTail
 
 logger = bounded_logger("amqtask.control")
 
@@ -54,7 +54,9 @@ class KeptRevokes:
         """Write an order down. False: this broker takes none, which is logged once. Raises: PublishError."""
         kept = {name: value for name, value in arguments.items() if name not in _NOT_KEPT}
         try:
-            self.write("revoke" if order == "terminate" else order, {**kept, KEPT: True, AT: self._clock()})
+            self._journal.write(
+                self._entry("revoke" if order == "terminate" else order, {**kept, KEPT: True, AT: self._clock()})
+            )
         except PublishError as error:
             if not is_refused(error):
                 raise
@@ -62,17 +64,16 @@ class KeptRevokes:
             return False
         return True
 
-    def mark(self) -> str:
-        """Write an entry that `read` finds after all that were written before. Its name. Raises: PublishError."""
+    def mark(self, tail: JournalTail) -> str:
+        """Write an entry that this reader finds after all that were written before. Its name. Raises: OperationalError."""
         name = str(uuid.uuid4())
-        self.write(MARK, {"name": name})
+        tail.write(self._entry(MARK, {"name": name}))
         return name
 
-    def write(self, order: str, arguments: KeywordDict) -> None:
-        """Raises: PublishError."""
-        self._journal.write(command_message(Command(order, arguments), serializer=self._serializer))
+    def _entry(self, order: str, arguments: KeywordDict) -> Message:
+        return command_message(Command(order, arguments), serializer=self._serializer)
 
-    def tail(self, position: object = None) -> Tail:
+    def tail(self, position: object = None) -> JournalTail:
         """Reads the entries after a position: `x-stream-offset` of a delivery, or None: of all that may still matter."""
         return self._journal.tail(position)
 

@@ -21,7 +21,8 @@ from amqtask.exceptions import EncodeError, MessageError, MessageTooLarge, Opera
 from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger, count, printable
 from amqtask.protocol.control import CANCEL, TREE
-from amqtask.remote.revokes import AT, KEPT, MARK, ORDERS, is_refused
+from amqtask.protocol.message import OddHeaders
+from amqtask.remote.revokes import AT, JOURNAL, KEPT, MARK, ORDERS, is_refused
 from amqtask.services.revoking import ids_of, matcher, stamps_of
 from amqtask.transport.contract import OFFSET
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments
     from amqtask.pool import Loop
     from amqtask.protocol.control import Command
+    from amqtask.protocol.message import Delivery
     from amqtask.remote.revokes import KeptRevokes
     from amqtask.transport.contract import Tail
     from amqtask.worker.dispatcher import Dispatcher
@@ -87,9 +89,10 @@ class RevokeReader:
         # Orders that were heard, and not yet taken by the thread.
         self._heard: deque[Command] = deque()
         # The thread's own: what it has to write, by what it says, with the time (monotonic) to do it at; the entry that it waits
-        # for; where it is.
+        # for, and whether it came; where it is.
         self._unwritten: dict[_Said, tuple[float, Command]] = {}
         self._mark: str | None = None
+        self._has_all = False
         self._position: object = None
 
     def start(self) -> None:
@@ -162,11 +165,10 @@ class RevokeReader:
 
     def _follow(self) -> None:
         """Read, and write, until the worker stops. Raises: OperationalError, QueueNotFound."""
-        if self._position is None:
-            self._mark = self._revokes.mark()
-            self._written()
         tail = self._revokes.tail(self._position)
         try:
+            if not self._has_all:
+                self._mark = self._revokes.mark(tail)
             while not self._stopping.is_set():
                 self._read(tail)
                 self._write(time.monotonic())
@@ -178,6 +180,8 @@ class RevokeReader:
         deliveries = tail.read(BATCH, LOOK_SECONDS)
         if not deliveries:
             return
+        # The last one whose headers could be read.
+        position = [offset for delivery in deliveries if (offset := _offset_of(delivery)) is not None][-1:]
         orders: list[tuple[_Said, CommandArguments]] = []
         is_all = False
         for delivery in deliveries:
@@ -192,10 +196,11 @@ class RevokeReader:
             except MessageError as error:
                 logger.warning("worker: an entry among the kept revokes that is none: %s", error)
         tail.acknowledge()
-        self._position = (deliveries[-1].properties.headers or {}).get(OFFSET)
+        self._position = position[0] if position else self._position
         if orders:
             self._call(lambda: self._learn(orders))
         if is_all:
+            self._has_all = True
             logger.debug("worker: the kept revokes are read (%s last)", count(len(orders), "order"))
             self._call(self._release)
 
@@ -221,6 +226,15 @@ class RevokeReader:
                     logger.warning("worker: an order cannot be kept: %s", error)
                 del self._unwritten[said]
                 self._written()
+
+
+def _offset_of(delivery: Delivery) -> object:
+    """None where anybody wrote headers that cannot be read. Raises: OperationalError: reading would take it from others."""
+    headers = delivery.properties.headers
+    offset = (headers or {}).get(OFFSET)
+    if offset is None and not isinstance(headers, OddHeaders):
+        raise OperationalError(f"{JOURNAL!r} on the broker is no stream; delete it, and it is made as one")
+    return offset
 
 
 def _said(order: Command) -> _Said:

@@ -241,6 +241,13 @@ class Tail(Protocol):
         """Disconnect; what is not acknowledged is read again."""
 
 
+class JournalTail(Tail, Protocol):
+    """Reads a journal, and adds to it."""
+
+    def write(self, message: Message) -> None:
+        """Add one over the connection that reads, without waiting: it is kept when a later `read` returns it."""
+
+
 class Note(Protocol):
     """A small text that the broker keeps for all applications of the virtual host. Each method raises OperationalError."""
 
@@ -257,7 +264,7 @@ class Journal(Protocol):
     def write(self, message: Message) -> None:
         """Add one, wherever it is addressed to; it is kept when this returns. Raises: PublishError."""
 
-    def tail(self, position: object) -> Tail:
+    def tail(self, position: object) -> JournalTail:
         """Reads what comes after a position, the header x-stream-offset of a delivery; None: all that may still matter."""
 
 

@@ -86,19 +86,26 @@ class QueueTail:
     def read(self, limit: int, seconds: float) -> list[Delivery]:
         """See the contract."""
         link = self._link
-        try:
-            if not link.is_open:
-                self._open(time.monotonic() + OPEN_SECONDS)
-            link.run(lambda: bool(link.deliveries), time.monotonic() + seconds)
-        except LinkLost as lost:
-            raise self._error(lost) from lost
-        except PublishError:
-            link.discard()
-            raise
+        self._connected(lambda: link.run(lambda: bool(link.deliveries), time.monotonic() + seconds))
         batch = [link.deliveries.popleft() for _ in range(min(limit, len(link.deliveries)))]
         if batch:
             self._last_tag = batch[-1].tag
         return batch
+
+    def write(self, message: Message) -> None:
+        """See JournalTail, for the tail of a StreamJournal."""
+        self._connected(lambda: self._link.put_message(_kept(message, self._queue)))
+
+    def _connected(self, do: Callable[[], object]) -> None:
+        try:
+            if not self._link.is_open:
+                self._open(time.monotonic() + OPEN_SECONDS)
+            do()
+        except LinkLost as lost:
+            raise self._error(lost) from lost
+        except PublishError:
+            self._link.discard()
+            raise
 
     def acknowledge(self) -> None:
         """See the contract."""
@@ -227,8 +234,7 @@ class StreamJournal:
 
     def write(self, message: Message) -> None:
         """See the contract."""
-        properties = replace(message.properties, delivery_mode=2)
-        self._publisher.publish(Message(message.body, properties, "", self._queue.name, (self._queue,)))
+        self._publisher.publish(_kept(message, self._queue))
 
     def tail(self, position: object) -> QueueTail:
         """See the contract."""
@@ -240,3 +246,7 @@ class StreamJournal:
             connect_timeout=self._connect_timeout,
             name=f"amqtask {self._queue.name}",
         )
+
+
+def _kept(message: Message, queue: Queue) -> Message:
+    return Message(message.body, replace(message.properties, delivery_mode=2), "", queue.name, (queue,))

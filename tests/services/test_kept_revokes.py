@@ -128,7 +128,8 @@ def test_a_broker_without_streams_is_said_once_and_all_goes_on(
     def refuse(*_: object) -> None:
         raise PublishError("declaring queue 'amqtask.cancel' failed: 406 feature flag 'stream_queue' is disabled")
 
-    monkeypatch.setattr("amqtask.transport.tail.StreamJournal.write", refuse)
+    for writer in ("StreamJournal", "QueueTail"):
+        monkeypatch.setattr(f"amqtask.transport.tail.{writer}.write", refuse)
     with caplog.at_level(logging.WARNING), start_worker(app):
         assert_runs(app)
         app.control.revoke("an-id")
@@ -207,6 +208,19 @@ def test_an_order_that_is_none_is_heard_and_what_comes_after_is_kept(app: AmqTas
             app.publisher.publish(message)
         app.control.inspect().ping()
     assert [kept["task_id"] for kept in orders(app)] == [["an-id"]]
+
+
+def test_a_queue_in_the_place_of_the_stream_is_said_and_nothing_is_taken_from_it(
+    app: AmqTask, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = Queue(JOURNAL, queue_arguments={"x-queue-type": "quorum"})
+    app.publisher.publish(Message(b"{}", Properties(content_type="application/json"), "", queue.name, (queue,)))
+    app.tasks["kept.add"].delay(1, 1).revoke()
+
+    with caplog.at_level(logging.WARNING), start_worker(app):
+        assert_runs(app)
+    assert sum("is no stream; delete it" in record.getMessage() for record in caplog.records) == 1
+    assert memory(app).messages(JOURNAL)[0][1] == b"{}"
 
 
 def test_it_can_be_turned_off(app: AmqTask) -> None:

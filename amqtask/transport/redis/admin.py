@@ -168,8 +168,7 @@ class RedisJournal(RedisJobs):
 
     def write(self, message: Message) -> None:
         """See the contract."""
-        text = envelope(message.body, message.properties, "", self._name)
-        self._ask(("XADD", self._layout.key(self._name), "MAXLEN", "~", MOST_KEPT, "*", "message", text))
+        self._ask(_entry(message, self._layout, self._name))
         self._client.close()
 
     def tail(self, position: object) -> RedisJournalTail:
@@ -178,8 +177,13 @@ class RedisJournal(RedisJobs):
         return RedisJournalTail(self._deployment, self._layout, self._name, str(position or oldest))
 
 
+def _entry(message: Message, layout: Layout, name: str) -> Command:
+    text = envelope(message.body, message.properties, "", name)
+    return ("XADD", layout.key(name), "MAXLEN", "~", MOST_KEPT, "*", "message", text)
+
+
 class RedisJournalTail(RedisJobs):
-    """See amqtask.transport.contract.Tail. `position` is the id of the last entry that was read."""
+    """See amqtask.transport.contract.JournalTail. `position` is the id of the last entry that was read."""
 
     def __init__(self, deployment: Deployment, layout: Layout, name: str, position: str) -> None:
         super().__init__(deployment, layout)
@@ -200,6 +204,10 @@ class RedisJournalTail(RedisJobs):
             delivery.properties.headers = {**(delivery.properties.headers or {}), OFFSET: self._position}
             deliveries.append(delivery)
         return deliveries
+
+    def write(self, message: Message) -> None:
+        """See the contract."""
+        self._ask(_entry(message, self._layout, self._name))
 
     def acknowledge(self) -> None:
         """Nothing waits for that."""
