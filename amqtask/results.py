@@ -471,9 +471,11 @@ class GroupResult(ResultSet):
 
         It is looked for in `backend`, else in that of `app`, else of the current app. Raises: BackendNotConfigured.
         """
-        store = backend or (app or current_app()).backend
+        application = current_app() if backend is None and app is None else getattr(app, "app", app)
+        store = application.backend if backend is None else backend
         saved = _group_store(store).restore_group(id)
-        return None if saved is None else cast("GroupResult", cls.rebuilt(saved, store))
+        revoke = None if application is None else application.revoke_call
+        return None if saved is None else cast("GroupResult", cls.rebuilt(saved, store, revoke))
 
     def as_tuple(self) -> Any:
         """`((id, parent), [members])`, as Celery writes it."""

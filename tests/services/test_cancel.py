@@ -12,6 +12,7 @@ import pytest
 from amqtask import AmqTask, chain, chord, group
 from amqtask.exceptions import TaskRevokedError, Terminated
 from amqtask.execution.stops import MOST, Stops
+from amqtask.result import GroupResult
 from amqtask.testing.worker import start_worker
 
 
@@ -85,6 +86,18 @@ def test_the_members_and_the_body_of_a_chord(flow: Flow, backend: str) -> None:
 def test_a_group_of_chains(flow: Flow) -> None:
     started = group((chain(flow.note.si("a"), flow.note.si("b")) for _ in range(3)), app=flow.app).apply_async()
     started.cancel()
+
+    with start_worker(flow.app):
+        assert_cancelled(*started.results)
+        flow.assert_only_others_run()
+
+
+def test_a_group_that_was_restored(flow: Flow) -> None:
+    started = group((flow.note.si("a") for _ in range(2)), app=flow.app).apply_async()
+    started.save()
+    restored = GroupResult.restore(started.id, app=flow.app)
+    assert restored is not None
+    restored.cancel()
 
     with start_worker(flow.app):
         assert_cancelled(*started.results)
