@@ -204,8 +204,9 @@ class StreamNote:
             publisher.close()
 
 
-# A journal's stream is deleted by segments, so they are small.
-_JOURNAL_BYTES, _JOURNAL_SEGMENT = 200_000_000, 2_000_000
+# It is read to its end before a worker's first task, and a worker remembers 50,000 revokes: those of one id have 300 bytes.
+# Its stream is deleted by segments, so they are small.
+_JOURNAL_BYTES, _JOURNAL_SEGMENT = 20_000_000, 2_000_000
 
 
 class StreamJournal:

@@ -73,7 +73,8 @@ class Revocations:
     def in_tree(self, task_id: str, headers: Headers) -> bool:
         """Whether it is cancelled, or belongs to what is: what it leads to does then, too."""
         trees, met = self._trees, self._met
-        if task_id in trees or _root_of(headers) in trees:
+        root = headers.get("root_id")
+        if task_id in trees or (isinstance(root, str) and root in trees):
             return True
         for name in _ABOVE:
             above = headers.get(name)
@@ -171,12 +172,6 @@ def _merged(
 ) -> OrderedDict[Revoked, float]:
     merged = {key: min(now, since) for key, since in received.items() if _is_short(key)} | dict(current)
     return OrderedDict(sorted(merged.items(), key=lambda entry: entry[1]))
-
-
-def _root_of(headers: Headers) -> str:
-    """The id of the first task of the workflow; "" where the message says none."""
-    root = headers.get("root_id")
-    return root if isinstance(root, str) else ""
 
 
 def _is_short(key: str | Stamp) -> bool:

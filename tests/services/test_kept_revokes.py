@@ -223,6 +223,16 @@ def test_a_queue_in_the_place_of_the_stream_is_said_and_nothing_is_taken_from_it
     assert memory(app).messages(JOURNAL)[0][1] == b"{}"
 
 
+def test_no_more_is_kept_than_can_be_read_before_the_first_task(app: AmqTask) -> None:
+    kept = app.runtime.kept_revokes(app.publisher)
+    assert kept is not None
+    for number in range(25):
+        kept.keep("revoke", {"task_id": [f"{number} {'x' * 1_000_000}"]})
+
+    first = orders(app)[0]["task_id"][0]
+    assert 5 <= int(first.partition(" ")[0]) <= 7
+
+
 def test_it_can_be_turned_off(app: AmqTask) -> None:
     app.conf.revoke_max_age = 0
     result = app.tasks["kept.add"].delay(1, 1)

@@ -127,6 +127,9 @@ def test_what_belongs_to_a_cancelled_tree_is_found_and_takes_no_place_of_others(
     assert revoked.covers("child", {"root_id": "other", "parent_id": "member"})
     assert not revoked.covers("b", {"root_id": "other", "parent_id": "other", "group": None})
     assert not revoked.covers("b", {"root_id": ["root"], "parent_id": 7})
+    nobody = Revocations()
+    nobody.add_trees([""], 1.0)
+    assert not nobody.covers("without a root", {})
     revoked.add_trees(["at the beginning of time"], 0.0)
     assert revoked.covers("c", {"group": "at the beginning of time"})
     for number in range(100):
