@@ -19,9 +19,9 @@ from amqtask.ground.plugins import WithOthersNames, others_names
 from amqtask.ground.printable import bounded_logger
 from amqtask.pipeline import flush_open, opened
 from amqtask.protocol.result import ResultMessage, exception_from_dict
+from amqtask.results import Cancellable, WithDescendants, check_not_in_task
 from amqtask.results import GroupResult as GroupResult
 from amqtask.results import ResultSet as ResultSet
-from amqtask.results import WithDescendants, check_not_in_task, ids_in_tree
 from amqtask.results import allow_join_result as allow_join_result
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _application(app: Any) -> Any:
     return application
 
 
-class AsyncResult(WithDescendants, WithOthersNames, Generic[R]):
+class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
     """The result of a published task; Celery's surface.
 
     By an id from elsewhere: `AsyncResult(id, app=app)` (or a task of that app); without `app` the current one is asked.
@@ -449,28 +449,6 @@ class AsyncResult(WithDescendants, WithOthersNames, Generic[R]):
         """
         self._revoker(self.id, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
 
-    def cancel(
-        self,
-        *,
-        tree: bool = True,
-        terminate: bool = False,
-        signal: str | None = None,
-        wait: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Revoke it, ask it to end if it runs (`self.is_cancelled()`), and with `tree` the same for the whole workflow that it is
-        known to belong to: the steps before it, members of its groups and all that any of them has called or will call. One
-        message, however many they are; the rest is as with `revoke`.
-
-        Raises: PublishError, BackendNotConfigured.
-        """
-        ids = list(ids_in_tree(self)) if tree else [self.id]
-        self._revoker(ids, tree=tree, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
-
-    async def acancel(self, *, tree: bool = True, terminate: bool = False, signal: str | None = None) -> None:
-        """The same as `cancel`."""
-        await asyncio.to_thread(self.cancel, tree=tree, terminate=terminate, signal=signal)
-
     def revoke_by_stamped_headers(
         self,
         headers: Headers,
@@ -482,6 +460,10 @@ class AsyncResult(WithDescendants, WithOthersNames, Generic[R]):
     ) -> None:
         """The same for all tasks, not only this one, that carry these stamps: {stamp: value or list of values}."""
         self._revoker(self.id, terminate=terminate, signal=signal, wait=wait, timeout=timeout, headers=headers)
+
+    def ids_by_revoker(self) -> dict[Revoke, list[str]]:
+        """See Cancellable."""
+        return {self._revoker: [self.id]}
 
     @property
     def _revoker(self) -> Revoke:

@@ -158,6 +158,37 @@ def ids_in_tree(result: Any) -> dict[str, None]:
     return ids
 
 
+class Cancellable:
+    """A result or several: what can be cancelled."""
+
+    def ids_by_revoker(self) -> dict[Callable[..., None], list[str]]:
+        """The ids of the tasks, by what revokes them. Raises: BackendNotConfigured for one of no application."""
+        raise NotImplementedError
+
+    def cancel(
+        self,
+        *,
+        tree: bool = True,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Revoke it, ask it to end if it runs (`self.is_cancelled()`), and with `tree` the same for the whole workflow that it is
+        known to belong to: the steps before it, members of its groups and all that any of them has called or will call. One
+        message, however many they are; the rest is as with `revoke`.
+
+        Raises: PublishError, BackendNotConfigured.
+        """
+        for revoke, ids in self.ids_by_revoker().items():
+            meant = list(ids_in_tree(self)) if tree else ids
+            revoke(meant, tree=tree, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
+
+    async def acancel(self, *, tree: bool = True, terminate: bool = False, signal: str | None = None) -> None:
+        """The same as `cancel`."""
+        await asyncio.to_thread(self.cancel, tree=tree, terminate=terminate, signal=signal)
+
+
 # -- several results
 
 
@@ -190,7 +221,7 @@ class OneResult(Protocol):
         """Tell all workers not to run it."""
 
 
-class ResultSet(WithOthersNames):
+class ResultSet(Cancellable, WithOthersNames):
     """Several results at once."""
 
     def __init__(
@@ -355,11 +386,11 @@ class ResultSet(WithOthersNames):
         timeout: float | None = None,
     ) -> None:
         """Revoke all, with one message; see AsyncResult.revoke."""
-        for revoke, ids in self._by_app().items():
+        for revoke, ids in self.ids_by_revoker().items():
             revoke(ids, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
 
-    def _by_app(self) -> dict[Callable[..., None], list[str]]:
-        """The ids of the members, by what revokes them. Raises: BackendNotConfigured for one of no application."""
+    def ids_by_revoker(self) -> dict[Callable[..., None], list[str]]:
+        """See Cancellable."""
         by_app: dict[Callable[..., None], list[str]] = {}
         for result in self._flat():
             if result.revoke_call is None:
@@ -367,24 +398,6 @@ class ResultSet(WithOthersNames):
             else:
                 by_app.setdefault(result.revoke_call, []).append(result.id)
         return by_app
-
-    def cancel(
-        self,
-        *,
-        tree: bool = True,
-        terminate: bool = False,
-        signal: str | None = None,
-        wait: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Cancel all, with one message; see AsyncResult.cancel."""
-        for revoke, ids in self._by_app().items():
-            meant = list(ids_in_tree(self)) if tree else ids
-            revoke(meant, tree=tree, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
-
-    async def acancel(self, *, tree: bool = True, terminate: bool = False, signal: str | None = None) -> None:
-        """The same as `cancel`."""
-        await asyncio.to_thread(self.cancel, tree=tree, terminate=terminate, signal=signal)
 
     def forget(self) -> None:
         """Drop all results, here and in the store."""
