@@ -6,14 +6,11 @@ to (Redis). Messages to publish afterwards leave it in the Outcome.
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
 from collections.abc import Callable, Container, Coroutine, Mapping
 from contextvars import copy_context
 from time import perf_counter
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from amqtask import signals, states
 from amqtask.exceptions import (
@@ -48,6 +45,7 @@ from amqtask.execution.request import (
 )
 from amqtask.execution.results import Results, is_wanted, keeps_runs
 from amqtask.execution.task_plan import TaskPlan, Wrapper, plan_for
+from amqtask.ground.forks import FORKS, count_forks, end_forked
 from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.chord import CHORD_HEADER, read_mark
@@ -61,10 +59,6 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
 
 
-# How many forks this process comes from; in a list, because it is read twice per task: a system call (getpid) costs ten
-# times as much.
-FORKS = [0]
-_is_counting = False
 logger = bounded_logger("amqtask.execution")
 RunCoroutine = Callable[[Coroutine[Any, Any, Any]], Any]
 RunBlocking = Callable[..., Coroutine[Any, Any, Any]]
@@ -88,35 +82,6 @@ def retry_options(task: TaskLike, retries: int) -> dict[str, object]:
             retries, factor=float(task.retry_backoff), maximum=task.retry_backoff_max, full_jitter=task.retry_jitter
         )
     return options
-
-
-# -- a process that a task forked with os.fork and that returned from the task must not continue as a second slot
-
-
-def count_forks() -> None:
-    """Count forks in FORKS from now on, so that a forked child differs from its parent; may be called often."""
-    global _is_counting
-    if not _is_counting:
-        _is_counting = True
-        os.register_at_fork(after_in_child=_count)
-
-
-def _count() -> None:
-    FORKS[0] += 1
-
-
-def end_forked(error: BaseException | None) -> NoReturn:
-    """End this process like a program that has returned, or that raised `error`."""
-    code = 0
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    elif error is not None:
-        traceback.print_exception(error)
-        code = 1
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None and not stream.closed:
-            stream.flush()
-    os._exit(code & 0xFF)
 
 
 # -- one request
