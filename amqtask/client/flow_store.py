@@ -12,6 +12,8 @@ from amqtask.ground.printable import clause, mask_urls
 if TYPE_CHECKING:
     from amqtask.flow.contract import FlowStore
     from amqtask.ground.shapes import Options
+    from amqtask.settings import Settings
+    from amqtask.transport.broker import Broker
 
 # Seconds for which a server that is away is tried again before slots and callers are told.
 PATIENCE = 2.0
@@ -19,6 +21,20 @@ NONE = (
     "unique tasks and limits need a store that all callers and workers share: set flow_store to redis://host:6379/0 or "
     "postgresql://host/db (docs/flow-control.md#the-store)"
 )
+
+
+def flow_store_of(conf: Settings, broker: Broker, in_process: Callable[[], FlowStore]) -> FlowStore:
+    """What flow_store names, else the broker where that can keep them; `in_process` is what there is for `memory://`.
+
+    Raises: ConfigurationError."""
+    url, options = conf.flow_store, conf.flow_store_options
+    if not url and broker.memory is None:
+        url, options = broker.chords_url, conf.broker_transport_options or {}
+        if url is None:
+            raise ConfigurationError(NONE)
+    if url and url.partition("://")[0] != "memory":
+        return open_flow_store(url, options, conf.broker_connection_timeout)
+    return in_process()
 
 
 def open_flow_store(url: str, options: Options, connect_timeout: float) -> FlowStore:

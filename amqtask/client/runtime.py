@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from operator import attrgetter
@@ -16,18 +16,17 @@ from amqtask.calls.application import Application
 from amqtask.client.message_builder import Calls
 from amqtask.client.registry import django_time_zone, uses_django
 from amqtask.client.workflow_messages import Workflows
-from amqtask.exceptions import ConfigurationError
-from amqtask.execution.inbox import InboxRuns, no_inbox
+from amqtask.execution.inbox import runs_of
 from amqtask.ground.lazy import lazy
 from amqtask.ground.plugins import plugins
 from amqtask.ground.printable import bounded_logger
-from amqtask.protocol.entities import Exchange, Queue, arguments, queue_of
+from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.event import Keeping, keeping
 from amqtask.protocol.serialization import LARGEST_BODY, content_types, control_serializer, is_protected
 from amqtask.settings import Settings
 from amqtask.topology.declarations import QueueDefaults
 from amqtask.topology.delays import DelayPlan
-from amqtask.topology.routes import Queues, Router
+from amqtask.topology.routes import Queues, Router, configured
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend, RetryPolicy
@@ -36,12 +35,11 @@ if TYPE_CHECKING:
     from amqtask.events.dispatcher import SentEvents
     from amqtask.events.receiver import Feed
     from amqtask.execution.contract import ChordStore
-    from amqtask.execution.inbox import Inbox
+    from amqtask.execution.inbox import Inbox, InboxRuns
     from amqtask.flow.claims import Claims
     from amqtask.flow.contract import FlowStore
     from amqtask.flow.gate import Gate
     from amqtask.flow.keys import FlowPlan
-    from amqtask.ground.shapes import Options
     from amqtask.history.client import History
     from amqtask.outbox.contract import Outbox
     from amqtask.protocol.message import Delivery
@@ -71,45 +69,6 @@ def default_exchange(conf: Settings) -> Exchange | None:
     if not name and exchange_type == "direct":
         return None
     return Exchange(name or conf.task_default_queue, type=exchange_type)
-
-
-def configured(queues: object, default: Exchange | None) -> Iterator[Queue]:
-    """Queues from a list of Queue, names or kombu's queues, or from Celery's mapping of names.
-
-    Raises: ConfigurationError for anything else.
-    """
-    if queues is None:
-        return
-    if isinstance(queues, Mapping):
-        for name, options in queues.items():
-            yield _from_mapping(str(name), options or {}, default)
-        return
-    if isinstance(queues, (str, Queue)) or not isinstance(queues, Iterable):
-        queues = [queues]
-    for entry in queues:
-        if isinstance(entry, Queue):
-            yield entry
-        elif isinstance(entry, str):
-            yield Queue(entry, routing_key=entry)
-        else:
-            yield _from_entity(entry)
-
-
-def _from_mapping(name: str, options: Options, default: Exchange | None) -> Queue:
-    """Celery's dictionary form: exchange, exchange_type, routing_key (or binding_key), queue_arguments."""
-    exchange = options.get("exchange")
-    if isinstance(exchange, str):
-        exchange = Exchange(exchange, type=str(options.get("exchange_type", "direct")))
-    key = options.get("routing_key") or options.get("binding_key") or name
-    queue_arguments = options.get("queue_arguments") or options.get("arguments")
-    return Queue(name, exchange=exchange or default, routing_key=str(key), arguments=arguments(queue_arguments))
-
-
-def _from_entity(entity: Any) -> Queue:
-    try:
-        return queue_of(entity)
-    except AttributeError as error:
-        raise ConfigurationError(f"task_queues holds {entity!r}, which is no Queue: {error}") from error
 
 
 class made(Generic[T]):
@@ -383,30 +342,20 @@ class Runtime:
         tasks = [task for name in names if (task := self._app.tasks.get(name)) is not None and task.inbox]
         if not tasks:
             return None
-        inbox, conf = self.inbox, self._conf
-        if inbox is None:
-            raise ConfigurationError(no_inbox(tasks[0].name))
-        for task in tasks:
-            inbox.check(task.name, is_async=task.is_async)
-        return InboxRuns(
-            inbox, conf.result_serializer, content_types(conf.result_accept_content or conf.accept_content)
-        )
+        conf = self._conf
+        accept = content_types(conf.result_accept_content or conf.accept_content)
+        return runs_of(tasks, self.inbox, conf.result_serializer, accept)
 
     @lazy
     def flow_store(self) -> FlowStore:
         """The locks and places of unique tasks and limits: what flow_store names, else the broker where that can keep them.
 
         Raises: ConfigurationError."""
-        from amqtask.client.flow_store import NONE, open_flow_store
+        from amqtask.client.flow_store import flow_store_of
 
-        conf, broker = self._conf, self.broker
-        url, options = conf.flow_store, conf.flow_store_options
-        if not url and broker.memory is None:
-            url, options = broker.chords_url, conf.broker_transport_options or {}
-            if url is None:
-                raise ConfigurationError(NONE)
-        if url and url.partition("://")[0] != "memory":
-            return open_flow_store(url, options, conf.broker_connection_timeout)
+        return flow_store_of(self._conf, self.broker, self._flow_store_in_process)
+
+    def _flow_store_in_process(self) -> FlowStore:
         if self._kept.flow_store is None:
             from amqtask.flow.memory import MemoryStore
 

@@ -12,7 +12,7 @@ and the next attempt runs. So one row stands for all attempts of a call, and no 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from itertools import count
 from types import CoroutineType
@@ -26,6 +26,7 @@ from amqtask.protocol.serialization import content_types, dumps, loads
 
 if TYPE_CHECKING:
     from amqtask.execution.context import Context
+    from amqtask.execution.contract import TaskLike
     from amqtask.execution.task_plan import TaskPlan
 
 logger = bounded_logger("amqtask.execution")
@@ -140,6 +141,15 @@ def _context() -> Context:
     context = current.get()
     assert context is not None, "the executor has set it"
     return context
+
+
+def runs_of(tasks: Sequence[TaskLike], inbox: Inbox | None, serializer: str, accept: frozenset[str]) -> InboxRuns:
+    """What puts the calls of these tasks into the inbox. Raises: ConfigurationError (there is none, or not for such a task)."""
+    if inbox is None:
+        raise ConfigurationError(no_inbox(tasks[0].name))
+    for task in tasks:
+        inbox.check(task.name, is_async=task.is_async)
+    return InboxRuns(inbox, serializer, accept)
 
 
 def in_inbox(plan: TaskPlan, runs: InboxRuns | None) -> TaskPlan:

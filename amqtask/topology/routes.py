@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.ground.plugins import load_path, near_names
 from amqtask.ground.printable import bounded_logger
-from amqtask.protocol.entities import Declaration, Exchange, Queue
+from amqtask.protocol.entities import Declaration, Exchange, Queue, arguments, queue_of
 from amqtask.protocol.option_types import CALL
 from amqtask.topology.declarations import QueueDefaults, declarations, is_declarable, with_defaults, work_queue
 from amqtask.topology.fair import base_of, has_shards, shard_name, shard_of
@@ -50,6 +50,45 @@ class FairTask(Protocol):
 
     @property
     def fair_plan(self) -> FairPlan | None: ...
+
+
+def configured(queues: object, default: Exchange | None) -> Iterator[Queue]:
+    """Queues from a list of Queue, names or kombu's queues, or from Celery's mapping of names.
+
+    Raises: ConfigurationError for anything else.
+    """
+    if queues is None:
+        return
+    if isinstance(queues, Mapping):
+        for name, options in queues.items():
+            yield _from_mapping(str(name), options or {}, default)
+        return
+    if isinstance(queues, (str, Queue)) or not isinstance(queues, Iterable):
+        queues = [queues]
+    for entry in queues:
+        if isinstance(entry, Queue):
+            yield entry
+        elif isinstance(entry, str):
+            yield Queue(entry, routing_key=entry)
+        else:
+            yield _from_entity(entry)
+
+
+def _from_mapping(name: str, options: Options, default: Exchange | None) -> Queue:
+    """Celery's dictionary form: exchange, exchange_type, routing_key (or binding_key), queue_arguments."""
+    exchange = options.get("exchange")
+    if isinstance(exchange, str):
+        exchange = Exchange(exchange, type=str(options.get("exchange_type", "direct")))
+    key = options.get("routing_key") or options.get("binding_key") or name
+    queue_arguments = options.get("queue_arguments") or options.get("arguments")
+    return Queue(name, exchange=exchange or default, routing_key=str(key), arguments=arguments(queue_arguments))
+
+
+def _from_entity(entity: Any) -> Queue:
+    try:
+        return queue_of(entity)
+    except AttributeError as error:
+        raise ConfigurationError(f"task_queues holds {entity!r}, which is no Queue: {error}") from error
 
 
 class Queues:
