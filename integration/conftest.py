@@ -11,11 +11,13 @@ and fails them in CI. `postgres` is a new database for each test; tests that sha
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pika
 import pytest
@@ -110,6 +112,26 @@ def sentinel() -> Iterator[Sentinel]:
 def memcached_address() -> Iterator[str]:
     """`host:port` of a memcached."""
     yield from _while_it_runs(memcached())
+
+
+@pytest.fixture(params=["rabbitmq", "redis"])
+def load_application(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], Any]]:
+    """Loads a module of integration.apps that reads its broker, folder and queue (its own) from the environment: NAME_BROKER …"""
+    broker = request.getfixturevalue("redis_url" if request.param == "redis" else "broker_url")
+    loaded: list[Any] = []
+
+    def load(name: str) -> Any:
+        for what, value in (("BROKER", broker), ("FOLDER", str(tmp_path)), ("QUEUE", f"{name}-{uuid.uuid4().hex[:8]}")):
+            monkeypatch.setenv(f"{name.upper()}_{what}", value)
+        loaded.append(importlib.reload(importlib.import_module(f"integration.apps.{name}")))
+        return loaded[-1]
+
+    yield load
+    for module in loaded:
+        module.app.control.purge()
+        module.app.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,10 @@ from amqtask import states
 from integration.workers import WorkerProcess
 
 
-@pytest.fixture(params=["rabbitmq", "redis"])
-def batched(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module of the application, on a queue of its own."""
-    broker = request.getfixturevalue("redis_url" if request.param == "redis" else "broker_url")
-    for name, value in (("BROKER", broker), ("FOLDER", str(tmp_path)), ("QUEUE", f"batched-{uuid.uuid4().hex[:8]}")):
-        monkeypatch.setenv(f"BATCHED_{name}", value)
-    module: Any = importlib.reload(importlib.import_module("integration.apps.batched"))
-    yield module
-    module.app.control.purge()
-    module.app.close()
+@pytest.fixture
+def batched(load_application: Callable[[str], Any]) -> Any:
+    """The module of the application."""
+    return load_application("batched")
 
 
 def test_what_dies_with_a_process_or_worker_comes_again_and_only_the_killer_is_given_up(

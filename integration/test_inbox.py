@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,12 @@ from sqlalchemy import select
 from integration.workers import WorkerProcess
 
 
-@pytest.fixture(params=["rabbitmq", "redis"])
-def bank(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module of the application, on a queue of its own, with an empty database."""
-    broker = request.getfixturevalue("redis_url" if request.param == "redis" else "broker_url")
-    for name, value in (("BROKER", broker), ("FOLDER", str(tmp_path)), ("QUEUE", f"inbox-{uuid.uuid4().hex[:8]}")):
-        monkeypatch.setenv(f"INBOX_{name}", value)
-    module: Any = importlib.reload(importlib.import_module("integration.apps.inbox"))
+@pytest.fixture
+def bank(load_application: Callable[[str], Any]) -> Iterator[Any]:
+    """The module of the application, with an empty database."""
+    module = load_application("inbox")
     module.metadata.create_all(module.engine)
     yield module
-    module.app.control.purge()
-    module.app.close()
     module.engine.dispose()
 
 
