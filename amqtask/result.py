@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import copy
-import time
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -19,7 +19,7 @@ from amqtask.ground.plugins import WithOthersNames, others_names
 from amqtask.ground.printable import bounded_logger
 from amqtask.pipeline import flush_open, opened
 from amqtask.protocol.result import ResultMessage, exception_from_dict
-from amqtask.results import Cancellable, WithDescendants, check_not_in_task
+from amqtask.results import Cancellable, WithDescendants, check_not_in_task, each_end
 from amqtask.results import GroupResult as GroupResult
 from amqtask.results import ResultSet as ResultSet
 from amqtask.results import allow_join_result as allow_join_result
@@ -67,6 +67,8 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
             backend, application = None, _application(app)
             if application is not None:
                 backend, revoke = application.backend, application.revoke_call
+        if id.__class__ is not str:
+            id = _as_text(id)
         self.id = self.task_id = id
         self.parent = parent
         self._backend = backend
@@ -98,9 +100,9 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
 
         A failed task's exception is raised (with the worker's traceback as its cause) unless `propagate` is False, when it
         is returned. Of a chord whose header failed the member's own exception is raised, where that is known, and the ChordError
-        that names the member is returned. `on_message` is called with the meta of each state that is seen, `interval` seconds
-        apart at the most, the final one last; without it nothing polls. A call with ignore_result has no result: None, at once.
-        `no_ack` is accepted for Celery's sake.
+        that names the member is returned. `on_message` is called with the meta of each state that is seen, the final one last; of
+        a chain with those of earlier steps, too. `on_interval` is called each `interval` seconds; what it raises ends the wait.
+        Without them nothing polls. A call with ignore_result has no result: None, at once. `no_ack` is only accepted.
         Raises: TimeoutError, TaskRevokedError, BackendUnreachable, BackendNotConfigured; RuntimeError within a task.
         """
         if self.ignored:
@@ -111,12 +113,10 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
             final = self.final_meta
             if final is None:
                 ancestors = self._ancestors() if follow_parents and propagate else {}
-                if ancestors:
-                    final = self.final_meta = self._first_end(ancestors, timeout)
-                elif on_message is not None:
-                    final = self.final_meta = self._watch(on_message, on_interval, interval, timeout)
+                if ancestors or on_message is not None or on_interval is not None:
+                    final = self.final_meta = self._first_end(ancestors, timeout, interval, on_message, on_interval)
                 else:
-                    final = self.final_meta = self.result_store.wait(self.id, timeout=timeout, on_interval=on_interval)
+                    final = self.final_meta = self.result_store.wait(self.id, timeout=timeout)
             value = self._value(final, propagate)
         except ChordError as error:
             raise (self.error_in_header() if follow_parents else None) or error from None
@@ -181,35 +181,6 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
         finally:
             await cancel_all((end,))
 
-    def _watch(
-        self,
-        on_message: Callable[[JsonObject], object],
-        on_interval: Callable[[], None] | None,
-        interval: float,
-        timeout: float | None,
-    ) -> ResultMessage:
-        """Wait as `get` does, and tell of each state on the way."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        reported: ResultMessage | None = None
-        while True:
-            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                final = self.result_store.wait(
-                    self.id,
-                    timeout=interval if remaining is None else min(interval, remaining),
-                    on_interval=on_interval,
-                )
-            except TimeoutError:
-                if remaining is not None and remaining <= interval:
-                    raise self._too_late({}, timeout) from None
-                stored = self.result_store.find(self.id)
-                if stored is not None and not stored.is_ready and stored != reported:
-                    reported = stored
-                    on_message(stored.as_meta())
-            else:
-                on_message(final.as_meta())
-                return final
-
     def _ancestors(self) -> dict[str, UntypedResult]:
         """The steps before this one that may still fail: then this one never runs, and their error is its own. (A group among
         them is a chord's header, whose body hears of a failure.)"""
@@ -224,18 +195,38 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
             node = node.parent
         return ancestors
 
-    def _first_end(self, ancestors: dict[str, UntypedResult], timeout: float | None) -> ResultMessage:
-        """This result, or the error of the ancestor that failed before it."""
-        arriving = self.result_store.iter_ready([self.id, *ancestors], timeout=timeout)
-        try:
-            for task_id, final in arriving:
+    def _first_end(
+        self,
+        ancestors: dict[str, UntypedResult],
+        timeout: float | None,
+        interval: float,
+        on_message: Callable[[JsonObject], object] | None,
+        on_interval: Callable[[], object] | None,
+    ) -> ResultMessage:
+        """This result, or the error of the ancestor that failed before it; tells of what is seen on the way."""
+        reported: ResultMessage | None = None
+
+        def look() -> None:
+            nonlocal reported
+            stored = None if on_message is None else self.result_store.find(self.id)
+            if on_message is not None and stored is not None and not stored.is_ready and stored != reported:
+                reported = stored
+                on_message(stored.as_meta())
+            if on_interval is not None:
+                on_interval()
+
+        looks = None if on_message is None and on_interval is None else look
+        arriving = each_end(self.result_store, [self.id, *ancestors], timeout, interval=interval, look=looks)
+        with contextlib.closing(arriving):  # it may hold a connection
+            while True:
+                try:
+                    task_id, final = next(arriving)
+                except TimeoutError as late:
+                    raise self._too_late(ancestors, timeout) from late
+                if on_message is not None:
+                    on_message(final.as_meta())
                 if self._is_end(ancestors, task_id, final):
                     return final
-        except TimeoutError as late:
-            raise self._too_late(ancestors, timeout) from late
-        finally:
-            arriving.close()  # type: ignore[attr-defined] # a generator in every store; it may hold a connection
-        raise AssertionError("iter_ready ends with all results or raises TimeoutError")
 
     async def _afirst_end(self, ancestors: dict[str, UntypedResult], timeout: float | None) -> ResultMessage:
         waiting = {
@@ -247,11 +238,12 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for future in done:
                     task_id = waiting.pop(future)
-                    final = future.result()
+                    try:
+                        final = future.result()
+                    except TimeoutError as late:
+                        raise self._too_late(ancestors, timeout) from late
                     if self._is_end(ancestors, task_id, final):
                         return final
-        except TimeoutError as late:
-            raise self._too_late(ancestors, timeout) from late
         finally:
             await cancel_all(waiting)
 
@@ -347,8 +339,8 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
     @property
     def date_done(self) -> datetime | None:
         """When the task ended."""
-        text = self.latest_meta().date_done
-        return datetime.fromisoformat(text) if text else None
+        done: Any = self.latest_meta().date_done  # some serializers have a type for times
+        return datetime.fromisoformat(done) if isinstance(done, str) else done
 
     @property
     def children(self) -> list[Any] | None:
@@ -427,11 +419,16 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
             except Exception:
                 logger.exception("a callback for the result of task %s failed", self.id)
 
-        self.result_store.add_callback(self.id, arrived)
+        if self.final_meta is not None:
+            arrived(self.final_meta)
+        else:
+            self.result_store.add_callback(self.id, arrived)
         return self
 
     def forget(self) -> None:
-        """Drop the result, here and in the store."""
+        """Drop the result, and those of the steps before it, here and in the store."""
+        if self.parent is not None:
+            self.parent.forget()
         self.final_meta = None
         self.result_store.forget(self.id)
 
@@ -546,7 +543,16 @@ class EagerResult(AsyncResult[R]):
         """Do nothing: the result is not stored."""
 
     def revoke(self, *args: object, **kwargs: object) -> None:
-        """Do nothing: the task has run already."""
+        """The task has run already; as in Celery the result is TaskRevokedError from now on."""
+        self._eager_value = TaskRevokedError("revoked")
+        self.final_meta = ResultMessage(self.id, states.REVOKED)
+
+
+def _as_text(task_id: object) -> str:
+    """An id as results have it. Raises: ValueError for None."""
+    if task_id is None:
+        raise ValueError("AsyncResult requires valid id, not None: was the call made?")
+    return str(task_id)
 
 
 def _unpickled(
@@ -574,7 +580,8 @@ def result_from_tuple(
         backend, revoke = (None, None) if application is None else (application.backend, application.revoke_call)
     if isinstance(encoded, str):
         return AsyncResult(encoded, backend, revoke=revoke)
-    (task_id, parent), children = encoded
+    told, children = encoded
+    task_id, parent = (told, None) if isinstance(told, str) else told
     parent_result = result_from_tuple(parent, backend, revoke) if parent else None
     if children is not None:
         members: Sequence[Any] = [result_from_tuple(child, backend, revoke) for child in children]

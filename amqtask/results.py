@@ -4,105 +4,81 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import math
+import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from amqtask import states
 from amqtask.exceptions import BackendNotConfigured, ChordError, TimeoutError
 from amqtask.execution.context import current
 from amqtask.ground.current import current_app
 from amqtask.ground.deadlines import cancel_all
+from amqtask.ground.graph import DependencyGraph
 from amqtask.ground.plugins import WithOthersNames
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import ResultBackend
+    from amqtask.ground.shapes import JsonObject
     from amqtask.protocol.result import ResultMessage
 
 
+# Seconds between two looks of somebody who waits, at the least.
+_SHORTEST = 0.01
 _join_allowed: ContextVar[bool] = ContextVar("amqtask_join_allowed", default=False)
-
-
-class DependencyGraph:
-    """Results and, for each, which it led to: who published whom (Celery's DependencyGraph, as far as results use it)."""
-
-    def __init__(self) -> None:
-        self.adjacent: dict[Hashable, list[Hashable]] = {}
-
-    def add_arc(self, node: Hashable) -> None:
-        """A node."""
-        self.adjacent.setdefault(node, [])
-
-    def add_edge(self, node: Hashable, following: Hashable) -> None:
-        """`node` led to `following`."""
-        self.add_arc(node)
-        self.add_arc(following)
-        self.adjacent[node].append(following)
-
-    def topsort(self) -> list[Any]:
-        """The nodes, each after all that it led to."""
-        ordered: dict[Hashable, None] = {}
-
-        def visit(node: Hashable) -> None:
-            for following in self.adjacent[node]:
-                if following not in ordered:
-                    visit(following)
-            ordered[node] = None
-
-        for node in self.adjacent:
-            if node not in ordered:
-                visit(node)
-        return list(ordered)
-
-    def to_dot(self, file: TextIO | None = None) -> str:
-        """The graph in Graphviz's language; written to `file` too, if one is given."""
-        lines = ["digraph dependencies {"]
-        lines += [f'    "{node}";' for node in self.adjacent]
-        lines += [f'    "{node}" -> "{following}";' for node, targets in self.adjacent.items() for following in targets]
-        text = "\n".join([*lines, "}", ""])
-        if file is not None:
-            file.write(text)
-        return text
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.adjacent)
-
-    def __len__(self) -> int:
-        return len(self.adjacent)
-
-    def __contains__(self, node: object) -> bool:
-        return node in self.adjacent
 
 
 class WithDescendants:
     """A result that knows what its task led to."""
 
-    def iterdeps(self, timeout: float | None = None, **_: object) -> Iterator[tuple[Any, Any]]:
-        """This result and those of what its task published, and so on, as (publisher's result, result); each is waited
-        for before its children are known."""
+    def iterdeps(
+        self,
+        timeout: float | None = None,
+        *,
+        intermediate: bool = False,
+        disable_sync_subtasks: bool = True,
+        **_: object,
+    ) -> Iterator[tuple[Any, Any]]:
+        """This result and those of what its task published, and so on, as (publisher's result, result); each is waited for before
+        its children are known. With `intermediate` nothing is waited for: those that are known now."""
         waiting: deque[tuple[Any, Any]] = deque([(None, self)])
         while waiting:
             parent, result = waiting.popleft()
             yield parent, result
-            result.get(timeout)
+            if not intermediate:
+                # Also a task that failed may have published others.
+                result.get(timeout, propagate=False, disable_sync_subtasks=disable_sync_subtasks)
             waiting.extend((result, child) for child in result.children or ())
 
-    def collect(self, timeout: float | None = None, **_: object) -> Iterator[tuple[Any, Any]]:
-        """This result and those of what its task published, and so on, as (result, value)."""
-        for _parent, result in self.iterdeps(timeout):
-            yield result, result.get(timeout)
+    def collect(
+        self,
+        timeout: float | None = None,
+        *,
+        intermediate: bool = False,
+        propagate: bool = True,
+        disable_sync_subtasks: bool = True,
+        **_: object,
+    ) -> Iterator[tuple[Any, Any]]:
+        """This result and those of what its task published, and so on, as (result, value). The error of a task that failed is
+        raised; with `propagate` False it is the value."""
+        for _parent, result in self.iterdeps(
+            timeout, intermediate=intermediate, disable_sync_subtasks=disable_sync_subtasks
+        ):
+            yield result, result.get(timeout, propagate=propagate, disable_sync_subtasks=disable_sync_subtasks)
 
     @property
     def graph(self) -> DependencyGraph:
         """The graph of this result and of the tasks that it led to, each waited for."""
         return self.build_graph()
 
-    def build_graph(self, timeout: float | None = None, **_: object) -> DependencyGraph:
-        """The graph of results, with `timeout` seconds for each."""
+    def build_graph(self, timeout: float | None = None, *, intermediate: bool = False, **_: object) -> DependencyGraph:
+        """The graph of results, with `timeout` seconds for each; with `intermediate` as far as it is known now."""
         graph = DependencyGraph()
-        for parent, result in self.iterdeps(timeout):
+        for parent, result in self.iterdeps(timeout, intermediate=intermediate):
             if parent is None:
                 graph.add_arc(result)
             else:
@@ -192,6 +168,37 @@ class Cancellable:
 # -- several results
 
 
+def each_end(
+    store: ResultBackend,
+    task_ids: Sequence[str],
+    timeout: float | None,
+    *,
+    interval: float = 0.5,
+    look: Callable[[], object] | None = None,
+) -> Generator[tuple[str, ResultMessage], None, None]:
+    """Each result as it becomes ready, all within `timeout` seconds; `look` is called each `interval` seconds meanwhile.
+
+    Raises: TimeoutError, BackendUnreachable."""
+    if look is None:
+        yield from store.iter_ready(task_ids, timeout=timeout)
+        return
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    missing = dict.fromkeys(task_ids)
+    while True:
+        remaining = max(0.0, deadline - time.monotonic())
+        with contextlib.suppress(TimeoutError):
+            for task_id, final in store.iter_ready(list(missing), timeout=min(max(interval, _SHORTEST), remaining)):
+                del missing[task_id]
+                yield task_id, final
+        if not missing:
+            return
+        if time.monotonic() >= deadline:
+            from amqtask.backends.mailbox import too_late
+
+            raise too_late(task_ids, len(missing), timeout)
+        look()
+
+
 class OneResult(Protocol):
     """What several results need of one of them, an AsyncResult."""
 
@@ -212,6 +219,9 @@ class OneResult(Protocol):
 
     def error_of(self, final: ResultMessage) -> BaseException:
         """The error of a task that failed."""
+
+    def then(self, callback: Callable[[Any], object], on_error: Callable[[Any], object] | None = None) -> Any:
+        """Call it when the task has ended."""
 
     def error_in_header(self) -> BaseException | None:
         """Why the chord before this one failed, if it is known."""
@@ -267,24 +277,31 @@ class ResultSet(Cancellable, WithOthersNames):
             flat += result._flat() if isinstance(result, ResultSet) else [result]
         return flat
 
-    def _by_id(self) -> dict[str, OneResult]:
-        return {result.id: result for result in self._flat()}
-
-    def _arriving(self, timeout: float | None) -> Iterator[OneResult]:
+    def _arriving(
+        self,
+        timeout: float | None,
+        *,
+        interval: float = 0.5,
+        on_message: Callable[[JsonObject], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+    ) -> Iterator[OneResult]:
         """Each member as it becomes ready (those that are first), in one pass over the store.
 
         Raises: TimeoutError when the rest does not come within `timeout` seconds."""
-        waiting: dict[str, OneResult] = {}
-        for result in self._by_id().values():
+        waiting: dict[str, list[OneResult]] = {}  # the same task may be there twice
+        for result in self._flat():
             if result.final_meta is None and not result.ignored:
-                waiting[result.id] = result
+                waiting.setdefault(result.id, []).append(result)
             else:
                 yield result
         if waiting:
-            store = next(iter(waiting.values())).result_store
-            for task_id, final in store.iter_ready(list(waiting), timeout=timeout):
-                waiting[task_id].final_meta = final
-                yield waiting[task_id]
+            store = next(iter(waiting.values()))[0].result_store
+            for task_id, final in each_end(store, list(waiting), timeout, interval=interval, look=on_interval):
+                if on_message is not None:
+                    on_message(final.as_meta())
+                for result in waiting[task_id]:
+                    result.final_meta = final
+                yield from waiting[task_id]
 
     def _look(self) -> None:
         """Fetch all results that are ready now, with one question to the store."""
@@ -301,16 +318,17 @@ class ResultSet(Cancellable, WithOthersNames):
         interval: float = 0.5,
         callback: Callable[[str, Any], object] | None = None,
         no_ack: bool = True,
-        on_message: object = None,
+        on_message: Callable[[JsonObject], object] | None = None,
         disable_sync_subtasks: bool = True,
-        on_interval: object = None,
+        on_interval: Callable[[], object] | None = None,
     ) -> list[Any]:
         """All values, in the order of the calls, within `timeout` seconds.
 
-        The first failure that comes is raised at once, unless `propagate` is False.
+        The first failure that comes is raised at once, unless `propagate` is False. `on_message` is called with the meta of each
+        as it ends, `on_interval` each `interval` seconds; what it raises ends the wait.
         """
         check_not_in_task(disable_sync_subtasks)
-        for result in self._arriving(timeout):
+        for result in self._arriving(timeout, interval=interval, on_message=on_message, on_interval=on_interval):
             result.maybe_throw(propagate)
         return [result.get(None, propagate, callback=callback, disable_sync_subtasks=False) for result in self.results]
 
@@ -338,10 +356,36 @@ class ResultSet(Cancellable, WithOthersNames):
         for result in self._arriving(timeout):
             yield result.maybe_throw(propagate)
 
-    def iter_native(self, timeout: float | None = None, **_: object) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(id, meta) as they come."""
-        for result in self._arriving(timeout):
+    def iter_native(
+        self,
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_message: Callable[[JsonObject], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(id, meta) as they come; the rest as with `get`."""
+        for result in self._arriving(timeout, interval=interval, on_message=on_message, on_interval=on_interval):
             yield result.id, result.latest_meta().as_meta()
+
+    def then(
+        self, callback: Callable[[Any], object], on_error: Callable[[Any], object] | None = None, weak: bool = False
+    ) -> ResultSet:
+        """Call `callback(self)` when all have ended (`on_error(self)` when one has failed, if given), from a background thread;
+        now where nothing is waited for. `weak` is only accepted."""
+        results = [result for result in self._flat() if not result.ignored]
+        numbers = list(range(len(results)))
+
+        def ended(_: object) -> None:
+            if numbers.pop() == 0:  # one step, so of several threads one is the last
+                failed = any(one.final_meta and one.final_meta.status in states.PROPAGATE_STATES for one in results)
+                (on_error if failed and on_error is not None else callback)(self)
+
+        for result in results:
+            result.then(ended)
+        if not results:
+            callback(self)
+        return self
 
     def ready(self) -> bool:
         """Whether all tasks ended."""
@@ -413,6 +457,23 @@ class ResultSet(Cancellable, WithOthersNames):
     def __getitem__(self, index: int) -> Any:
         return self.results[index]
 
+    def __eq__(self, other: object) -> bool:
+        return self.results == other.results if isinstance(other, ResultSet) else NotImplemented
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled without its store, as its members are."""
+        return type(self), (self.results,)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> ResultSet:
+        copied = copy.copy(self)
+        copied.results = copy.deepcopy(self.results, memo)
+        return copied
+
+    def __copy__(self) -> ResultSet:
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__, results=list(self.results))
+        return copied
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: [{', '.join(map(str, self.results))}]>"
 
@@ -441,6 +502,12 @@ class GroupResult(ResultSet):
         if isinstance(other, GroupResult):
             return (self.id, self.results, self.parent) == (other.id, other.results, other.parent)
         return self.id == other if isinstance(other, str) else NotImplemented
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.id, self.results, None, self.parent)
+
+    def __bool__(self) -> bool:
+        return True
 
     def __hash__(self) -> int:
         return hash(self.id)

@@ -206,12 +206,8 @@ class ResultBackend(StoreDefaults, Protocol):
     def find(self, task_id: str) -> ResultMessage | None:
         """The newest known result without waiting; None: nothing known (PENDING)."""
 
-    def wait(
-        self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
-    ) -> ResultMessage:
-        """Block until the result is ready; `on_interval` may be called while nothing happens.
-
-        Raises: TimeoutError, BackendUnreachable."""
+    def wait(self, task_id: str, *, timeout: float | None) -> ResultMessage:
+        """Block until the result is ready. Raises: TimeoutError, BackendUnreachable."""
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage: ...
 

@@ -99,9 +99,7 @@ class MemoryBackend(MemoryChords, KnownStore):
         """The stored result, or None."""
         return self._mailbox.find(task_id)
 
-    def wait(
-        self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
-    ) -> ResultMessage:
+    def wait(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """Block until the result is there."""
         return next(self.iter_ready([task_id], timeout=timeout))[1]
 

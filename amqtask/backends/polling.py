@@ -67,19 +67,15 @@ class PollingBackend(KnownStore):
         """The stored result, or None."""
         return next(iter(self.read([task_id])), None)
 
-    def wait(
-        self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
-    ) -> ResultMessage:
+    def wait(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """Ask until the result is there."""
-        return next(self._ready([task_id], timeout, on_interval))[1]
+        return next(self._ready([task_id], timeout))[1]
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
         """Each result once it is stored; of those that one look finds, the one that ended first comes first."""
-        return self._ready(task_ids, timeout, None)
+        return self._ready(task_ids, timeout)
 
-    def _ready(
-        self, task_ids: Sequence[str], timeout: float | None, on_interval: Callable[[], None] | None
-    ) -> Iterator[tuple[str, ResultMessage]]:
+    def _ready(self, task_ids: Sequence[str], timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
         missing = set(task_ids)
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = FIRST_PAUSE
@@ -94,8 +90,6 @@ class PollingBackend(KnownStore):
             if missing:
                 pause = FIRST_PAUSE if results else min(pause * GROWTH, self._longest_pause)
                 next_pause = max(pause, 0.0 if results else now - asked_at)
-                if on_interval is not None:
-                    on_interval()
                 time.sleep(next_pause if deadline is None else min(next_pause, deadline - now))
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:

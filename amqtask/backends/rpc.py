@@ -226,9 +226,7 @@ class RpcBackend(KnownStore):
             inbox.replies.poll()
         return inbox.mailbox.take(task_id)
 
-    def wait(
-        self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
-    ) -> ResultMessage:
+    def wait(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """Block until the result has come."""
         inbox = self._inbox()
         mailbox = inbox.mailbox

@@ -133,7 +133,7 @@ MODULES: dict[str, dict[str, str]] = {
         "OrderedDict": "collections:OrderedDict",
     },
     "amqtask.utils.dispatch": {"Signal": "amqtask.compat.names:Signal"},
-    "amqtask.utils.graph": {"DependencyGraph": "amqtask.results:DependencyGraph"},
+    "amqtask.utils.graph": {"DependencyGraph": "amqtask.ground.graph:DependencyGraph"},
     "amqtask.utils.iso8601": {"parse_iso8601": "amqtask.compat.utils.time:parse_iso8601"},
     "amqtask.utils.objects": {"Bunch": "types:SimpleNamespace", "mro_lookup": "amqtask.compat.names:mro_lookup"},
     "amqtask.utils.saferepr": {"saferepr": "amqtask.protocol.task:saferepr"},

@@ -37,10 +37,8 @@ class PlainStore:
     def find(self, task_id: str) -> ResultMessage | None:
         return self._memory.find(task_id)
 
-    def wait(
-        self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
-    ) -> ResultMessage:
-        return self._memory.wait(task_id, timeout=timeout, on_interval=on_interval)
+    def wait(self, task_id: str, *, timeout: float | None) -> ResultMessage:
+        return self._memory.wait(task_id, timeout=timeout)
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         return await self._memory.await_result(task_id, timeout=timeout)

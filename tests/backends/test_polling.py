@@ -61,12 +61,6 @@ def test_of_results_that_one_question_finds_the_first_that_ended_comes_first(sto
     assert [task_id for task_id, _ in store.iter_ready(["late", "early"], timeout=0)] == ["early", "late"]
 
 
-def test_somebody_who_waits_may_do_something_between_two_questions(store: Store) -> None:
-    found = store.wait("it", timeout=PATIENCE, on_interval=lambda: store.store(done("it")))
-
-    assert found.result == "it"
-
-
 def test_one_thread_asks_for_all_and_ends_with_the_last(store: Store) -> None:
     seen: list[str] = []
     for name in ("first", "second"):

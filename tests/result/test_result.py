@@ -403,7 +403,6 @@ def test_an_eager_result_has_its_value_or_error() -> None:
     assert isinstance(bad.get(propagate=False), KeyError)
     assert bad.traceback == "trace"
     good.forget()
-    good.revoke()
     assert good.get() == 3
 
 
