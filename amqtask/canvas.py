@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.calls.signature import Signature, gathered, listed
 from amqtask.exceptions import ConfigurationError
+from amqtask.ground.plugins import others_names
 from amqtask.protocol.option_types import arguments, signature_of
 
 if TYPE_CHECKING:
@@ -524,3 +525,5 @@ def signature(
 
 Signature.piped = staticmethod(piped)
 Signature.from_dict = staticmethod(from_dict)
+
+__getattr__ = others_names(__name__)

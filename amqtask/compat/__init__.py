@@ -39,6 +39,13 @@ NAMES: dict[str, dict[str, str]] = {
             "event_t",
         )
     },
+    "amqtask.canvas": {
+        "StampingVisitor": "amqtask.calls.signature:StampingVisitor",
+        "_chain": "amqtask.canvas:chain",
+        "_chord": "amqtask.canvas:chord",
+        "maybe_subtask": "amqtask.canvas:maybe_signature",
+        "subtask": "amqtask.canvas:signature",
+    },
     "amqtask.contrib.pytest": {
         name: f"amqtask.testing.celery_fixtures:{name}"
         for name in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amqtask import AmqTask, StampingVisitor, chain, chord, group
+from amqtask import AmqTask, StampingVisitor, canvas, chain, chord, group
 from amqtask.testing.suites.compositions import Tasks, define
 from amqtask.testing.worker import start_worker
 
@@ -118,3 +118,10 @@ def test_an_extended_result_has_the_stamps() -> None:
     meta = app.backend.find(result.id)
     assert meta is not None
     assert (meta.extra["stamped_headers"], meta.extra["by"]) == (["by"], "me")
+
+
+def test_the_visitor_is_where_celerys_users_import_it() -> None:
+    names: Any = canvas
+
+    assert names.StampingVisitor is StampingVisitor
+    assert names.subtask is names.signature
