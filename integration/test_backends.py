@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import queue
 import shutil
 import ssl
 import subprocess
@@ -256,6 +257,25 @@ def test_results_lie_under_celerys_keys_and_expire(redis_url: str, seen: Any) ->
     assert 90 <= seen.ttl(f"celery-task-meta-{plain.task_id}") <= 100
     assert seen.ttl(f"mine_celery-task-meta-{other.task_id}") == -1
     seen.delete(f"mine_celery-task-meta-{other.task_id}")
+
+
+@pytest.mark.parametrize("value", [b"{", b"[1]", b"\x80\x04K\x01."], ids=["cut off", "a list", "pickled"])
+def test_a_value_that_is_no_result_is_that_tasks_failure(store: RedisBackend, seen: Any, value: bytes) -> None:
+    bad, good = success(1), success("good")
+    seen.set(f"celery-task-meta-{bad.task_id}", value, ex=60)
+    store.store(good)
+    called: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    AsyncResult[Any](bad.task_id, store).then(lambda result: called.put(result.state))
+    found = dict(store.iter_ready([bad.task_id, good.task_id], timeout=PATIENCE))
+    with pytest.raises(Undecodable):
+        asyncio.run(AsyncResult[Any](bad.task_id, store).aget(PATIENCE))
+
+    assert found[good.task_id].result == "good"
+    assert found[bad.task_id].status == states.FAILURE
+    assert called.get(timeout=PATIENCE) == states.FAILURE
+    store.store(bad)  # as a worker does at the end of the task
+    assert store.wait(bad.task_id, timeout=PATIENCE).result == 1
 
 
 def test_a_stored_result_is_published_too(store: RedisBackend, seen: Any) -> None:

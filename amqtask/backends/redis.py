@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import redis
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, PatientStore, RetryPolicy, key_prefix
+from amqtask.backends.contract import BackendOptions, Codec, PatientStore, RetryPolicy, key_prefix
 from amqtask.backends.mailbox import too_late
 from amqtask.backends.redis_waiting import (
     ERRORS,
@@ -36,7 +36,7 @@ from amqtask.exceptions import EncodeError
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.plugins import others_names
 from amqtask.ground.printable import described
-from amqtask.protocol.result import ResultMessage, decode_result, encode_result
+from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import content_type, content_types, dumps, is_text, loads
 from amqtask.transport.redis.servers import Cluster, SentinelMaster, deployment_of
 
@@ -247,9 +247,8 @@ class RedisBackend(RedisChords, PatientStore):
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
         self.always_retry = options.always_retry
-        self._type = content_type(options.serializer)
-        self._encoding = "utf-8" if is_text(self._type) else "binary"
-        self._accept = content_types(options.accept) | {self._type}
+        self._codec = Codec(options)
+        mime_type = content_type(options.serializer)
         transport_options = dict(options.transport_options)
         prefix = key_prefix(transport_options)
         self._result_prefix = prefix + PREFIX
@@ -263,9 +262,9 @@ class RedisBackend(RedisChords, PatientStore):
             lambda work: self._connections.get()[0].retrying(work),
             prefix=prefix,
             serializer=options.serializer,
-            content_type=self._type,
-            content_encoding=self._encoding,
-            accept=self._accept,
+            content_type=mime_type,
+            content_encoding="utf-8" if is_text(mime_type) else "binary",
+            accept=content_types(options.accept) | {mime_type},
             expires=options.chord_expires or options.expires,
             is_ordered=bool(transport_options.get("result_chord_ordered", True)),
             is_tagged=isinstance(self._deployment, Cluster),
@@ -277,7 +276,7 @@ class RedisBackend(RedisChords, PatientStore):
 
     def keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
         """SET with expiry and PUBLISH in one round trip; a result that is SUCCESS already stays."""
-        body = encode_result(result, self._options.serializer).body
+        body = self._codec.result(result)
         key = self._result_key(result.task_id)
         arguments = (body, self._result_expires or 0)
         expected: bytes | None = b""
@@ -286,7 +285,7 @@ class RedisBackend(RedisChords, PatientStore):
                 lambda client: client.eval(STORE, 1, key, *arguments, expected),  # noqa: B023 - called here
                 policy,
             )
-            if stored is None or self._decode(stored).status == states.SUCCESS:
+            if stored is None or self._decode(key, stored).status == states.SUCCESS:
                 return
             expected = stored
 
@@ -294,12 +293,11 @@ class RedisBackend(RedisChords, PatientStore):
 
     def find(self, task_id: str) -> ResultMessage | None:
         """The stored result, or None."""
-        body = self._retrying(lambda client: client.get(self._result_key(task_id)))
-        return None if body is None else self._decode(body)
+        key = self._result_key(task_id)
+        body = self._retrying(lambda client: client.get(key))
+        return None if body is None else self._decode(key, body)
 
-    def wait(
-        self, task_id: str, *, timeout: float | None, on_interval: Callable[[], None] | None = None
-    ) -> ResultMessage:
+    def wait(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """Block until the result is stored."""
         return next(self.iter_ready([task_id], timeout=timeout))[1]
 
@@ -332,7 +330,7 @@ class RedisBackend(RedisChords, PatientStore):
                     continue
                 if event.value is None:
                     raise redis.ConnectionError("subscribed again: what was published in between was missed")
-                result = self._decode(event.value)
+                result = self._decode(event.key, event.value)
                 if result.is_ready:
                     yield missing.pop(event.key), result
             is_sound = True
@@ -359,7 +357,7 @@ class RedisBackend(RedisChords, PatientStore):
             batch = keys[start : start + AT_ONCE]
             values = self._retrying(lambda client, batch=batch: self._deployment.get_many(client, batch))  # type: ignore[misc]
             for key, value in zip(batch, values, strict=True):
-                result = None if value is None else self._decode(value)
+                result = None if value is None else self._decode(key, value)
                 if result is not None and result.is_ready:
                     yield missing.pop(key), result
 
@@ -394,8 +392,8 @@ class RedisBackend(RedisChords, PatientStore):
     def _result_key(self, task_id: str) -> str:
         return f"{self._result_prefix}{task_id}"
 
-    def _decode(self, value: bytes) -> ResultMessage:
-        return decode_result(value, self._type, self._encoding, self._accept)
+    def _decode(self, key: str, value: bytes) -> ResultMessage:
+        return self._codec.read_result(key.removeprefix(self._result_prefix), value)
 
     def _connect(self) -> tuple[RedisServer, Callbacks]:
         server = RedisServer(self._deployment, self._patience)

@@ -177,9 +177,9 @@ SLICE = 15.0
 
 
 class Callbacks:
-    """`decode` reads a stored value. The thread starts with the first callback and ends with `close`."""
+    """`decode` reads the value of a key. The thread starts with the first callback and ends with `close`."""
 
-    def __init__(self, server: RedisServer, decode: Callable[[bytes], ResultMessage]) -> None:
+    def __init__(self, server: RedisServer, decode: Callable[[str, bytes], ResultMessage]) -> None:
         self._server = server
         self._decode = decode
         self._lock = threading.Lock()
@@ -247,11 +247,7 @@ class Callbacks:
             self._arrived(subscription, event.key, value)
 
     def _arrived(self, subscription: Subscription, key: str, value: bytes) -> None:
-        try:
-            result = self._decode(value)
-        except Exception:  # anybody may write into Redis
-            logger.exception("the value of %s in Redis is not a result", key)
-            return
+        result = self._decode(key, value)
         if not result.is_ready:
             return
         with self._lock:
@@ -277,9 +273,9 @@ MOST_STALE = 500
 
 
 class AsyncWaiters:
-    """Belongs to one event loop; `decode` reads a stored value."""
+    """Belongs to one event loop; `decode` reads the value of a key."""
 
-    def __init__(self, deployment: Deployment, decode: Callable[[bytes], ResultMessage], retry_for: float) -> None:
+    def __init__(self, deployment: Deployment, decode: Callable[[str, bytes], ResultMessage], retry_for: float) -> None:
         self._deployment = deployment
         self._decode = decode
         self._retry_for = retry_for
@@ -401,13 +397,7 @@ class AsyncWaiters:
 
     def _arrived(self, key: str, value: bytes) -> None:
         futures = self._futures.get(key, set())
-        try:
-            result = self._decode(value)
-        except Exception as error:  # noqa: BLE001 - it belongs to those who wait for this value
-            for future in futures:
-                if not future.done():
-                    future.set_exception(error)
-            return
+        result = self._decode(key, value)
         if result.is_ready:
             for future in futures:
                 if not future.done():
