@@ -22,6 +22,8 @@ from amqtask.backends.key_value import IsFinal, ValueBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
 
 _LOCK, _NEW = ".amqtask-lock", ".amqtask-new-"
+# Of most file systems.
+_LONGEST_NAME = 255
 # Errors that may pass by themselves: a mount comes back, somebody clears the disk.
 _TRANSIENT = frozenset(
     {errno.ENOENT, errno.ENOSPC, errno.EIO, errno.ESTALE, errno.ENOLCK, errno.EAGAIN, errno.ETIMEDOUT}
@@ -97,6 +99,8 @@ class FileBackend(ValueBackend):
     def _path(self, key: str) -> Path:
         if "/" in key or "\x00" in key:
             raise EncodeError(f"{key!r} cannot be the name of a file: a task id for file:// has no / in it")
+        if len(os.fsencode(key)) > _LONGEST_NAME:
+            raise EncodeError(f"{key!r} cannot be the name of a file: it has more than {_LONGEST_NAME} bytes")
         return self._folder / key
 
     @contextlib.contextmanager

@@ -88,3 +88,8 @@ def test_a_url_must_name_a_folder(url: str) -> None:
 
 def test_a_url_may_name_this_host() -> None:
     assert folder_of("file://localhost/var/my%20results") == Path("/var/my results")
+
+
+def test_a_task_id_that_is_no_name_of_a_file_is_an_error_of_that_task(tmp_path: Path) -> None:
+    with pytest.raises(EncodeError, match="255 bytes"):
+        backend(tmp_path).store(ResultMessage("x" * 250, states.SUCCESS, 1))

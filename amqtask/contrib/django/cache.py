@@ -6,6 +6,7 @@ but it can say "unless it is there": a SUCCESS is kept under a second key too, w
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from amqtask import states
 from amqtask.backends.contract import BackendOptions, Codec, key_prefix
 from amqtask.backends.polling import PollingBackend
-from amqtask.exceptions import BackendUnreachable, ConfigurationError
+from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage, exception_as_dict
 
@@ -55,9 +56,9 @@ class CacheBackend(PollingBackend):
         """Set the result; of several SUCCESS the first stays. Raises: EncodeError, BackendUnreachable."""
         self._codec.result(result)  # refuses what could not be read elsewhere; the cache would pickle anything
         key, meta = self._key(RESULT, result.task_id), result.as_meta()
-        if result.status == states.SUCCESS and not self._call_cache("add", key + SUCCESS, meta, self._expires):
+        if result.status == states.SUCCESS and not self._keep("add", key + SUCCESS, meta):
             return
-        self._call_cache("set", key, meta, self._expires)
+        self._keep("set", key, meta)
 
     def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
         """One GET_MANY for all results. Raises: BackendUnreachable."""
@@ -74,7 +75,7 @@ class CacheBackend(PollingBackend):
     def save_group(self, group_id: str, members: object) -> None:
         """Keep a group's results (their ids). Raises: EncodeError, BackendUnreachable."""
         self._codec.value(members, f"group {group_id}")
-        self._call_cache("set", self._key(GROUP, group_id), {"result": members}, self._expires)
+        self._keep("set", self._key(GROUP, group_id), {"result": members})
 
     def restore_group(self, group_id: str) -> object:
         """What `save_group` kept; None when there is nothing. Raises: BackendUnreachable."""
@@ -87,6 +88,31 @@ class CacheBackend(PollingBackend):
 
     def _key(self, key_type: str, name: str) -> str:
         return f"{self._prefix}{key_type}{name}"
+
+    def _keep(self, method: str, key: str, value: object) -> bool:
+        """Write a value; False where `add` finds the key taken. Raises: EncodeError for one that the cache refuses (it is too
+        large, say), BackendUnreachable."""
+        cache, trouble = caches[self._alias], "it was not kept"
+        for _ in range(2):  # a connection that was cut is made again
+            try:
+                if getattr(cache, method)(key, value, self._expires) in (None, True):
+                    return True
+                if method == "add" and cache.get(key) is not None:
+                    return False
+            except Exception as error:  # noqa: BLE001 - each kind of cache has errors of its own
+                trouble = str(error)
+            if not self._is_there():
+                raise BackendUnreachable(f"Django's cache {self._alias!r} does not answer: {trouble}")
+        raise EncodeError(f"Django's cache {self._alias!r} does not take a result: {trouble}")
+
+    def _is_there(self) -> bool:
+        """Whether the cache keeps something small."""
+        probe = f"{self._prefix}amqtask-probe-{uuid.uuid4()}"
+        try:
+            caches[self._alias].set(probe, 1, 60)
+            return bool(caches[self._alias].get(probe) == 1)
+        except Exception:  # noqa: BLE001 - see above
+            return False
 
     def _call_cache(self, method: str, *arguments: object) -> Any:
         try:

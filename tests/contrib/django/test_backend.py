@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from amqtask import AmqTask, states
 from amqtask.backends.contract import BackendOptions, ResultBackend
 from amqtask.backends.registry import open_backend
-from amqtask.exceptions import ConfigurationError
+from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
 from amqtask.testing.suites.backend import BackendSuite
 from amqtask.testing.worker import start_worker
@@ -196,6 +197,31 @@ def test_a_cache_that_nobody_shares_is_warned_of(django: None, caplog: pytest.Lo
 def test_a_cache_that_is_not_there_is_named(django: None) -> None:
     with pytest.raises(ConfigurationError, match="'nowhere'"):
         opened("django-cache", settings={"cache_backend": "nowhere"})
+
+
+@pytest.fixture(params=["Raises", "SaysNothing"])
+def picky(django: None, request: pytest.FixtureRequest) -> Iterator[ResultBackend]:
+    """A cache that takes no large values."""
+    from django.test import override_settings
+
+    with override_settings(CACHES={"default": {"BACKEND": f"tests.contrib.django.picky_cache.{request.param}"}}):
+        yield opened("django-cache")
+
+
+def test_a_result_that_the_cache_does_not_take_is_an_error_of_that_task(picky: ResultBackend) -> None:
+    with pytest.raises(EncodeError, match="does not take a result"):
+        picky.store(ResultMessage("it", states.SUCCESS, "x" * 10_000))
+
+    picky.store(ResultMessage("it", states.FAILURE, exception_as_dict(ValueError("small"))))
+    assert picky.wait("it", timeout=0).status == states.FAILURE
+
+
+def test_a_cache_that_keeps_nothing_is_away(django: None) -> None:
+    from django.test import override_settings
+
+    away = override_settings(CACHES={"default": {"BACKEND": "tests.contrib.django.picky_cache.IsAway"}})
+    with away, pytest.raises(BackendUnreachable, match="does not answer"):
+        opened("django-cache").store(ResultMessage("it", states.SUCCESS, 1))
 
 
 def test_a_result_of_celerys_cache_backend_is_read(django: None) -> None:
