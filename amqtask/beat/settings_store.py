@@ -90,13 +90,7 @@ class FileStore(MemoryStore):
         self.path = schedule_path(options.filename or app.conf.beat_schedule_filename)
         if options.read_only and not self.path.exists():
             return
-        self._connection = self._open()
-        self._last = {
-            name: LastRun(datetime.fromisoformat(due), datetime.fromisoformat(sent), runs)
-            for name, due, sent, runs in self._connection.execute(
-                "SELECT name, last_due_at, last_run_at, total_run_count FROM entries"
-            )
-        }
+        self._connection, self._last = self._open()
 
     def record(self, runs: Sequence[Run]) -> None:
         """Write the runs to the file before the next one is sent."""
@@ -116,10 +110,10 @@ class FileStore(MemoryStore):
             self._connection.close()
             self._connection = None
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> tuple[sqlite3.Connection, dict[str, LastRun]]:
         try:
             return _connect(self.path)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise self._unusable(error) from error
             self._put_aside(error)
@@ -134,7 +128,7 @@ class FileStore(MemoryStore):
             "beat_schedule_filename"
         )
 
-    def _put_aside(self, error: sqlite3.Error) -> None:
+    def _put_aside(self, error: Exception) -> None:
         aside = self.path.with_name(f"{self.path.name}.unreadable-{time.time_ns()}")
         self.path.replace(aside)
         logger.warning(
@@ -145,7 +139,8 @@ class FileStore(MemoryStore):
         )
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path) -> tuple[sqlite3.Connection, dict[str, LastRun]]:
+    """The file, and what is in it."""
     connection = sqlite3.connect(path, timeout=10.0)
     try:
         # A kill of the process loses nothing; a power cut may lose the last runs, which the broker knows too.
@@ -153,10 +148,15 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = NORMAL")
         with connection:
             connection.execute(_TABLE)
+        rows = connection.execute("SELECT name, last_due_at, last_run_at, total_run_count FROM entries")
+        last = {
+            name: LastRun(datetime.fromisoformat(due), datetime.fromisoformat(sent), runs)
+            for name, due, sent, runs in rows
+        }
     except BaseException:  # also when it is interrupted: nobody else knows the connection
         connection.close()
         raise
-    return connection
+    return connection, last
 
 
 def schedule_path(filename: str | None) -> Path:

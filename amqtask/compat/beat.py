@@ -8,11 +8,13 @@ take a lock.
 from __future__ import annotations
 
 import copy
+import errno
 import heapq
 import shelve
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from amqtask.beat.sender import BEAT_HEADER, BeatLazyFunc, evaluated
@@ -401,9 +403,14 @@ class PersistentScheduler(Scheduler):
         super().__init__(*args, **kwargs)
 
     def setup_schedule(self) -> None:
-        """Open the file and have the settings' entries."""
-        self._store = shelve.open(self.schedule_filename, writeback=True)  # noqa: SIM115 - until `close`
-        entries = self._store.setdefault("entries", {})
+        """Open the file and have the settings' entries. A file that cannot be read is put aside."""
+        try:
+            self._store = _opened(self.schedule_filename)
+        except Exception as error:  # of dbm, of pickle, of a class that is not here any more
+            if not _put_aside(self.schedule_filename, error):
+                raise
+            self._store = _opened(self.schedule_filename)
+        entries = self._store["entries"]
         self.merge_inplace(self.app.conf.beat_schedule)
         self.install_default_entries(entries)
         self.sync()
@@ -432,6 +439,34 @@ class PersistentScheduler(Scheduler):
     def info(self) -> str:
         """The file's path, for people."""
         return f"    . db -> {self.schedule_filename}"
+
+
+# What dbm's kinds of files add to a name.
+_SUFFIXES = ("", ".db", ".dat", ".bak", ".dir")
+# The file is well, but somebody else's for now, or may not be used.
+_IN_USE = frozenset({errno.EAGAIN, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EROFS, errno.ENOSPC})
+
+
+def _opened(filename: str) -> Any:
+    """The file, with entries that can be read."""
+    store = shelve.open(filename, writeback=True)  # noqa: SIM115 - until `close`
+    try:
+        store.setdefault("entries", {})
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _put_aside(filename: str, error: Exception) -> bool:
+    """Rename what is under that name; whether there was anything that is to be renamed."""
+    if isinstance(error, OSError) and error.errno in _IN_USE:
+        return False
+    files = [path for suffix in _SUFFIXES if (path := Path(filename + suffix)).is_file()]
+    for path in files:
+        aside = path.replace(f"{path}.unreadable-{time.time_ns()}")
+        logger.warning("beat: %s cannot be read (%s): it is kept as %s, and a new one is begun", path, error, aside)
+    return bool(files)
 
 
 class Service:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dbm
+import shelve
 import sys
 import threading
 import types
@@ -134,6 +136,29 @@ def test_a_persistent_scheduler_goes_on_where_it_ended(app: AmqTask, tmp_path: P
         assert "often" not in second.schedule
     finally:
         second.close()
+
+
+def _cut_off(path: Path) -> None:
+    path.write_bytes(b"no file of dbm's " * 100)
+
+
+def _of_a_class_that_is_gone(path: Path) -> None:
+    with shelve.open(str(path)) as store:
+        store["entries"] = {}
+    with dbm.open(str(path), "w") as raw:
+        raw[b"entries"] = b"cnowhere.to.be_found\nEntry\n."
+
+
+@pytest.mark.parametrize("spoil", [_cut_off, _of_a_class_that_is_gone])
+def test_a_file_that_cannot_be_read_is_put_aside(app: AmqTask, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(tmp_path / "runs")
+    before = len(list(tmp_path.iterdir()))
+
+    scheduler: Any = Service(app, schedule_filename=str(tmp_path / "runs"), scheduler_cls=PersistentScheduler).scheduler
+    scheduler.close()
+
+    assert list(scheduler.app.conf.beat_schedule) == ["often"]
+    assert sum("unreadable" in path.name for path in tmp_path.iterdir()) == before
 
 
 def test_entries_as_in_celery(app: AmqTask) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -118,6 +120,32 @@ def test_a_file_that_is_something_else_is_kept_aside(tmp_path: Path) -> None:
     kept = [each for each in tmp_path.iterdir() if "unreadable" in each.name]
     assert len(kept) == 1
     assert kept[0].read_bytes().startswith(b"a shelve")
+
+
+def _spoiled(path: Path) -> None:
+    """Pages within are no pages, and the header says that all is well."""
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xa5" * (len(content) - 4096)
+    path.write_bytes(content)
+
+
+def _with_a_time_that_is_none(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE entries SET last_due_at = 'yesterday'")
+        connection.commit()
+
+
+@pytest.mark.parametrize("spoil", [_spoiled, _with_a_time_that_is_none])
+def test_a_file_whose_rows_cannot_be_read_is_kept_aside(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    path = tmp_path / "last.sqlite3"
+    for number in range(2):
+        store = FileStore(app_with(), StoreOptions(filename=str(path)))
+        store.record([run_of("a", 1)])
+        store.close()
+        if not number:
+            spoil(path)
+
+    assert sum("unreadable" in each.name for each in tmp_path.iterdir()) == 1
 
 
 def test_a_file_in_no_folder_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
