@@ -15,7 +15,7 @@ from amqtask import states
 from amqtask.calls.signature import Signature, listed
 from amqtask.canvas import chain, chord, group, maybe_signature
 from amqtask.client.message_builder import deadline_of
-from amqtask.exceptions import ChordError
+from amqtask.exceptions import ChordError, Terminated
 from amqtask.execution.context import Context, current, current_context
 from amqtask.execution.executor import Executor
 from amqtask.execution.follow_ups import first_task
@@ -102,7 +102,8 @@ class _RunHere:
 
 
 class InlineExecutor(Executor):
-    """For one call. After `execute`: `kept` is the result message, `error` the exception, `retry` the Retry if it was raised."""
+    """For one call. After `execute`: `kept` is the result message, `error` the exception, `retry` the Retry if it was raised,
+    `terminated` what a pool has raised to end the task."""
 
     def __init__(
         self, tasks: Mapping[str, TaskLike], *, run_next: RunNext, hostname: str, inbox: InboxRuns | None = None
@@ -110,6 +111,7 @@ class InlineExecutor(Executor):
         self._keeper = _Keep()
         self.error: BaseException | None = None
         self.retry: Retry | None = None
+        self.terminated: Terminated | None = None
         super().__init__(
             tasks,
             accept=frozenset(),
@@ -136,8 +138,15 @@ class InlineExecutor(Executor):
 
     def _retried(self, plan: TaskPlan, request: Request, context: Context, retry: Retry, runtime: float) -> Outcome:
         self.retry = retry
-        self._tell_retry(plan, request, context, retry, ErrorInfo(retry.exc or retry))
+        self._tell(self._tell_retry, plan, request, context, retry, ErrorInfo(retry.exc or retry))
         return Outcome(request.number, "RETRY", runtime=runtime)
+
+    def _classify(
+        self, plan: TaskPlan, request: Request, context: Context, error: BaseException, runtime: float
+    ) -> Outcome:
+        if isinstance(error, Terminated):
+            self.terminated = error
+        return super()._classify(plan, request, context, error, runtime)
 
     def _failed(
         self,
@@ -206,6 +215,8 @@ class InlineRunner:
                 is_eager=True,
             )
             outcome = executor.expired(request) if _is_over(request) else executor.execute(request)
+            if executor.terminated is not None and current.get() is not None:
+                raise executor.terminated  # a limit, or an end, of the task that makes this call
             if executor.retry is None:
                 break
             changes = executor.retry.sig or {}

@@ -49,6 +49,7 @@ from amqtask.ground.forks import FORKS, count_forks, end_forked
 from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.chord import CHORD_HEADER, read_mark
+from amqtask.protocol.result import ENDS
 from amqtask.protocol.serialization import LARGEST_BODY, is_private
 from amqtask.protocol.task import NO_FOLLOW_UPS, saferepr
 
@@ -325,7 +326,7 @@ class Executor(Endings):
         if CHORD_HEADER in request.headers:
             self._end_chord(request)
         if plan.hooks or signals.task_success.connected or signals.task_postrun.connected:
-            self._tell_success(plan, request, context, value, runtime)
+            self._tell(self._tell_success, plan, request, context, value, runtime)
         summary = "" if not self._verbose[0] else HIDDEN if is_private(request.content_type) else saferepr(value)
         if after is NOTHING:
             return of_success(request.number, runtime, summary, result=result)
@@ -341,7 +342,7 @@ class Executor(Endings):
             error = _ask_for_retry(plan.task, context, error)
         outcome = self._classify(plan, request, context, error, runtime)
         if signals.task_postrun and not isinstance(error, Abandoned):
-            self._tell_postrun(plan, request, context, outcome.state, error)
+            self._tell(self._tell_postrun, plan, request, context, outcome.state, error)
         return outcome
 
     def _classify(
@@ -412,7 +413,7 @@ class Executor(Endings):
         result = None
         if self._results is not None and is_wanted(plan, request):
             result = self._results.retry(request, context, cause, info.traceback)
-        self._tell_retry(plan, request, context, retry, info)
+        self._tell(self._tell_retry, plan, request, context, retry, info)
         outcome = Outcome(
             request.number,
             states.RETRY,
@@ -448,7 +449,7 @@ class Executor(Endings):
         if CHORD_HEADER in request.headers:
             self._end_chord(request)
         if hooks:
-            self._tell_failure(plan, request, context, error, info)
+            self._tell(self._tell_failure, plan, request, context, error, info)
         summary = saferepr(error, 500)
         is_acked = task.acks_on_failure or not task.acks_late
         outcome = Outcome(
@@ -498,6 +499,13 @@ class Executor(Endings):
 
     # -- hooks and signals
 
+    def _tell(self, tell: Callable[..., None], *arguments: object) -> None:
+        """Hooks, and receivers of signals: one that wants to end the process (`sys.exit`) does not change how the task ended."""
+        try:
+            tell(*arguments)
+        except ENDS as error:
+            logger.error("a receiver of a signal raised %s; the process goes on", type(error).__name__)
+
     def _tell_success(self, plan: TaskPlan, request: Request, context: Context, value: object, runtime: float) -> None:
         if "on_success" in plan.hooks:
             self._hook(plan.task.on_success, value, request.id, context.args, context.kwargs)
@@ -538,7 +546,7 @@ class Executor(Endings):
         """Call a hook; an error of it is logged, and does not change the task's outcome."""
         try:
             hook(*arguments)
-        except Exception as error:
+        except (Exception, *ENDS) as error:
             name, context = getattr(hook, "__qualname__", hook), current.get()
             request = context.request if context is not None else None
             if request is not None and is_private(request.content_type):

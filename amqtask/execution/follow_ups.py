@@ -20,7 +20,7 @@ from amqtask.execution.context import Context, current_context
 from amqtask.execution.request import CANCELLED
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.chord import ChordPart, part_message, queue_name, size_of, token_of, values_of
-from amqtask.protocol.result import ResultMessage, exception_as_dict
+from amqtask.protocol.result import ENDS, ResultMessage, exception_as_dict
 from amqtask.protocol.task import is_signature
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class FollowUpComposer:
                     _call(task, errback, context, error, trace)
                 else:
                     messages.append(self._composer.compose_errback(errback, context, error, trace))
-            except Exception:
+            except (Exception, *ENDS):
                 logger.exception("errback %s of task %s[%s] failed", errback, context.task, context.id)
         return tuple(messages)
 

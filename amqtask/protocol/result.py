@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import sys
+from asyncio import CancelledError
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -160,8 +161,10 @@ def decode_result(
 # -- exceptions
 
 
-# A task's `sys.exit()` must not end the process that asks for its result.
-_ENDS = (SystemExit, KeyboardInterrupt, GeneratorExit)
+# What ends a process, a generator, a coroutine: a task's must not end who asks for its result, nor a hook's the slot.
+ENDS = (SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError)
+# Ends a greenlet, of gevent or eventlet; imported only by who has them.
+_GREENLETS_END = "GreenletExit"
 
 
 class RemoteTraceback(Exception):
@@ -285,9 +288,13 @@ def _find(qualified: str, module: object) -> type[BaseException] | None:
         value: Any = sys.modules.get(str(module_name)) if module_name else None
         for part in qualified.split("."):
             value = _attribute(value, part)
-        if isinstance(value, type) and issubclass(value, BaseException) and not issubclass(value, _ENDS):
+        if isinstance(value, type) and issubclass(value, BaseException) and not _is_end(value):
             return value
     return None
+
+
+def _is_end(exception_type: type[BaseException]) -> bool:
+    return issubclass(exception_type, ENDS) or any(base.__name__ == _GREENLETS_END for base in exception_type.__mro__)
 
 
 def _attribute(holder: object, name: str) -> object:

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from amqtask import AmqTask
+from amqtask import AmqTask, states
+from amqtask.exceptions import Terminated
+from amqtask.execution.request import Abandoned, HardLimitReached
+from amqtask.testing.tasks import make_executor, request
 from amqtask.testing.worker import start_worker
 
 
@@ -86,3 +89,30 @@ def test_a_soft_limit_above_the_hard_one_is_refused_whoever_says_them() -> None:
         with pytest.raises(ValueError, match="soft_time_limit must be less than or equal to time_limit"):
             call()
     limited.apply_async(time_limit=30)
+
+
+@pytest.mark.parametrize("end", [HardLimitReached(1), Abandoned(), Terminated("revoked")])
+def test_a_task_that_is_ended_while_it_runs_another_ends_as_a_whole(end: Terminated) -> None:
+    app = AmqTask("ended", broker="memory://", backend="cache+memory://")
+    went_on: list[str] = []
+
+    @app.task(name="inner")
+    def inner() -> None:
+        raise end  # as its pool does, wherever the task is
+
+    @app.task(name="between")
+    def between() -> None:
+        inner.apply()
+        went_on.append("between")
+
+    @app.task(name="outer")
+    def outer() -> None:
+        between.apply()
+        went_on.append("outer")
+
+    app.finalize()
+    tasks: Any = app.tasks.values()
+    outcome = make_executor(*tasks).execute(request(1, "outer"))
+
+    assert went_on == []
+    assert outcome.state in (states.FAILURE, states.REVOKED, states.REJECTED)

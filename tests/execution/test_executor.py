@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
@@ -528,6 +529,39 @@ def test_a_hook_that_fails_does_not_change_the_outcome() -> None:
             raise RuntimeError("hook")
 
     assert make_executor(Hooked(lambda: 1, "t")).execute(request(1, "t")).state == states.SUCCESS
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_hook_or_receiver_that_would_end_the_process_does_not_change_the_outcome(
+    end: BaseException, fails: bool
+) -> None:
+    def leave(*_: Any, **__: Any) -> Any:
+        raise end
+
+    class Hooked(PlainTask):
+        overridden_hooks = frozenset({"on_success", "on_failure", "after_return"})
+        on_success = on_failure = after_return = leave
+
+    told = (signals.task_success, signals.task_failure, signals.task_postrun)
+    for signal in told:
+        signal.connect(leave, weak=False)
+    try:
+        outcome = make_executor(Hooked(raising(ValueError()) if fails else lambda: 1, "t")).execute(request(1, "t"))
+    finally:
+        for signal in told:
+            signal.disconnect(leave)
+
+    assert (outcome.state, outcome.answer) == (states.FAILURE if fails else states.SUCCESS, Answer.ACK)
+    assert stored(outcome)["status"] == outcome.state
+
+
+def test_an_errback_that_would_end_the_process_changes_nothing() -> None:
+    failing = PlainTask(raising(ValueError("x")), "t")
+    errback = PlainTask(lambda request, exc, traceback: sys.exit(1), "errback")
+    outcome = make_executor(failing, errback).execute(request(1, "t", embed={"errbacks": [{"task": "errback"}]}))
+
+    assert (outcome.state, outcome.answer) == (states.FAILURE, Answer.ACK)
 
 
 @pytest.fixture

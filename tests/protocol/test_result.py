@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Any
 
 import pytest
+from greenlet import GreenletExit
 
 from amqtask.exceptions import (
     EncodeError,
@@ -86,7 +88,9 @@ def test_an_exception_that_celery_has_too_is_told_as_celery_s_and_read_as_ours(e
     assert type(exception_from_dict(found)) is type(error)
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(), GreenletExit()]
+)
 def test_a_remote_exit_does_not_end_this_process(error: BaseException) -> None:
     back = there_and_back(error)
 
