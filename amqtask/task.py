@@ -494,22 +494,22 @@ class AsyncTask(Task[P, R]):
 def _in_their_place(
     function: Callable[..., object], request: Context, args: Iterable[object] | None, kwargs: Keywords | None
 ) -> tuple[Iterable[object], Mapping[str, object]]:
-    """New positional arguments with the old keyword arguments, or the reverse, without those that they replace."""
-    old, old_by_name = tuple(request.args or ()), dict(request.kwargs or {})
+    """New positional arguments with the old keyword arguments that they do not replace, or the reverse."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = [*inspect.signature(function).parameters.values()]
     except (TypeError, ValueError):
-        parameters = ()  # type: ignore[assignment]
-    names = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        parameters = []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [each.name if each.kind is kinds[1] else None for each in parameters if each.kind in kinds]
     if args is not None:
         positional = tuple(args)
-        return positional, {name: value for name, value in old_by_name.items() if name not in names[: len(positional)]}
-    keywords = dict(kwargs or {})
-    first = next((position for position, name in enumerate(names[: len(old)]) if name in keywords), len(old))
-    later_by_name = {
-        name: value for name, value in zip(names[first:], old[first:], strict=False) if name not in keywords
-    }
-    return old[:first], {**later_by_name, **keywords}
+        replaced = names[: len(positional)]
+        return positional, {name: value for name, value in (request.kwargs or {}).items() if name not in replaced}
+    keywords, values = dict(kwargs or {}), list(request.args or ())
+    for position, name in enumerate(names[: len(values)]):
+        if name is not None and name in keywords:
+            values[position] = keywords.pop(name)
+    return tuple(values), keywords
 
 
 def argument_check(function: Callable[..., object]) -> Callable[..., Any] | None:

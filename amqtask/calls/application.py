@@ -222,8 +222,6 @@ class RunsHere(Protocol):
         args: Arguments,
         kwargs: KeywordDict,
         options: Options,
-        *,
-        propagate: bool = False,
     ) -> Any:
         """Run a chain, group or chord, one task after the other."""
 

@@ -297,9 +297,7 @@ class Caller:
         Raises: the PublishError of the first message that was not stored.
         """
         if self._app.runtime.is_eager:
-            return self.run_composition(
-                composition, args, kwargs, options, propagate=bool(self._app.conf.task_eager_propagates)
-            )
+            return self.run_composition(composition, args, kwargs, options)
         self._prepare_results(_timeout(options))
         begun, result = self._app.runtime.workflows.prepared(composition, args, kwargs, options)
         messages = self._composition_messages(begun)
@@ -319,9 +317,7 @@ class Caller:
     ) -> object:
         """The same over the async publisher."""
         if self._app.runtime.is_eager:
-            return self.run_composition(
-                composition, args, kwargs, options, propagate=bool(self._app.conf.task_eager_propagates)
-            )
+            return self.run_composition(composition, args, kwargs, options)
         await self._aprepare(_timeout(options))
         begun, result = self._app.runtime.workflows.prepared(composition, args, kwargs, options)
         for burst in _bursts(self._composition_messages(begun)):
@@ -412,8 +408,9 @@ class Caller:
     def run_inline(
         self, task: CalledTask, args: Sequence[object], kwargs: Keywords, options: Options
     ) -> UntypedEagerResult:
-        """Run a task here, retries and callbacks included. Its exception is kept in the result, but for the option `throw`."""
-        return InlineRunner(self._app).run(task, args, kwargs, options)
+        """Run a task here, retries and callbacks included. Its exception is kept in the result, unless the option `throw` or the
+        setting task_eager_propagates has it raised."""
+        return InlineRunner(self._app).run(task, args, kwargs, options, propagate=self._raises(options))
 
     def run_composition(
         self,
@@ -421,24 +418,26 @@ class Caller:
         args: Arguments,
         kwargs: KeywordDict,
         options: Options,
-        *,
-        propagate: bool = False,
     ) -> object:
-        """Run a chain, group or chord here, one task after the other."""
+        """Run a chain, group or chord here, one task after the other; errors as with `run_inline`."""
         self._app.finalize()
-        propagate = bool(options.get("throw", propagate))
         sig, _ = self._app.runtime.workflows.frozen(
             composition.clone(args, kwargs) if args or kwargs else composition,
             {k: v for k, v in options.items() if k != "throw"},
         )
         return InlineRunner(self._app, in_place_of_publishing=self._app.runtime.is_eager).run_composition(
-            sig, propagate=propagate
+            sig, propagate=self._raises(options)
         )
+
+    def _raises(self, options: Options) -> bool:
+        """Whether a call that runs here raises the task's exception."""
+        throw = options.get("throw")
+        return bool(self._app.conf.task_eager_propagates if throw is None else throw)
 
     def _eager(self, name: str, args: Arguments, kwargs: Keywords, options: Options) -> UntypedEagerResult:
         self._app.finalize()
         return InlineRunner(self._app, in_place_of_publishing=True).run(
-            self._app.tasks[name], args, kwargs, options, propagate=bool(self._app.conf.task_eager_propagates)
+            self._app.tasks[name], args, kwargs, options, propagate=self._raises(options)
         )
 
 

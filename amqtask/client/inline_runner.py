@@ -184,7 +184,8 @@ class InlineRunner:
         if self._serializes:
             args, kwargs = self._app.calls.travelled(task.name, args, kwargs, options, task)
         task_id = options.get("task_id") or str(uuid.uuid4())
-        propagate = bool(options.get("throw", propagate))
+        if options.get("throw") is not None:
+            propagate = bool(options["throw"])
         embed = {
             "callbacks": listed(options.get("link")) or None,
             "errbacks": listed(options.get("link_error")) or None,
@@ -204,6 +205,7 @@ class InlineRunner:
                 "ignore_result": False,
                 **family,
                 **deadline,
+                **_stamps(options),
                 **(options.get("headers") or {}),
             }
             request = Request(
@@ -326,6 +328,11 @@ def _family(task_id: str, options: Options) -> OptionDict:
     if caller is not None and caller.id is not None and caller.id != task_id:
         family = {"root_id": caller.root_id or caller.id, "parent_id": caller.id}
     return {key: options.get(key) or inherited for key, inherited in family.items()}
+
+
+def _stamps(options: Options) -> OptionDict:
+    names = listed(options.get("stamped_headers"))
+    return {"stamped_headers": names, "stamps": {name: options.get(name) for name in names}} if names else {}
 
 
 def _eldest(result: Any) -> Any:

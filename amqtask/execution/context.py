@@ -149,6 +149,7 @@ def _delivery_info(request: Request) -> dict[str, object]:
         "priority": request.priority,
         "redelivered": request.redelivered,
         "queue": request.queue,
+        **({"is_eager": True} if request.is_eager else {}),
     }
 
 

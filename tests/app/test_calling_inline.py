@@ -53,6 +53,22 @@ def test_eager_errors_propagate_when_the_setting_says_so(app: AmqTask) -> None:
         fail.delay()
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_apply_raises_when_the_setting_or_the_call_says_so(app: AmqTask, eager: bool) -> None:
+    app.conf.update(task_always_eager=eager, task_eager_propagates=True)
+
+    @app.task
+    def fail() -> None:
+        raise ValueError("as told")
+
+    for call in (fail.apply, chain(fail.si(), fail.si()).apply, group(fail.si(), fail.si()).apply):
+        with pytest.raises(ValueError, match="as told"):
+            call()
+    assert fail.apply(throw=False).failed()
+    app.conf.task_eager_propagates = False
+    assert fail.apply().failed()
+
+
 def test_async_tasks_run_inline_too(app: AmqTask) -> None:
     @app.task
     async def double(x: int) -> int:
@@ -67,6 +83,17 @@ def test_a_bound_task_sees_its_request(app: AmqTask) -> None:
         return self.request.id, self.request.retries, self.request.is_eager
 
     assert who.apply(task_id="mine").get() == ("mine", 0, True)
+
+
+def test_a_task_that_runs_inline_sees_so_and_its_stamps(app: AmqTask) -> None:
+    @app.task(bind=True)
+    def seen(self: Any) -> Any:
+        return self.request.delivery_info["is_eager"], self.request.stamps
+
+    sig = seen.s()
+    sig.stamp(customer="7")
+
+    assert sig.apply().get() == sig.delay().get() == (True, {"customer": "7"})
 
 
 def test_retry_runs_again_until_it_succeeds(app: AmqTask) -> None:

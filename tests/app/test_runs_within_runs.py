@@ -25,8 +25,23 @@ def app() -> Iterator[AmqTask]:
             raise self.retry(**(self.request.headers.get("told") or {}))
         return [x, y]
 
+    @app.task(name="kinds", bind=True, default_retry_delay=0)
+    def kinds(self: Any, only: int, /, named: int, *rest: int, **more: int) -> list[Any]:
+        if not self.request.retries:
+            raise self.retry(**self.request.headers["told"])
+        return [only, named, list(rest), more]
+
     with start_worker(app, pool="threads", concurrency=1):
         yield app
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_new_value_takes_the_place_of_one_argument_whatever_its_kind(app: AmqTask, inline: bool) -> None:
+    task = app.tasks["kinds"]
+    run = task.apply if inline else task.apply_async
+    told = {"told": {"kwargs": {"named": 7, "more": 8}}}
+
+    assert run((1, 2, 3, 4), headers=told).get(timeout=60) == [1, 7, [3, 4], {"more": 8}]
 
 
 @pytest.mark.parametrize("inline", [False, True])
