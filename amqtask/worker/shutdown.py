@@ -6,8 +6,9 @@
                     │        ▼
                     └─────► cold: running requests are ended and requeued; exit code 1; the next signal exits at once
 
-HUP is warm, too, and then the worker starts anew (`restarts`), with the present code and configuration. A worker on a terminal
-has lost it with HUP, and does not start anew. A program that was started with HUP ignored (nohup) goes on ignoring it.
+HUP is warm, too, and then the worker starts anew (`restarts`), with the present code and configuration; TERM after it counts as
+the first TERM, and the worker does not start anew. A worker on a terminal has lost it with HUP, and does not start anew. A
+program that was started with HUP ignored (nohup) goes on ignoring it.
 
 `REMAP_SIGTERM=SIGQUIT` makes TERM mean QUIT, as in Celery.
 """
@@ -104,10 +105,11 @@ class Shutdown:
         if signum == signal.SIGHUP:
             self._hang_up()
             return
+        was_to_restart, self.restarts = self.restarts, False
         wants_quit = signum == signal.SIGQUIT or (signum == signal.SIGTERM and self._term_is_quit)
         if self.degree >= Degree.COLD:
             self._worker.halt()
-        elif not wants_quit and self.degree is Degree.RUNNING:
+        elif not wants_quit and (was_to_restart or self.degree is Degree.RUNNING):
             if signum == signal.SIGINT:
                 logger.warning("worker: Hitting Ctrl+C again will end all running tasks!")
             self.warm(name)
@@ -126,6 +128,8 @@ class Shutdown:
 
     def warm(self, signal_name: str | None = None) -> None:
         """Let running requests end."""
+        if signal_name != "SIGHUP":
+            self.restarts = False
         if self.degree >= Degree.WARM:
             return
         self._begin(Degree.WARM, signal_name, "Warm", EX_OK)

@@ -198,3 +198,41 @@ _, status = os.waitpid(pid, 0)
 loop.run_once()
 print(f"ended by {os.WTERMSIG(status)}, the worker got {signums}")
 """
+
+
+@pytest.mark.parametrize("signum", [TERM, INT])
+def test_a_worker_that_is_to_start_anew_can_be_stopped_and_its_tasks_end(signum: int) -> None:
+    told = Told(busy=True)
+    shutdown = shutdown_of(told, HandLoop())
+    shutdown.on_signal(signal.SIGHUP)
+    shutdown.restarts = True  # as without a terminal
+
+    shutdown.on_signal(signum)
+    assert not shutdown.restarts
+    assert "abandon" not in told.words
+
+    told.is_busy = False
+    shutdown.progress()
+    assert shutdown.exit_code == 0
+
+
+def test_a_worker_that_is_to_start_anew_can_be_told_to_stop_at_once() -> None:
+    told = Told(busy=True)
+    shutdown = shutdown_of(told, HandLoop())
+    shutdown.on_signal(signal.SIGHUP)
+    shutdown.restarts = True
+
+    shutdown.on_signal(QUIT)
+
+    assert "abandon" in told.words
+    assert not shutdown.restarts
+
+
+def test_remote_control_stops_a_worker_that_is_to_start_anew() -> None:
+    shutdown = shutdown_of(Told(busy=True), HandLoop())
+    shutdown.on_signal(signal.SIGHUP)
+    shutdown.restarts = True
+
+    shutdown.warm("remote control")
+
+    assert not shutdown.restarts
