@@ -17,7 +17,7 @@ from amqtask.cli import daemon
 from amqtask.cli.broker import refuse_memory
 from amqtask.cli.daemon import expand, node_name, with_options
 from amqtask.cli.globals import Globals, ParamType
-from amqtask.cli.logs import check_logfile, is_in_json, set_up
+from amqtask.cli.logs import is_in_json, set_up
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 from amqtask.cli.params import Extensible, own_options
 from amqtask.exceptions import OperationalError
@@ -99,10 +99,13 @@ def command(settings: Globals, /, **params: Any) -> int:
     except KeepsToItself as error:
         raise click.UsageError(f"{error}.") from error
     logfile, pidfile = (expand(params[key], node) if params[key] else None for key in ("logfile", "pidfile"))
-    if logfile:
-        check_logfile(logfile)
     daemon.become(
-        pidfile=pidfile, in_background=params["detach"], uid=params["uid"], gid=params["gid"], umask=params["umask"]
+        pidfile=pidfile,
+        in_background=params["detach"],
+        uid=params["uid"],
+        gid=params["gid"],
+        umask=params["umask"],
+        logfile=logfile,
     )
     prints = set_up(
         app.conf,

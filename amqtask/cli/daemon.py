@@ -42,15 +42,20 @@ LEFT_THREADS = 30
 AT_EXIT = 5
 
 
-def become(*, pidfile: str | None, in_background: bool, uid: str | None, gid: str | None, umask: str | None) -> None:
-    """The process a command is to be: in the background, another user, with its pid file. Raises: UsageError, before that."""
+def become(
+    *, pidfile: str | None, in_background: bool, uid: str | None, gid: str | None, umask: str | None, logfile: str | None = None
+) -> None:
+    """The process a command is to be: in the background, another user, with its pid file. Raises: UsageError, ConfigurationError
+    (it may not write to the log file, as that user), before it is in the background."""
     mask, group, user = _mask(umask), _group(gid), _user(uid)
     path = Path(pidfile).absolute() if pidfile else None
+    drop_privileges(user, group, mask)
+    if logfile:
+        check_logfile(logfile)
     if path is not None:
         check_pidfile(path)
     if in_background and os.environ.pop(RESTARTED, None) != str(os.getpid()):
         detach()
-    drop_privileges(user, group, mask)
     if path is not None:
         write_pidfile(path)
 
@@ -124,9 +129,9 @@ class Process:
 
     def run(self, settings: Globals, run: Callable[[], object], stop: Callable[[], None]) -> None:
         """Become it, and `run()` until Ctrl-C or TERM, which call `stop`. Raises: UsageError, before that."""
-        if self.logfile:
-            check_logfile(self.logfile)
-        become(pidfile=self.pidfile, in_background=self.is_detached, uid=None, gid=None, umask=None)
+        become(
+            pidfile=self.pidfile, in_background=self.is_detached, uid=None, gid=None, umask=None, logfile=self.logfile
+        )
         prints = set_up(
             settings.load().conf,
             loglevel=self.loglevel,
@@ -210,13 +215,14 @@ def this_command() -> list[str]:
 
 
 def drop_privileges(user: pwd.struct_passwd | None, group: int | None, mask: int | None) -> None:
-    """Change umask, group and user. Raises: UsageError for somebody who may not."""
+    """Change umask, group and user, unless they are so already (a worker that has started anew). Raises: UsageError for somebody who
+    may not."""
     if mask is not None:
         os.umask(mask)
     try:
-        if group is not None:
+        if group is not None and group != os.getegid():
             os.setgid(group)
-        if user is not None:
+        if user is not None and user.pw_uid != os.geteuid():
             if group is None:
                 os.setgid(user.pw_gid)
             os.initgroups(user.pw_name, os.getgid())

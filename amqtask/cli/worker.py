@@ -15,7 +15,7 @@ from amqtask.assembly import build_worker
 from amqtask.cli import daemon, handover, params
 from amqtask.cli.daemon import Decorator, expand, node_name, with_options
 from amqtask.cli.globals import Globals, ParamType
-from amqtask.cli.logs import check_logfile, enable_own_loggers, is_in_json, set_up
+from amqtask.cli.logs import enable_own_loggers, is_in_json, set_up
 from amqtask.cli.output import echo_text
 from amqtask.cli.params import CommaList, Extensible, own_options
 from amqtask.exceptions import ConfigurationError
@@ -230,8 +230,6 @@ def command(settings: Globals, /, **params: Any) -> int:
     of_app = own_options(app, click.get_current_context(), params)
     options = replace(_worker_options(app, params), of_app=of_app)
     _check_pool_options(params)
-    if options.logfile:
-        check_logfile(options.logfile)
     if handover.is_child():
         app.import_modules()
         handover.await_go()
@@ -241,6 +239,7 @@ def command(settings: Globals, /, **params: Any) -> int:
         uid=params["uid"],
         gid=params["gid"],
         umask=params["umask"],
+        logfile=options.logfile,
     )
     daemon.refuse_pickle_as_root(app.conf.accept_content)
     prints = set_up(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import click
@@ -12,7 +14,9 @@ import pytest
 
 from amqtask import AmqTask
 from amqtask.cli import daemon
+from amqtask.cli.daemon import drop_privileges
 from amqtask.cli.main import run
+from amqtask.testing.suites.backend import in_a_child
 
 
 @pytest.fixture
@@ -112,3 +116,30 @@ go_on.set()
     assert done.stderr.splitlines() == [
         "WARNING:amqtask.cli:waits for threads that the program started, at most 30 s: left"
     ]
+
+
+def test_who_is_that_user_already_may_start_anew() -> None:
+    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+
+    def become_twice() -> None:
+        for _ in range(2):  # at the start, and after HUP
+            drop_privileges(user, user.pw_gid, 0o022)
+        assert (os.geteuid(), os.getegid()) == (user.pw_uid, user.pw_gid)
+
+    assert in_a_child(become_twice) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_the_log_file_is_that_of_the_user_who_writes_it() -> None:
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        log, pid = Path(folder) / "w.log", Path(folder) / "w.pid"
+
+        def become() -> None:
+            daemon.become(
+                pidfile=str(pid), in_background=False, uid="nobody", gid=None, umask=None, logfile=str(log)
+            )  # fmt: skip
+
+        assert in_a_child(become) == 0
+        assert log.stat().st_uid == pid.stat().st_uid == nobody.pw_uid
