@@ -43,7 +43,13 @@ AT_EXIT = 5
 
 
 def become(
-    *, pidfile: str | None, in_background: bool, uid: str | None, gid: str | None, umask: str | None, logfile: str | None = None
+    *,
+    pidfile: str | None,
+    in_background: bool,
+    uid: str | None,
+    gid: str | None,
+    umask: str | None,
+    logfile: str | None = None,
 ) -> None:
     """The process a command is to be: in the background, another user, with its pid file. Raises: UsageError, ConfigurationError
     (it may not write to the log file, as that user), before it is in the background."""
@@ -202,10 +208,13 @@ def flush_streams() -> None:
             stream.flush()
 
 
-def start_anew() -> NoReturn:
-    """Be this command once more, in the same process: the same pid, pid file and parent, other code and configuration."""
+def start_anew(folder: Path) -> NoReturn:
+    """Be this command once more, in the same process: the same pid, pid file and parent, other code and configuration.
+    `folder` is where it was started, which its relative paths (--workdir) are relative to."""
     os.environ[RESTARTED] = str(os.getpid())
     flush_streams()
+    with contextlib.suppress(FileNotFoundError):
+        os.chdir(folder)
     os.execv(sys.executable, this_command())
 
 
@@ -215,8 +224,8 @@ def this_command() -> list[str]:
 
 
 def drop_privileges(user: pwd.struct_passwd | None, group: int | None, mask: int | None) -> None:
-    """Change umask, group and user, unless they are so already (a worker that has started anew). Raises: UsageError for somebody who
-    may not."""
+    """Change umask, group and user, unless they are so already (a worker that has started anew). Raises: UsageError for who may
+    not."""
     if mask is not None:
         os.umask(mask)
     try:

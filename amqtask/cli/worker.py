@@ -261,7 +261,7 @@ def command(settings: Globals, /, **params: Any) -> int:
     with prints:
         exit_code = worker.run()
     if worker.lifecycle.shutdown.restarts:
-        daemon.start_anew()
+        daemon.start_anew(settings.started_in)
     return exit_code
 
 

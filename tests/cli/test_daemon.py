@@ -143,3 +143,21 @@ def test_the_log_file_is_that_of_the_user_who_writes_it() -> None:
 
         assert in_a_child(become) == 0
         assert log.stat().st_uid == pid.stat().st_uid == nobody.pw_uid
+
+
+def test_a_program_starts_anew_where_it_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+
+    def execv(*_: object) -> None:
+        folders.append(Path.cwd())
+        raise SystemExit
+
+    monkeypatch.setenv(daemon.RESTARTED, "")
+    monkeypatch.setattr(os, "execv", execv)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")  # as --workdir work has it
+
+    with pytest.raises(SystemExit):
+        daemon.start_anew(tmp_path)
+
+    assert folders == [tmp_path]
