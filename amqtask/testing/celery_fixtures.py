@@ -6,20 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from amqtask.app import AmqTask
-from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load
 from amqtask.testing.apps import in_memory, new
-from amqtask.testing.worker import start_worker
+from amqtask.testing.worker import options_of_celery, start_worker
 from amqtask.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import KeywordDict, OptionDict, SettingDict, SettingValues
+    from amqtask.ground.shapes import KeywordDict, SettingDict, SettingValues
 
 
 class ReloadableWorker:
@@ -33,14 +32,6 @@ class ReloadableWorker:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._worker, name)
-
-
-# Parameters of celery.contrib.testing.worker.start_worker, and what they are here; None: there is nothing to say.
-_PARAMETERS = {
-    "pool": "pool", "concurrency": "concurrency", "queues": "queues", "shutdown_timeout": "timeout",
-    "perform_ping_check": None, "loglevel": None, "logfile": None, "without_heartbeat": None, "without_mingle": None,
-    "without_gossip": None,
-}  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -116,10 +107,15 @@ def celery_session_app(
 
 @pytest.fixture
 def celery_worker(
-    celery_app: AmqTask, celery_worker_pool: str, celery_worker_parameters: KeywordDict
+    celery_app: AmqTask,
+    celery_includes: Sequence[str],
+    celery_worker_pool: str,
+    celery_worker_parameters: KeywordDict,
 ) -> Iterator[ReloadableWorker]:
     """A worker of `celery_app`, in a thread."""
-    with start_worker(celery_app, **_options(celery_worker_pool, celery_worker_parameters)) as worker:
+    for module in celery_includes:
+        load(module)
+    with _started(celery_app, celery_worker_pool, celery_worker_parameters) as worker:
         yield ReloadableWorker(worker)
 
 
@@ -136,7 +132,7 @@ def celery_session_worker(
         load(module)
     for task in celery_class_tasks:
         celery_session_app.register_task(task)
-    with start_worker(celery_session_app, **_options(celery_worker_pool, celery_worker_parameters)) as worker:
+    with _started(celery_session_app, celery_worker_pool, celery_worker_parameters) as worker:
         yield ReloadableWorker(worker)
 
 
@@ -152,11 +148,5 @@ def _application(request: pytest.FixtureRequest, config: SettingValues, paramete
         yield app
 
 
-def _options(pool: str, parameters: SettingValues) -> OptionDict:
-    unknown = sorted(parameters.keys() - _PARAMETERS.keys())
-    if unknown:
-        raise ConfigurationError(
-            f"celery_worker_parameters: there is no {', '.join(unknown)} here, only {', '.join(sorted(_PARAMETERS))}"
-        )
-    options = {_PARAMETERS[name]: value for name, value in parameters.items()}
-    return {"pool": pool, **{name: value for name, value in options.items() if name is not None}}
+def _started(app: AmqTask, pool: str, parameters: SettingValues) -> AbstractContextManager[Worker]:
+    return start_worker(app, **options_of_celery({"pool": pool, **parameters}))

@@ -5,14 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
 from amqtask.app import AmqTask
 from amqtask.assembly import build_worker
 from amqtask.exceptions import ConfigurationError
 from amqtask.pool import GREEN_POOLS
+from amqtask.protocol.option_types import TEXTS
 from amqtask.worker.options import WorkerOptions
 from amqtask.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import OptionDict, SettingValues
 
 # Children keep their results to themselves on cache+memory://, and green pools patch a whole process.
 _NEED_A_PROCESS = GREEN_POOLS | {"prefork"}
@@ -26,6 +32,29 @@ def _check(app: AmqTask, pool: str) -> None:
         raise ConfigurationError(f"the {pool} pool needs processes of its own: test with solo, threads or asyncio")
 
 
+# Parameters of celery.contrib.testing.worker.start_worker, and what they are here; None: there is nothing to say.
+_CELERYS = {
+    "shutdown_timeout": "timeout", "perform_ping_check": None, "ping_task_timeout": None, "loglevel": None, "logfile": None,
+    "without_heartbeat": None, "without_mingle": None, "without_gossip": None,
+}  # fmt: skip
+_LISTS = frozenset({"queues", "exclude_queues", "include"})
+# Names of options that a worker has.
+OPTIONS = frozenset(field.name for field in fields(WorkerOptions))
+
+
+def options_of_celery(parameters: SettingValues) -> OptionDict:
+    """The options of `start_worker` that parameters of Celery's stand for. Raises: ConfigurationError for one that is none."""
+    unknown = sorted(parameters.keys() - _CELERYS.keys() - OPTIONS)
+    if unknown:
+        known = ", ".join(sorted(_CELERYS.keys() | OPTIONS))
+        raise ConfigurationError(f"a worker in a test has no option {', '.join(unknown)}, only {known}")
+    return {
+        _CELERYS.get(name) or name: tuple(TEXTS.convert(value)) if name in _LISTS else value
+        for name, value in parameters.items()
+        if _CELERYS.get(name, name) is not None and value is not None
+    }
+
+
 @contextmanager
 def start_worker(
     app: AmqTask,
@@ -35,6 +64,7 @@ def start_worker(
     queues: Sequence[str] = (),
     hostname: str | None = None,
     timeout: float = 30.0,
+    **options: Any,
 ) -> Iterator[Worker]:
     """A worker of `app` in a thread of this process; at the block's end it finishes what runs and ends.
 
@@ -43,19 +73,13 @@ def start_worker(
             assert add.delay(2, 2).get(timeout=5) == 4
 
     `timeout` is seconds to become ready, and again to end; `pool` is solo, threads, asyncio or a plug-in; `hostname` its node
-    name, which several workers at once need (default: celery@ and this host).
+    name, which several workers at once need (default: celery@ and this host); `options` are others of a worker: exclude_queues,
+    task_events, prefetch_multiplier …
     Raises: ConfigurationError for another pool or broker; what ended the worker, from the end of the block; TimeoutError.
     """
     _check(app, pool)
-    options = WorkerOptions(
-        pool=pool,
-        concurrency=concurrency,
-        queues=tuple(queues),
-        hostname=hostname,
-        install_signals=False,
-        banner=False,
-    )
-    worker = build_worker(app, options)
+    options |= {"pool": pool, "concurrency": concurrency, "queues": tuple(queues), "hostname": hostname}
+    worker = build_worker(app, WorkerOptions(install_signals=False, banner=False, **options))
     with _running(worker, timeout):
         yield worker
     worker.loop.close()

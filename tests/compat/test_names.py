@@ -165,3 +165,16 @@ def test_what_json_cannot_carry_is_made_plain() -> None:
     assert jsonify(object, unknown_type_filter=lambda value: value.__name__) == "object"
     with pytest.raises(ValueError, match="Unsupported type"):
         jsonify({"x": object()})
+
+
+def test_workers_of_tests_have_names_and_queues_of_their_own() -> None:
+    app = AmqTask("tests", broker="memory://", backend="cache+memory://")
+    start = find("contrib.testing.worker").start_worker
+
+    with (
+        start(app, queues=["one"], perform_ping_check=False) as first,
+        start(app, queues="two,three", exclude_queues=["three"]) as second,
+    ):
+        assert [queue.name for queue in first.queues] == ["one"]
+        assert [queue.name for queue in second.queues] == ["two"]
+        assert first.hostname != second.hostname

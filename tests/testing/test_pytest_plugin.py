@@ -222,7 +222,10 @@ def test_fixtures_under_celerys_names(user: pytest.Pytester) -> None:
 
         @pytest.fixture(scope="session")
         def celery_worker_parameters():
-            return {"queues": ("celery",), "perform_ping_check": False, "shutdown_timeout": 5}
+            return {
+                "queues": "celery,other", "exclude_queues": ("other"), "perform_ping_check": False, "ping_task_timeout": 5,
+                "shutdown_timeout": 5, "hostname": "mine@here", "task_events": True,
+            }
         """
     )
     user.makepyfile(proj_tasks="from amqtask import shared_task\n@shared_task\ndef shared(): return 'here'")
@@ -238,6 +241,8 @@ def test_fixtures_under_celerys_names(user: pytest.Pytester) -> None:
             celery_worker.reload()
             assert mul.delay(4, 4).get(timeout=60) == 16
             assert celery_app.strict_typing is False
+            assert celery_worker.hostname == "mine@here"
+            assert [queue.name for queue in celery_worker.queues] == ["celery"]
 
         @pytest.mark.celery(timezone="Asia/Shanghai")
         def test_marker(celery_app):
