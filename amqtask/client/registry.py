@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from amqtask.exceptions import ConfigurationError, NotRegistered
-from amqtask.ground.current import current_app, note_shared
-from amqtask.ground.plugins import did_you_mean, load, others_names, plugins
+from amqtask.ground.current import current_app, find_current_app, note_shared
+from amqtask.ground.plugins import did_you_mean, load, load_path, others_names, plugins
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
@@ -87,12 +87,9 @@ class SharedTask:
     """Stands for the task of the current app and passes everything on to it."""
 
     def __init__(self, function: Callable[..., object], options: OptionDict) -> None:
-        self.__wrapped__ = function
-        self.__name__ = function.__name__
-        self.__doc__ = function.__doc__
-        self.__module__ = function.__module__
-        self._name = options.pop("name", None) or f"{function.__module__}.{function.__name__}"
-        self._options = options
+        name = options.pop("name", None) or f"{function.__module__}.{function.__name__}"
+        own = {"__wrapped__": function, "__name__": function.__name__, "__doc__": function.__doc__}
+        self.__dict__.update(own, __module__=function.__module__, _name=name, _options=options)
         note_shared(self._make)
 
     def _make(self, app: Any) -> object:
@@ -104,6 +101,14 @@ class SharedTask:
     def _task(self) -> Any:
         return self._make(current_app())
 
+    @property  # type: ignore[misc] # nobody sets it
+    def __class__(self) -> Any:
+        """For `isinstance(shared, Task)`, without making an application for that."""
+        return load_path("amqtask.task:Task") if find_current_app() is None else type(self._task)
+
+    def __reduce__(self) -> Any:
+        return self._task.__reduce__()
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._task(*args, **kwargs)
 
@@ -111,6 +116,18 @@ class SharedTask:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._task, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """An attribute of the task: tests replace its methods, programs set its options. Python's own are for this object."""
+        if name.startswith("__"):
+            object.__setattr__(self, name, value)
+        elif find_current_app() is None:
+            self._options[name] = value
+        else:
+            setattr(self._task, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._task, name)
 
     def __repr__(self) -> str:
         return f"<@shared_task: {self._name}>"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 from typing import Any
+from unittest import mock
 
 import pytest
 from pydantic import BaseModel
 
 from amqtask import AmqTask, Task, chain, group, shared_task, signals
 from amqtask.exceptions import EncodeError, MaxRetriesExceededError, Retry, UnknownTaskOptionWarning
+from amqtask.ground import current
 from amqtask.testing.worker import start_worker
 
 
@@ -253,6 +257,39 @@ def test_a_shared_task_belongs_to_the_current_app(app: AmqTask) -> None:
 
     assert shared_add.delay(1, 1).get() == 2
     assert shared_add.name in app.tasks
+
+
+def test_a_shared_task_is_one_to_look_at_and_to_change(app: AmqTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    @shared_task(bind=True)
+    def changed(self: Any) -> Any:
+        return self.retry()
+
+    task: Any = changed
+    assert isinstance(task, Task)
+    assert copy.copy(task) is pickle.loads(pickle.dumps(task)) is app.tasks[task.name]
+    with mock.patch.object(task, "retry", return_value="replaced") as retry:
+        assert task() == "replaced"
+        retry.assert_called_once_with()
+    with pytest.raises(Retry):
+        task()
+    monkeypatch.setattr(task, "max_retries", 7)
+    assert app.tasks[task.name].max_retries == 7
+    monkeypatch.undo()
+    assert app.tasks[task.name].max_retries == 3
+
+
+def test_what_is_set_on_a_shared_task_before_there_is_an_application_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(current, "_default", [])
+
+    @shared_task
+    def early() -> None: ...
+
+    task: Any = early
+    assert isinstance(task, Task)
+    task.max_retries = 9
+    assert current.find_current_app() is None
+
+    assert AmqTask("late").tasks[task.name].max_retries == 9
 
 
 def test_task_signals_are_sent_with_celerys_arguments(app: AmqTask) -> None:
