@@ -20,6 +20,7 @@ from amqtask.execution.batched import BatchedExecutor
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.executor import Executor
 from amqtask.execution.request import Calls, Request
+from amqtask.ground.plugins import load
 from amqtask.protocol.flow_options import Batch
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.result import ResultMessage, encode_result
@@ -364,6 +365,13 @@ def fork_and_return(how: str) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def leave_a_timeout(library: str, seconds: float) -> None:
+    """Leave a timeout of eventlet's or gevent's running."""
+    timeout = load(library).Timeout(seconds)  # eventlet's has begun
+    if library == "gevent":
+        timeout.start()
+
+
 def add_each(calls: list[BatchCall]) -> list[Any]:
     """The sum of each call's arguments."""
     return [sum(call.args) for call in calls]
@@ -410,6 +418,6 @@ POOL_TASKS = BATCH_TASKS + tuple(
     for function in (
         add, add_async, fail, leave_the_process, try_again, wait_for, wait_for_async, clean_up, clean_up_async,
         clean_up_beside_async, who_am_i, share_a_lock, share_a_lock_async, run_a_loop, use_asyncio,
-        set_a_context_variable, set_a_context_variable_async, fork_and_return,
+        set_a_context_variable, set_a_context_variable_async, fork_and_return, leave_a_timeout,
     )
 )  # fmt: skip

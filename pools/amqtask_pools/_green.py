@@ -16,6 +16,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from greenlet import GreenletExit
+
 from amqtask.ground.printable import bounded_logger
 from amqtask_pools._slot_table import SlotPool
 
@@ -167,10 +169,15 @@ class GreenPool(SlotPool):
                 self._busy.pop(request.number, None)
                 self._idle.append(slot)
             submitter, slot.submitter = slot.submitter, None
-            if submitter is not None:
-                submitter.switch()
-            else:
-                wait()
+            try:
+                if submitter is not None:
+                    submitter.switch()
+                else:
+                    wait()
+            except GreenletExit:
+                return
+            except BaseException as error:  # noqa: BLE001 - a timeout, say, that a task has left: the slot goes on
+                logger.warning("a slot got %s between two tasks: has a task left a timeout?", type(error).__name__)
 
     def _run(self, request: Request, slot: Slot) -> None:
         if request.soft_limit is None and request.hard_limit is None:

@@ -21,7 +21,7 @@ import pytest
 from amqtask import states
 from amqtask.execution.request import Answer, Outcome, Request
 from amqtask.ground.plugins import completed, misspelt
-from amqtask.pool import Pool, PoolDefaults, PoolOptions, Running, find_pool, limits_of
+from amqtask.pool import GREEN_POOLS, Pool, PoolDefaults, PoolOptions, Running, find_pool, limits_of
 from amqtask.testing.loop import PlainLoop
 from amqtask.testing.tasks import POOL_TASKS, PlainTask, batch_request, make_executor, request
 
@@ -166,6 +166,19 @@ class PoolSuite:
 
         assert [bench.value(number) for number in numbers] == [0, 1, 3]
         assert bench.value(bench.submit("add", 1, 1)) == 2
+
+    def test_a_timeout_that_a_task_has_left_takes_no_slot(self, pool_class: type[Pool], bench: Bench) -> None:
+        if pool_class.name not in GREEN_POOLS:
+            pytest.skip("a timeout of a green thread")
+        for _ in range(3):
+            bench.outcome(bench.submit("leave_a_timeout", pool_class.name, 0.01))
+        struck: list[bool] = []
+        bench.loop.call_later(0.1, lambda: struck.append(True))
+        bench.until(lambda: struck)
+
+        numbers = [bench.submit("add", n, n) for n in range(4)]
+
+        assert [bench.value(number) for number in numbers] == [n + n for n in range(4)]
 
     def test_all_slots_are_free_when_nothing_runs(self, bench: Bench) -> None:
         for n in range(10):
