@@ -12,6 +12,7 @@ from amqtask.transport.inventory import ManagementApi
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.cli.globals import Globals
     from amqtask.protocol.entities import Queue
     from amqtask.topology.routes import Route
     from amqtask.transport.contract import Admin
@@ -24,6 +25,13 @@ def refuse_memory(app: AmqTask) -> None:
             "the application's broker is memory://, which lives inside each process: there is nothing that this "
             "command could see. Name another one: amqtask -b amqp://user:password@host/vhost …"
         )
+
+
+def load_shared(settings: Globals) -> AmqTask:
+    """The application, which `with` closes. Raises: ConfigurationError for one on `memory://`."""
+    app = settings.load()
+    refuse_memory(app)
+    return app
 
 
 def open_admin(app: AmqTask) -> Admin:

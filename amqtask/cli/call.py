@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqtask.cli import params
-from amqtask.cli.broker import refuse_memory
+from amqtask.cli.broker import load_shared
 from amqtask.cli.globals import Globals, ParamType
 from amqtask.cli.output import echo, echo_text, json_option, print_json
 from amqtask.exceptions import BackendNotConfigured
@@ -101,16 +101,14 @@ def call_command(
     settings: Globals, /, name: str, arguments: list[object], kwargs: KeywordDict, as_json: bool, **options: object
 ) -> None:
     """Publish task NAME and print its id, once the broker has confirmed it."""
-    app = settings.load()
-    refuse_memory(app)
-    check(app, name, arguments, kwargs)
     chosen_options = {key: value for key, value in options.items() if value is not None}
-    result = app.send_task(name, arguments, kwargs, **chosen_options)
+    with load_shared(settings) as app:
+        check(app, name, arguments, kwargs)
+        result = app.send_task(name, arguments, kwargs, **chosen_options)
     if as_json:
         print_json({"id": result.id, "task": name})
     else:
         echo(result.id)
-    app.close()
 
 
 @click.command("result")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from amqtask.cli.broker import refuse_memory
+from amqtask.cli.broker import load_shared
 from amqtask.cli.daemon import log_format_option, loglevel_option
 from amqtask.cli.globals import Globals
 from amqtask.cli.logs import set_up
@@ -59,8 +59,7 @@ def command(
     if hash_password:
         echo(access_module.hashed(click.prompt("Password", hide_input=True, confirmation_prompt=True)))
         return 0
-    app = settings.load()
-    refuse_memory(app)
+    app = load_shared(settings)
     conf = app.conf
     operators = None if conf.console_operators is None else frozenset(conf.console_operators)
     login = _oidc(conf.console_oidc, operators) if conf.console_oidc else None

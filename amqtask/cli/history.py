@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from amqtask.assembly import build_indexer
-from amqtask.cli.broker import refuse_memory
+from amqtask.cli.broker import load_shared
 from amqtask.cli.daemon import Process, runs_until_told
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
@@ -23,8 +23,7 @@ def command(settings: Globals, once: bool, process: Process, as_json: bool) -> i
 
     The index is what history_url names. One process for all is enough; where two share an index, one at a time goes on.
     """
-    app = settings.load()
-    refuse_memory(app)
+    app = load_shared(settings)
     indexer = build_indexer(app)
     try:
         if once:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     """Each task's limits: what holds, what the code says, how many run and wait (about), the keys with most of both."""
     if ctx.invoked_subcommand is not None:
         return
-    with closing(_load(ctx.obj)) as app:
+    with _load(ctx.obj) as app:
         limits = app.limits.read()
     if as_json:
         print_json([asdict(limit) | {"keys": [use._asdict() for use in limit.keys]} for limit in limits])
@@ -47,7 +46,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 def set_command(settings: Globals, task: str, limit: str, value: str, burst: int | None, by: str | None) -> None:
     """Have a limit be another number (20, 500/m) in all workers from now on, until `amqtask limits reset`, whatever the code
     says. LIMIT as `amqtask limits` writes it: concurrency, "rate by tenant" …"""
-    with closing(_load(settings)) as app:
+    with _load(settings) as app:
         app.limits.set(task, limit, value, burst=burst, by=by)
     echo(f"{limit} of {task} is {value}")
 
@@ -58,7 +57,7 @@ def set_command(settings: Globals, task: str, limit: str, value: str, burst: int
 @click.pass_obj
 def reset_command(settings: Globals, task: str, limit: str) -> None:
     """Have a limit be what the code says again."""
-    with closing(_load(settings)) as app:
+    with _load(settings) as app:
         was_set = app.limits.reset(task, limit)
     echo(f"{limit} of {task} is what the code says{'' if was_set else ', as it was'}")
 

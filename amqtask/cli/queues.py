@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amqtask.cli.broker import api_option, chosen_queues, known_queues, open_admin, open_api, refuse_memory, task_routes
+from amqtask.cli.broker import api_option, chosen_queues, known_queues, load_shared, open_admin, open_api, task_routes
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.cli.params import complete_queues, queues_option
@@ -107,7 +107,7 @@ def queues_command(
         return 0
     settings: Globals = ctx.obj
     if delayed:
-        return _print_delayed(settings.load(), queues, as_json)
+        return _print_delayed(settings, queues, as_json)
     if watch and interval:
         raise click.UsageError(
             "--watch looks again and again, and has CHANGE/S from its second look on: leave --interval out"
@@ -155,13 +155,9 @@ def resume(settings: Globals, names: tuple[str, ...], as_json: bool) -> None:
 def _pause_or_resume(
     settings: Globals, names: Sequence[str], as_json: bool, order: Callable[[Control, str], Replies]
 ) -> None:
-    app = settings.load()
-    refuse_memory(app)
-    try:
+    with load_shared(settings) as app:
         answers = {name: order(app.control, name) for name in names}
         paused = app.control.pauses.read()
-    finally:
-        app.close()
     if as_json:
         print_json({"paused": [asdict(pause) for pause in paused.values()], "answers": answers})
         return
@@ -169,12 +165,11 @@ def _pause_or_resume(
         echo(f"{name} is {'paused' if name in paused else 'not paused'}; {count(len(replies), 'worker')} answered")
 
 
-def _print_delayed(app: AmqTask, queues: Sequence[str], as_json: bool) -> int:
+def _print_delayed(settings: Globals, queues: Sequence[str], as_json: bool) -> int:
     """The delayed tasks for these queues (all: of the virtual host), the soonest first."""
-    refuse_memory(app)
-    waiting = look(app, Which())
-    app.close()
-    tasks = [task for task in waiting.tasks if not queues or task.queue in queues]
+    with load_shared(settings) as app:
+        waiting = look(app, Which())
+    tasks = [task for task in waiting.tasks if not queues or any(Which(queue=name).has(task) for name in queues)]
     if as_json:
         print_json([asdict(task) for task in tasks])
     else:

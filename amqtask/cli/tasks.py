@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from amqtask.cli.broker import refuse_memory
+from amqtask.cli.broker import load_shared
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 from amqtask.cli.params import Moment, rate_option
@@ -116,11 +116,8 @@ class Search:
 @click.pass_obj
 def find(settings: Globals, words: str | None, search: Search, limit: int, after: str | None, as_json: bool) -> None:
     """The newest tasks for which all of this holds. WORDS are what --text says, too."""
-    app = settings.load()
-    try:
+    with settings.load() as app:
         tasks = (replace(search, text=words) if words else search).find(app, limit=limit, after=after)
-    finally:
-        app.close()
     if as_json:
         print_json([document(one) for one in tasks])
     elif tasks:
@@ -166,11 +163,8 @@ def document(task: PastTask) -> JsonObject:
 @click.pass_obj
 def show(settings: Globals, task_id: str, as_json: bool) -> None:
     """One task: what happened to it and when, arguments, result or error, who called it and what it called."""
-    app = settings.load()
-    try:
+    with settings.load() as app:
         history = app.history.get(task_id)
-    finally:
-        app.close()
     if history is None:
         raise click.ClickException(f"nothing is known of a task {task_id}")
     if as_json:
@@ -245,11 +239,9 @@ def retry(
     (task_history_arguments). With --args or --kwargs it is a new task, whose history points to the old one.
     """
     args, kwargs = _json(args_text, list, "--args"), _json(kwargs_text, dict, "--kwargs")
-    app = settings.load()
-    refuse_memory(app)
     reruns: list[JsonObject] = []
     failed: list[JsonObject] = []
-    try:
+    with load_shared(settings) as app:
         tasks = _meant(app, task_ids, search, failed)
         if (args is not None or kwargs is not None) and len(task_ids) != 1:
             raise click.UsageError("other arguments are for one task: name its id")
@@ -263,8 +255,6 @@ def retry(
                 reruns.append({"id": run_edited(app, task, args, kwargs, queue=to), "rerun_of": task.id})
             except AmqTaskError as error:
                 failed.append({"id": task.id, "error": str(error)})
-    finally:
-        app.close()
     return _tell("run again", reruns, failed, as_json)
 
 
@@ -293,16 +283,13 @@ def revoke(
 
     Of those that the options name, what has ended is left alone.
     """
-    app = settings.load()
-    try:
+    with settings.load() as app:
         # Also ids that history knows nothing of.
         ids = list(task_ids) or [task.id for task in _meant(app, (), search, []) if task.state not in READY_STATES]
         _confirm(f"Revoke {count(len(ids), 'task')}?", task_ids, force, as_json)
         for start in range(0, len(ids), AT_ONCE):
             revoke_some = app.control.cancel if tree else app.control.revoke
             revoke_some(ids[start : start + AT_ONCE], terminate=terminate, signal=signal)
-    finally:
-        app.close()
     return _tell("revoked", [{"id": task_id} for task_id in ids], [], as_json)
 
 

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from amqtask.cli.broker import refuse_memory
+from amqtask.cli.broker import load_shared
 from amqtask.cli.globals import Globals
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load
@@ -29,12 +29,8 @@ def command(settings: Globals, interval: float, hours: int) -> int:
         screen = load("amqtask.cli.top_screen")
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"top needs {error.name}: pip install 'amqtask[tui]'") from error
-    app = settings.load()
-    refuse_memory(app)
-    if not sys.stdout.isatty():
-        raise ConfigurationError("top wants a terminal; `amqtask tasks`, `queues` and `workers` print, also --json")
-    try:
+    with load_shared(settings) as app:
+        if not sys.stdout.isatty():
+            raise ConfigurationError("top wants a terminal; `amqtask tasks`, `queues` and `workers` print, also --json")
         screen.Top(app, interval=interval, hours=hours).run()
-    finally:
-        app.close()
     return 0

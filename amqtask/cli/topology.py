@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amqtask.cli.broker import api_option, chosen_queues, open_admin, open_api, refuse_memory
+from amqtask.cli.broker import api_option, chosen_queues, load_shared, open_admin, open_api
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList, queues_option
@@ -234,8 +234,7 @@ def check(settings: Globals, queues: tuple[str, ...], api: str | None, as_json: 
 
     Over AMQP the first differing argument of a queue or exchange is found, and bindings cannot be asked for; with --api all is.
     """
-    app = settings.load()
-    refuse_memory(app)
+    app = load_shared(settings)
     plan, delays = planned(app, queues), planned_delays(app, queues)
     if api:
         management = open_api(app, api)
@@ -304,10 +303,8 @@ def topology(settings: Globals, queues: tuple[str, ...]) -> None:
 @click.pass_obj
 def workers(settings: Globals, timeout: float, destination: tuple[str, ...]) -> None:
     """The workers that answer, and the queues and exchanges that each consumes from."""
-    app = settings.load()
-    refuse_memory(app)
-    replies = app.control.inspect(destination=list(destination) or None, timeout=timeout).active_queues()
-    app.close()
+    with load_shared(settings) as app:
+        replies = app.control.inspect(destination=list(destination) or None, timeout=timeout).active_queues()
     if not replies:
         raise Unavailable("No nodes replied within time constraint. Is a worker running on this broker?")
     _print(consuming(replies))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amqtask.cli.broker import refuse_memory
+from amqtask.cli.broker import load_shared
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.console.pages import worker_rows
@@ -37,12 +37,8 @@ _COLUMNS = (
 @click.pass_obj
 def command(settings: Globals, timeout: float, as_json: bool) -> int:
     """The workers that answer; and with task_history those that are gone without a word. Exit code 69 when none answers."""
-    app = settings.load()
-    refuse_memory(app)
-    try:
+    with load_shared(settings) as app:
         rows = worker_rows(app, timeout)
-    finally:
-        app.close()
     if as_json:
         print_json(rows)
     elif rows:
