@@ -371,6 +371,11 @@ class AmqTask(WithOthersNames):
             load(module)
         self._discover_now()
 
+    def load_tasks(self) -> None:
+        """Have all tasks: import the modules that are named, then `finalize`."""
+        self.import_modules()
+        self.finalize()
+
     def finalize(self, auto: bool = False) -> None:
         """Take shared tasks in and resolve the tasks' options; done once, before the first use."""
         if self.is_finalized:

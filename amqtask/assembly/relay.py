@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 def build_relay(app: AmqTask, *, batch: int | None = None, interval: float | None = None) -> Relay:
     """A relay of the application's outbox, ready to `run()`. Raises: ConfigurationError."""
-    app.import_modules()
-    app.finalize()
+    app.load_tasks()
     conf = app.conf
     from amqtask.outbox.relay import BATCH, Relay
 

@@ -96,8 +96,7 @@ _SETTINGS_STORES = frozenset({"file", "memory"})
 
 def build_beat(app: AmqTask, options: BeatOptions) -> BeatProcess:
     """A process that is ready to `run()`. Raises: ConfigurationError."""
-    app.import_modules()
-    app.finalize()
+    app.load_tasks()
     loop = PikaLoop()
     name = f"beat@{socket.gethostname()} {os.getpid()}"
 

@@ -51,8 +51,7 @@ class Schedules:
 
     def entries(self) -> list[Entry]:
         """The entries as their store remembers them; nothing is written. Raises: KeepsToItself; what a store raises."""
-        self._app.import_modules()
-        self._app.finalize()
+        self._app.load_tasks()
         make_store = find_store(self._scheduler_name)
         if isinstance(make_store, KeepsTime):
             raise KeepsToItself(

@@ -66,8 +66,7 @@ class TaskRoute(NamedTuple):
 
 def task_routes(app: AmqTask) -> list[TaskRoute]:
     """Where each registered task goes, by name. A route function that fails without arguments is named in a warning."""
-    app.import_modules()
-    app.finalize()
+    app.load_tasks()
     return [TaskRoute(name, _route(app, name)) for name in app.tasks.own]
 
 

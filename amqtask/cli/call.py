@@ -68,8 +68,7 @@ def check(app: AmqTask, name: str, arguments: list[object], kwargs: KeywordDict)
     """What the loaded application knows. Another one's task it need not know, unless it has one of nearly that name.
 
     Raises: ClickException."""
-    app.import_modules()
-    app.finalize()
+    app.load_tasks()
     task = app.tasks.get(name)
     if task is None:
         hint = did_you_mean(name, app.tasks.own, alike=0.8)

@@ -452,8 +452,7 @@ def diagnose(facts: Facts) -> list[Finding]:
 
 def read_facts(app: AmqTask, api: str | None) -> tuple[Facts, list[Finding]]:
     """The facts, and why some could not be read."""
-    app.import_modules()
-    app.finalize()
+    app.load_tasks()
     facts = Facts(app, files=min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30), is_root=os.geteuid() == 0)
     if app.broker.transport == "amqp":
         facts.product = "RabbitMQ"

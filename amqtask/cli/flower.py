@@ -81,8 +81,7 @@ def celery_app(app: AmqTask) -> Any:
     """A Celery application that knows our broker, exchanges, routes and the names of our tasks."""
     import celery
 
-    app.import_modules()
-    app.finalize()
+    app.load_tasks()
     application = celery.Celery(app.main or "amqtask")
     application.conf.update(celery_settings(app))
     application.conf.task_routes = (_route(app),)

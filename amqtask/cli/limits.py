@@ -64,8 +64,7 @@ def reset_command(settings: Globals, task: str, limit: str) -> None:
 
 def _load(settings: Globals) -> AmqTask:
     app = settings.load()
-    app.import_modules()
-    app.finalize()
+    app.load_tasks()
     return app
 
 

@@ -65,8 +65,7 @@ def namespace(app: AmqTask, *, with_tasks: bool = True) -> dict[str, object]:
     """The names of the shell: tasks, and ours, which a task of that name never hides."""
     names: dict[str, object] = {}
     if with_tasks:
-        app.import_modules()
-        app.finalize()
+        app.load_tasks()
         # A task's class has its function's name.
         names = {type(app.tasks[name]).__name__: app.tasks[name] for name in app.tasks.own}
     return names | NAMES | {"app": app, "celery": app}

@@ -20,8 +20,7 @@ class Loader:
 
     def import_default_modules(self) -> None:
         """Import all modules that `include`, `imports` and autodiscover_tasks name."""
-        self.app.import_modules()
-        self.app.finalize()
+        self.app.load_tasks()
 
     def init_worker(self) -> None:
         """Import the modules with tasks when a worker starts."""

@@ -18,8 +18,7 @@ MOST_KEYS = 10
 
 def limits(app: AmqTask) -> JsonObject:
     """All limits of all tasks."""
-    app.import_modules()
-    app.finalize()
+    app.load_tasks()
     try:
         found = app.limits.read()
     except ConfigurationError as error:

@@ -181,8 +181,7 @@ def queues(app: AmqTask) -> JsonObject:
 
 def named_queues(app: AmqTask) -> Iterator[tuple[Queue, str | None]]:
     """The queues that the application consumes or routes tasks to, each with the name of its dead-letter queue."""
-    app.import_modules()
-    app.finalize()
+    app.load_tasks()
     names = dict.fromkeys(queue.name for queue in app.queues.consumed)
     for name in app.tasks.own:
         queue = app.tasks[name].queue

@@ -185,8 +185,7 @@ def delay_queues(app: AmqTask, admin: Admin, api: ManagementApi | None = None) -
 
 
 def _priorities(app: AmqTask) -> set[int | None]:
-    app.import_modules()
-    app.finalize()
+    app.load_tasks()
     return {0, None, app.conf.task_default_priority, *(task.priority for task in app.tasks.values())}
 
 

@@ -423,6 +423,5 @@ def registered_tasks() -> list[str]:
         app = project_app()
     except AmqTaskError:
         return []
-    app.import_modules()
-    app.finalize()
+    app.load_tasks()
     return app.tasks.own
