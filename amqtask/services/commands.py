@@ -30,6 +30,7 @@ from amqtask.topology.declarations import work_queue
 from amqtask.topology.delays import TO_HEADER, waiting_priority
 from amqtask.topology.slots import asked_slots
 from amqtask.worker.strategy import as_limit, bare_request
+from amqtask.worker.throttle import parse_rate
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request
@@ -404,6 +405,10 @@ def memdump(control: Control, arguments: CommandArguments) -> object:
 
 
 def objgraph(control: Control, arguments: CommandArguments) -> object:
+    try:
+        parse_rate(limit)
+    except ConfigurationError as error:
+        return {"error": f"Invalid rate limit string: {error}"}
     return {
         "filename": draw_references(
             str(arguments.get("type") or "Request"),
@@ -423,8 +428,6 @@ def rate_limit(control: Control, arguments: CommandArguments) -> object:
     except NotRegistered:
         logger.error("Rate limit attempt for unknown task %s", name)
         return {"error": "unknown task"}
-    except ConfigurationError as error:
-        return {"error": f"Invalid rate limit string: {error}"}
     logger.info("New rate limit for tasks of type %s: %s.", name, limit or "none")
     return {"ok": "new rate limit set successfully" if limit else "rate limit disabled successfully"}
 
@@ -454,17 +457,17 @@ def _limit(arguments: CommandArguments, limit_name: str) -> float | None:
 
 
 def pool_grow(control: Control, arguments: CommandArguments) -> object:
-    return _resized(control, int(arguments.get("n") or 1), arguments)
+    return _resized(control, 1, arguments)
 
 
 def pool_shrink(control: Control, arguments: CommandArguments) -> object:
-    return _resized(control, -int(arguments.get("n") or 1), arguments)
+    return _resized(control, -1, arguments)
 
 
 def autoscale(control: Control, arguments: CommandArguments) -> object:
     if control.autoscale is None:
         return {"error": "Autoscale not enabled in this worker (start it with --autoscale=MAX,MIN)"}
-    max_slots, min_slots = control.autoscale.set_bounds(arguments.get("max"), arguments.get("min"))
+    max_slots, min_slots = control.autoscale.set_bounds(_slots(arguments, "max"), _slots(arguments, "min"))
     return {"ok": f"autoscale now max={max_slots} min={min_slots}"}
 
 
@@ -576,13 +579,22 @@ COMMANDS: dict[str, Command] = {
     "dump_active": active,
     "dump_conf": conf,
     "dump_reserved": reserved,
+
+
+def _slots(arguments: CommandArguments, name: str) -> int | None:
+    asked = arguments.get(name)
+    try:
+        return None if asked is None else int(asked)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigurationError(f"{name} is a whole number of slots, not {asked!r}") from None
     "dump_revoked": revoked,
     "dump_schedule": scheduled,
     "dump_tasks": registered,
 }
 
 
-def _resized(control: Control, by: int, arguments: CommandArguments) -> object:
+def _resized(control: Control, sign: int, arguments: CommandArguments) -> object:
+    by = sign * (_slots(arguments, "n") or 1)
     verb = "grow" if by > 0 else "shrink"
     pool = control.operations.pool(arguments.get("pool"))
     if control.autoscale is not None and pool is control.operations.pool():

@@ -28,7 +28,7 @@ def parse_rate(limit: str | float | None) -> float:
         return 0.0
     if isinstance(limit, (int, float)):
         return float(limit)
-    number, _, unit = limit.partition("/")
+    number, _, unit = str(limit).partition("/")
     try:
         return float(number) / _UNITS[(unit or "s").strip().lower()]
     except (KeyError, ValueError):

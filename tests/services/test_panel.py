@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from amqtask import Batch
 from amqtask.events.dispatcher import LamportClock
 from amqtask.exceptions import AccessRefused
 from amqtask.ground.printable import masked_plain
@@ -508,9 +509,19 @@ def test_rate_limits_and_time_limits_are_set_or_refused() -> None:
     assert "ok" in remote.ask("rate_limit", task_name="t", rate_limit="1/m")
     assert remote.ask("rate_limit", task_name="nobody", rate_limit="1/m") == {"error": "unknown task"}
     assert "Invalid rate limit string" in remote.ask("rate_limit", task_name="t", rate_limit="often")["error"]
+    assert "Invalid rate limit string" in remote.ask("rate_limit", task_name="t", rate_limit=[1])["error"]
     assert remote.ask("time_limit", task_name="nobody", soft=1) == {"error": "unknown task"}
     assert "above 0" in remote.ask("time_limit", task_name="t", soft=-1)["error"]
     assert "no hard time limits" in remote.ask("time_limit", task_name="t", hard=5.0)["error"]
+
+
+def test_a_batch_task_has_no_rate_limit_and_says_so() -> None:
+    remote = Remote()
+    remote.bench.worker.strategies["t"].batch = Batch()
+
+    assert remote.ask("rate_limit", task_name="t", rate_limit="1/m") == {
+        "error": "task t runs in batches, which have no rate limit"
+    }
 
 
 @pytest.mark.parametrize("limit", ["nan", "inf", float("inf"), 1e300, 0, -5, "soon", [1], 10**400])
@@ -539,6 +550,16 @@ def test_the_pool_grows_and_shrinks_but_keeps_one_slot() -> None:
     remote.ask("pool_shrink", n=99)
 
     assert remote.bench.pool.slots == 1
+
+
+@pytest.mark.parametrize("number", ["x", [1], 1e400])
+def test_a_number_of_slots_that_is_none_is_refused_and_said(number: Any) -> None:
+    remote, scaled = Remote(), Remote(autoscale=True)
+
+    assert remote.ask("pool_grow", n=number) == {"error": f"n is a whole number of slots, not {number!r}"}
+    assert remote.ask("pool_shrink", n=number) == {"error": f"n is a whole number of slots, not {number!r}"}
+    assert scaled.ask("autoscale", max=number) == {"error": f"max is a whole number of slots, not {number!r}"}
+    assert remote.bench.pool.slots == 2
 
 
 def test_autoscale_bounds_are_changed_where_it_is_on() -> None:
