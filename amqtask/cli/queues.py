@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -118,11 +118,11 @@ def queues_command(
         look = _Look(app, queues, stack.enter_context(open_admin(app)), open_api(app, api) if api else None, oldest)
         for rows in look.repeatedly(watch or interval):
             if watch:
-                _print(rows, as_json, one_line=True)
+                _print(rows, look.missing, as_json, one_line=True)
             elif interval is None or look.times == 2:
                 break
         if not watch:
-            _print(rows, as_json)
+            _print(rows, look.missing, as_json)
     if oldest and any(row.ready for row in rows) and not any(row.oldest_seconds is not None for row in rows):
         echo(
             "The messages do not say when they were published, so their age is not known: see the setting task_send_timestamp.",
@@ -215,6 +215,8 @@ class _Look:
         self._pauses = app.control.pauses
         self.times = 0
 
+        # Queues that cannot be looked at, and why.
+        self.missing: dict[str, str] = {}
     def repeatedly(self, seconds: float | None) -> Iterator[list[Row]]:
         """A list of rows now, and with `seconds` another so often."""
         rows = self._look()
@@ -233,6 +235,7 @@ class _Look:
     def _look(self) -> list[Row]:
         self.times += 1
         rows = [self._row(name, dead) for name, dead in self._names]
+        self.missing = {}
         paused = self._pauses.read()
         for row in rows:
             if row.queue in paused:
@@ -268,10 +271,12 @@ class _Look:
             return None
 
     def _row(self, name: str, dead: str | None) -> Row:
-        row, state = Row(name), self._state(name)
-        if state is None:
+        row = Row(name)
+        try:
+            row.ready, row.consumers = self._admin.state(name)
+        except QueueNotFound as error:
+            self.missing[name] = str(error)
             return row
-        row.ready, row.consumers = state
         dead_state = None if dead is None else self._state(dead)
         row.dead = None if dead_state is None else dead_state.ready
         return row
@@ -312,7 +317,7 @@ def _rate(stats: JsonFields, name: str) -> float | None:
     return None if rate is None else float(rate)
 
 
-def _print(rows: Sequence[Row], as_json: bool, *, one_line: bool = False) -> None:
+def _print(rows: Sequence[Row], missing: Mapping[str, str], as_json: bool, *, one_line: bool = False) -> None:
     data = [asdict(row) for row in rows]
     if as_json:
         print_json(data, one_line=one_line)
@@ -320,9 +325,8 @@ def _print(rows: Sequence[Row], as_json: bool, *, one_line: bool = False) -> Non
     columns = [column for column in COLUMNS[:5] if column[1] != "unacked" or _is_known(data, "unacked")]
     columns += [column for column in COLUMNS[5:] if _is_known(data, column[1])]
     print_table([title for title, _ in columns], [[entry[field] for _, field in columns] for entry in data])
-    for row in rows:
-        if row.ready is None:
-            echo(f"there is no queue {row.queue!r} on this broker.", err=True)
+    for problem in missing.values():
+        echo(problem, err=True)
     if one_line:
         echo()
 

@@ -25,7 +25,7 @@ from amqtask.exceptions import (
 from amqtask.protocol.message import Delivery, Message
 from amqtask.transport.contract import Moved, QueueState
 from amqtask.transport.declare import entity_name
-from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, lacks, unreachable
+from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away, lacks, unreachable
 from amqtask.transport.link import AnswerClasses, Link, LinkLost, delivery_of
 from amqtask.transport.url import BrokerAddress
 
@@ -290,6 +290,8 @@ def _error(cause: BaseException, queue: str) -> OperationalError | QueueNotFound
 
 def refusal_error(cause: ChannelClosedByBroker, queue: str) -> OperationalError | QueueNotFound:
     """The named error for a channel that the broker closed in a job on a queue."""
+    if cause.reply_code == NOT_FOUND and is_away(cause):
+        return QueueNotFound(f"queue {queue!r} cannot be reached: {cause.reply_text}")
     if cause.reply_code == NOT_FOUND:
         return QueueNotFound(f"there is no queue {queue!r} on this broker.")
     if cause.reply_code == ACCESS_REFUSED:

@@ -23,7 +23,7 @@ from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue
 from amqtask.topology.declarations import first_difference, is_declarable
 from amqtask.transport.contract import Admin
 from amqtask.transport.declare import entity_name
-from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED, declare_error
+from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED, declare_error, is_away
 from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
@@ -300,6 +300,6 @@ def _send(admin: Admin, entity: Queue | Exchange, *, passive: bool) -> None:
         return
     if refusal.reply_code == PRECONDITION_FAILED:
         raise TopologyMismatch(first_difference(refusal.reply_text) or refusal.reply_text)
-    if refusal.reply_code == NOT_FOUND:
+    if refusal.reply_code == NOT_FOUND and not is_away(refusal):
         raise QueueNotFound(f"there is no {entity_name(entity)} on this broker.")
     raise declare_error(entity_name(entity), refusal)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 
 from amqtask.exceptions import BrokerUnreachable, OperationalError, QueueNotFound
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue, arguments
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.transport import inventory
-from amqtask.transport.admin import QueueAdmin
+from amqtask.transport.admin import QueueAdmin, refusal_error
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.local import MemoryAddress
 from amqtask.transport.publisher import PikaPublisher
@@ -73,6 +74,15 @@ def test_after_a_refusal_the_connection_is_used_on(office: Office) -> None:
     assert not office.admin.has_exchange("nothing")
     assert office.admin.has_exchange("amq.topic")
     assert office.admin.count("work") == 0
+
+
+def test_a_queue_whose_node_is_down_is_not_said_to_be_missing() -> None:
+    reason = "NOT_FOUND - home node 'rabbit@b' of durable queue 'jobs' in vhost '/' is down or inaccessible"
+
+    error = refusal_error(ChannelClosedByBroker(404, reason), "jobs")
+
+    assert str(error) == f"queue 'jobs' cannot be reached: {reason}"
+    assert isinstance(error, QueueNotFound)  # as a listing of queues expects
 
 
 def test_messages_move_but_for_those_that_are_to_stay_or_cannot_be_published(office: Office) -> None:
