@@ -29,6 +29,7 @@ from amqtask.services.dead_letters import (
 )
 from amqtask.services.rerunning import Pace
 from amqtask.topology.declarations import own_dead_letters
+from amqtask.topology.fair import base_of
 from amqtask.transport.contract import Admin
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _names(app: AmqTask, admin: Admin, queue: str | None, all_queues: bool) -> l
     suffix: str = app.conf.task_dead_letter_suffix
     if not all_queues:
         work = queue or app.conf.task_default_queue
-        return [work if work.endswith(suffix) else f"{work}{suffix}"]
+        return [work if work.endswith(suffix) else f"{base_of(work)}{suffix}"]
     if queue:
         raise click.UsageError("say either --queue or --all-queues")
     planned = [own_dead_letters(work_queue, app.queue_defaults) for work_queue in known_queues(app)]

@@ -18,6 +18,7 @@ from amqtask.cli.params import complete_queues, queues_option
 from amqtask.exceptions import QueueNotFound
 from amqtask.ground.printable import count, duration, local_time
 from amqtask.protocol.task import PUBLISHED_AT
+from amqtask.remote.pauses import pause_of
 from amqtask.services.delayed import MOST_COUNTED, Which, look
 from amqtask.topology.declarations import all_bindings, own_dead_letters
 from amqtask.transport.contract import Admin, QueueState
@@ -214,9 +215,9 @@ class _Look:
         self._oldest = oldest
         self._pauses = app.control.pauses
         self.times = 0
-
         # Queues that cannot be looked at, and why.
         self.missing: dict[str, str] = {}
+
     def repeatedly(self, seconds: float | None) -> Iterator[list[Row]]:
         """A list of rows now, and with `seconds` another so often."""
         rows = self._look()
@@ -234,12 +235,12 @@ class _Look:
 
     def _look(self) -> list[Row]:
         self.times += 1
-        rows = [self._row(name, dead) for name, dead in self._names]
         self.missing = {}
+        rows = [self._row(name, dead) for name, dead in self._names]
         paused = self._pauses.read()
         for row in rows:
-            if row.queue in paused:
-                row.paused_by = f"{paused[row.queue].by} since {local_time(paused[row.queue].began)}"
+            if (pause := pause_of(paused, row.queue)) is not None:
+                row.paused_by = f"{pause.by} since {local_time(pause.began)}"
         delayed = self._delayed()
         if self._api is not None:
             by_name = {str(queue["name"]): queue for queue in self._api.queues()}

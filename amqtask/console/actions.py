@@ -16,6 +16,7 @@ from amqtask.console.pages import is_dead_letter, named_queues
 from amqtask.console.schedules import pause_schedule, resume_schedule, run_schedule
 from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.ground.printable import count
+from amqtask.remote.pauses import pause_of
 from amqtask.services.dead_letters import back_to_work, work_queue_of
 from amqtask.services.rerunning import Pace, run_all_again
 
@@ -69,9 +70,11 @@ def pause(app: AmqTask, form: Form, user: str) -> str:
 
 
 def resume(app: AmqTask, form: Form, user: str) -> str:
-    """Resume a queue."""
-    answers = app.control.resume_queue(form["queue"])
-    return f"{form['queue']} is resumed; {count(len(answers), 'worker')} answered"
+    """Resume a queue, or the one that a shard is paused with."""
+    pause = pause_of(app.control.pauses.read(), form["queue"])
+    name = form["queue"] if pause is None else pause.queue
+    answers = app.control.resume_queue(name)
+    return f"{name} is resumed; {count(len(answers), 'worker')} answered"
 
 
 def purge(app: AmqTask, form: Form, user: str) -> str:

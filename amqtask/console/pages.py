@@ -14,6 +14,7 @@ from amqtask.console.workflow import Workflow, numbers
 from amqtask.exceptions import QueueNotFound
 from amqtask.history.client import MOST_OF_WORKFLOW
 from amqtask.protocol.message import Delivery
+from amqtask.remote.pauses import pause_of
 from amqtask.services.dead_letters import as_entry
 from amqtask.topology.declarations import own_dead_letters
 
@@ -172,7 +173,7 @@ def queues(app: AmqTask) -> JsonObject:
                     row["dead"] = admin.count(dead)
                 except QueueNotFound:
                     pass
-            pause = paused.get(queue.name)
+            pause = pause_of(paused, queue.name)
             row["paused"] = None if pause is None else {"by": pause.by, "since": pause.began}
             rows.append(row)
     paused_elsewhere = [asdict(pause) for name, pause in paused.items() if name not in {row["queue"] for row in rows}]

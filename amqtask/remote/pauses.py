@@ -11,13 +11,14 @@ import getpass
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import OperationalError
 from amqtask.ground.printable import bounded_logger
+from amqtask.topology.fair import base_of
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
@@ -106,6 +107,11 @@ class Pauses:
         if not isinstance(document, dict) or not isinstance(document.get(self._section, {}), dict):
             raise OperationalError(f"{NOTE} on the broker is not what amqtask writes there; delete it and pause again")
         return document
+
+
+def pause_of(paused: Mapping[str, Pause], queue: str) -> Pause | None:
+    """The pause of a queue, of these; a shard is paused with its queue."""
+    return paused.get(queue) or paused.get(base_of(queue))
 
 
 def _pauses(entries: JsonObject) -> dict[str, Pause]:

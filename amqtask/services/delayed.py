@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.task import timestamp
 from amqtask.topology.delays import address_of, seconds_left
+from amqtask.topology.fair import base_of
 from amqtask.transport.contract import Admin
 
 if TYPE_CHECKING:
@@ -63,10 +64,12 @@ class Which:
     queue: str | None = None
 
     def has(self, task: DelayedTask) -> bool:
-        """Whether it is one of them."""
-        return all(
-            criterion is None or criterion == value
-            for criterion, value in ((self.id, task.id), (self.task, task.task), (self.queue, task.queue))
+        """Whether it is one of them; what goes to a shard goes to its queue."""
+        queues = () if task.queue is None else (task.queue, base_of(task.queue))
+        return (
+            self.id in (None, task.id)
+            and self.task in (None, task.task)
+            and (self.queue is None or self.queue in queues)
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from amqtask.client.rerun import NotKept, prepared
 from amqtask.exceptions import AmqTaskError, QueueNotFound
 from amqtask.services.dead_letters import back_to_work, work_queue_of
+from amqtask.topology.fair import base_of
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -86,7 +87,7 @@ def _from_dead_letters(
         moved[task_id] = None
         return convert(delivery)
 
-    names = sorted({f"{queue}{suffix}" for queue in meant.values() if queue})
+    names = sorted({f"{base_of(queue)}{suffix}" for queue in meant.values() if queue})
     with app.broker.admin() as admin:
         for name in names:
             try:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amqtask import AmqTask
-from amqtask.cli.dead import _matching, _retrying, _why, line_of
+from amqtask.cli.dead import _matching, _names, _retrying, _why, line_of
 from amqtask.cli.move_messages import _Delayed, as_sent, is_wanted
 from amqtask.cli.output import print_json
 from amqtask.cli.queues import age
@@ -67,3 +67,10 @@ def test_whatever_a_message_says_commands_can_list_show_retry_and_move_it(found:
     as_sent(delivery, "other")
     _Delayed(APP, 3, None, ())(delivery)
     assert json.dumps(entry["id"]) != ""
+
+
+def test_the_dead_letters_of_a_shard_are_those_of_its_queue() -> None:
+    unasked: Any = None
+
+    assert _names(APP, unasked, "work.fair.3", all_queues=False) == ["work.dead"]
+    assert _names(APP, unasked, "work.dead", all_queues=False) == ["work.dead"]

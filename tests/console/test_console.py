@@ -20,7 +20,7 @@ from amqtask.console.access import Access, fits, hashed
 from amqtask.console.actions import ACTIONS
 from amqtask.console.web import console
 from amqtask.exceptions import QueueNotFound
-from amqtask.protocol.message import Message
+from amqtask.protocol.message import Message, Properties
 from amqtask.services.dead_letters import has_expired
 from amqtask.testing.worker import start_worker
 from amqtask.worker.finisher import copied_properties
@@ -241,6 +241,20 @@ def test_failures_that_were_seen_are_told_apart(shown: Shown) -> None:
     assert shown.do("mark-seen", **{**fields, "last": "yesterday"}).status_code == 400
 
 
+def test_a_shard_is_paused_and_resumed_with_its_queue(shown: Shown) -> None:
+    shown.app.conf.task_fair_shards = 2
+    make: Any = shown.app.task(name="shop.fair", fair_by="tenant")
+    make(lambda tenant: tenant)
+    shown.app.control.pauses.pause("mail", "ann")
+
+    rows = shown.client.get("/api/queues").json()["queues"]
+    assert {row["queue"]: row["paused"]["by"] for row in rows} == dict.fromkeys(
+        ["mail", "mail.fair.0", "mail.fair.1"], "ann"
+    )
+    assert shown.do("resume", queue="mail.fair.1").status_code == 303
+    assert shown.app.control.pauses.read() == {}
+
+
 def test_all_dead_letters_of_a_queue_go_back_to_work(shown: Shown) -> None:
     shown.app.send_task("shop.send", ("x@y",))
     with shown.app.broker.admin() as admin:
@@ -261,6 +275,20 @@ def test_all_dead_letters_of_a_queue_go_back_to_work(shown: Shown) -> None:
     assert answer.json() == {"done": "3 messages back to work"}
     with shown.app.broker.admin() as admin:
         assert (admin.count("mail.dead"), admin.count("mail")) == (0, 2)
+
+
+def test_a_dead_letter_of_a_shard_runs_again_and_is_not_left_behind(shown: Shown) -> None:
+    shard = shown.app.queues["mail.fair.3"]
+    headers = {"id": "fair", "task": "shop.send", "x-amqtask-queue": shard.name}
+    letter = Message(
+        b"[[], {}, {}]", Properties(headers=headers), "", "mail.dead", shown.app.queues.declarations(shard)
+    )
+    shown.app.publisher.publish(letter)
+    shown.tell(time.time(), "fair", "failed", queue=shard.name, exception="ValueError()")
+
+    assert shown.client.post("/api/do/rerun", json={"id": "fair"}).json() == {"done": "shop.send runs again"}
+    with shown.app.broker.admin() as admin:
+        assert (admin.count("mail.dead"), admin.count(shard.name)) == (0, 1)
 
 
 def test_a_queue_is_purged_only_when_its_name_is_typed(shown: Shown) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from amqtask import AmqTask, Broadcast, Fair, Queue, chain, group
 from amqtask.exceptions import WrongValue
+from amqtask.services.delayed import Which, release
 from amqtask.testing.worker import start_worker
 from amqtask.topology.declarations import dead_letter_queue
 from amqtask.topology.fair import base_of
@@ -127,6 +128,16 @@ def test_a_retry_stays_in_its_shard(app: AmqTask) -> None:
     assert len(set(attempts)) == 1
     assert base_of(attempts[0]) == "work"
     assert attempts[0] != "work"
+
+
+def test_delayed_calls_of_a_queue_are_those_of_its_shards_too(app: AmqTask) -> None:
+    note, _ = noting(app)
+    note.apply_async(("a",), countdown=3600)
+    assert waiting(app) == {}
+
+    assert release(app, Which(queue="work")) == 1
+
+    assert list(waiting(app).values()) == [1]
 
 
 def test_workers_and_commands_know_the_shards_of_fair_queues_only(app: AmqTask) -> None:
