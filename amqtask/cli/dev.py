@@ -20,8 +20,8 @@ from amqtask.cli import daemon, handover
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.parents import signal_at_parents_end
 from amqtask.ground.plugins import load
+from amqtask.ground.processes import signal_at_parents_end
 from amqtask.ground.startup import DEV_PART
 from amqtask.transport.dev import HOST, PORT
 

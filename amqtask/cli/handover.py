@@ -45,7 +45,7 @@ def is_repeated() -> bool:
 def await_load() -> None:
     """Before the project's code is imported. Returns at once in a process that nobody gives orders to."""
     if os.environ.get(RELOADED):
-        load("amqtask.ground.parents").signal_at_parents_end(signal.SIGTERM)
+        load("amqtask.ground.processes").signal_at_parents_end(signal.SIGTERM)
         for module in _EARLY:
             load(module)
         _await(LOAD)

@@ -14,7 +14,7 @@ from amqtask.execution.context import AT_END, Context, current
 from amqtask.execution.gated import INTERRUPTED_SECONDS, GatedExecutor
 from amqtask.execution.no_run import requeued
 from amqtask.execution.request import Outcome, calls_of, is_batch
-from amqtask.ground.forks import FORKS, end_forked
+from amqtask.ground.processes import FORKS, end_forked
 
 if TYPE_CHECKING:
     from amqtask.exceptions import TimeLimitExceeded, WorkerLostError

@@ -45,9 +45,9 @@ from amqtask.execution.request import (
 )
 from amqtask.execution.results import Results, is_wanted, keeps_runs
 from amqtask.execution.task_plan import TaskPlan, Wrapper, plan_for
-from amqtask.ground.forks import FORKS, count_forks, end_forked
 from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.printable import bounded_logger
+from amqtask.ground.processes import FORKS, count_forks, end_forked
 from amqtask.protocol.chord import CHORD_HEADER, read_mark
 from amqtask.protocol.result import ENDS
 from amqtask.protocol.serialization import LARGEST_BODY, is_private

@@ -2,7 +2,8 @@
 
 `printable` (text for people; which values are secret), `plugins` (names that only the running program knows; what lower rows
 ask of upper ones), `lazy` (made once), `loop` (a loop's contract, pauses), `deadlines` (asyncio), `startup` (before anything
-is imported), `current` (the current application), `shapes` (types that recur), `systemd` (what a service manager is told).
+is imported), `processes` (forks, the parent, memory), `current` (the current application), `shapes` (types that recur), `systemd`
+(what a service manager is told).
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import AmqTaskError, ConfigurationError, NotRegistered
 from amqtask.ground.printable import bounded_logger, masked_plain
+from amqtask.ground.processes import resident_bytes
 from amqtask.protocol.entities import Exchange
 from amqtask.protocol.serialization import dumps, is_private
 from amqtask.protocol.task import decode_body, saferepr
@@ -232,21 +232,7 @@ _UNITS = ((2**40, "TB"), (2**30, "GB"), (2**20, "MB"), (2**10, "KB"))
 
 def resident_memory() -> str:
     """The resident memory of this process as text; where that is not available, the most that it ever had."""
-    return humanized(_resident_bytes())
-
-
-def _resident_bytes() -> int:
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        pass  # not Linux
-    try:
-        import psutil
-    except ImportError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    return int(psutil.Process().memory_info().rss)
+    return humanized(resident_bytes())
 
 
 def humanized(size: int) -> str:
@@ -405,10 +391,6 @@ def memdump(control: Control, arguments: CommandArguments) -> object:
 
 
 def objgraph(control: Control, arguments: CommandArguments) -> object:
-    try:
-        parse_rate(limit)
-    except ConfigurationError as error:
-        return {"error": f"Invalid rate limit string: {error}"}
     return {
         "filename": draw_references(
             str(arguments.get("type") or "Request"),
@@ -423,6 +405,10 @@ def objgraph(control: Control, arguments: CommandArguments) -> object:
 
 def rate_limit(control: Control, arguments: CommandArguments) -> object:
     name, limit = str(arguments.get("task_name")), arguments.get("rate_limit")
+    try:
+        parse_rate(limit)
+    except ConfigurationError as error:
+        return {"error": f"Invalid rate limit string: {error}"}
     try:
         control.operations.set_rate_limit(name, limit)
     except NotRegistered:
@@ -579,14 +565,6 @@ COMMANDS: dict[str, Command] = {
     "dump_active": active,
     "dump_conf": conf,
     "dump_reserved": reserved,
-
-
-def _slots(arguments: CommandArguments, name: str) -> int | None:
-    asked = arguments.get(name)
-    try:
-        return None if asked is None else int(asked)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigurationError(f"{name} is a whole number of slots, not {asked!r}") from None
     "dump_revoked": revoked,
     "dump_schedule": scheduled,
     "dump_tasks": registered,
@@ -601,3 +579,11 @@ def _resized(control: Control, sign: int, arguments: CommandArguments) -> object
         return {"error": f"pool_{verb} is not supported with autoscale. Adjust autoscale range instead."}
     control.operations.resize(pool.slots + by, pool)
     return {"ok": f"pool will {verb}"}
+
+
+def _slots(arguments: CommandArguments, name: str) -> int | None:
+    asked = arguments.get(name)
+    try:
+        return None if asked is None else int(asked)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigurationError(f"{name} is a whole number of slots, not {asked!r}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import resource
 import signal
 import socket
 import sys
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING
 import billiard
 
 from amqtask import signals
-from amqtask.ground.parents import signal_at_parents_end
 from amqtask.ground.printable import bounded_logger
+from amqtask.ground.processes import resident_bytes, signal_at_parents_end
 from amqtask_pools._limits import SoftLimits
 from amqtask_pools.prefork.frames import (
     IS_READY,
@@ -276,17 +275,7 @@ class ChildUse:
         if self._most_tasks and self._done >= self._most_tasks:
             logger.debug("process %d has run its %d tasks and is replaced", os.getpid(), self._done)
             return True
-        if self._most_kib and (used := resident_kib()) > self._most_kib:
+        if self._most_kib and (used := resident_bytes() // 1024) > self._most_kib:
             logger.warning("process %d uses %d KiB, more than %d, and is replaced", os.getpid(), used, self._most_kib)
             return True
         return False
-
-
-def resident_kib() -> int:
-    """Resident memory of this process in KiB; where that is not available, the most that it ever had."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * resource.getpagesize() // 1024
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak // 1024 if sys.platform == "darwin" else peak
