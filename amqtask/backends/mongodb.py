@@ -18,8 +18,8 @@ from pymongo import errors
 from pymongo.uri_parser import parse_uri
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, Codec, PatientStore, RetryPolicy, retrying, unreadable
-from amqtask.backends.polling import PollingBackend
+from amqtask.backends.contract import BackendOptions, Codec, RetryPolicy, unreadable
+from amqtask.backends.polling import PatientBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import clause
@@ -36,28 +36,27 @@ DATABASE, TASKS, GROUPS = "celery", "celery_taskmeta", "celery_groupmeta"
 AT_ONCE = 1_000
 # IndexOptionsConflict, IndexKeySpecsConflict (mongodb/src/mongo/base/error_codes.yml).
 _INDEX_IS_THERE = (85, 86)
+_ERRORS = (errors.PyMongoError, BSONError, OverflowError)
 # The fields that `result_extended` does not add.
 _OWN = frozenset({"_id", "status", "result", "traceback", "children", "date_done", "group_id", "parent_id"})
 
 
-class MongoBackend(PatientStore, PollingBackend):
+class MongoBackend(PatientBackend):
     """See amqtask.backends.contract.ResultBackend.
 
     `mongodb_backend_settings`: `database`, `taskmeta_collection`, `groupmeta_collection`; `host`, `port`, `user`,
-    `password` where the URL does not say; `options` and all others go to MongoClient. `transport_options`:
-    `retry_for`, how many seconds the server may be away before callers get BackendUnreachable (5), and `polling_interval`.
+    `password` where the URL does not say; `options` and all others go to MongoClient. For `transport_options` see
+    `PatientBackend` and `PollingBackend`.
     """
 
     keeps_runs = True
+    errors = _ERRORS
 
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
-        transport_options = dict(options.transport_options)
         settings = dict(options.settings.get("mongodb_backend_settings") or {})
         self._expires = options.expires
         self._codec = Codec(options)
-        self._patience = RetryPolicy(seconds=float(transport_options.get("retry_for", 5.0)))
-        self.always_retry = options.always_retry
         self._tasks = settings.pop("taskmeta_collection", TASKS)
         self._groups = settings.pop("groupmeta_collection", GROUPS)
         self._uri, self._database, self._hosts = server_of(options.url, settings)
@@ -201,15 +200,14 @@ class MongoBackend(PatientStore, PollingBackend):
     # -- the server
 
     def _run(self, work: Callable[[Any], T], policy: RetryPolicy | None = None) -> T:
-        return retrying(
-            lambda: work(self._clients.get()[self._database]),
-            policy or self._patience,
-            errors=(errors.PyMongoError, BSONError, OverflowError),
-            is_transient=lambda error: isinstance(error, errors.ConnectionFailure),
-            explain=self._explain,
-        )
+        return self.retrying(lambda: work(self._clients.get()[self._database]), policy)
 
-    def _explain(self, error: Exception) -> Exception:
+    def is_transient(self, error: Exception) -> bool:
+        """Whether the server is away."""
+        return isinstance(error, errors.ConnectionFailure)
+
+    def explain(self, error: Exception) -> Exception:
+        """Our error for one of MongoDB's, with the servers' names."""
         if isinstance(error, (errors.DocumentTooLarge, BSONError, OverflowError)):
             return EncodeError(f"MongoDB at {self._hosts} does not take a result: {error}")
         if isinstance(error, errors.ConnectionFailure):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
-from amqtask.backends.contract import BackendOptions, KnownStore
+from amqtask.backends.contract import BackendOptions, KnownStore, PatientStore, RetryPolicy, retrying
 from amqtask.backends.mailbox import Arrived, await_arrival, too_late
 from amqtask.exceptions import BackendUnreachable
 from amqtask.ground.lazy import ByProcess
@@ -20,6 +20,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage
 
 logger = bounded_logger("amqtask.backends")
+T = TypeVar("T")
 OnResult = Callable[[ResultMessage], None]
 OnError = Callable[[BackendUnreachable], None]
 Read = Callable[[Sequence[str]], Iterable[ResultMessage]]
@@ -111,6 +112,39 @@ class PollingBackend(KnownStore):
         poller = self._pollers.pop()
         if poller is not None:
             poller.close()
+
+
+class PatientBackend(PatientStore, PollingBackend):
+    """A store of that kind that may be away for a while: it is asked again. A store adds what its errors mean, and `keep`.
+
+    `transport_options`: also `retry_for`, how many seconds it may be away before callers get BackendUnreachable (5).
+    """
+
+    # What the store's library raises.
+    errors: tuple[type[Exception], ...] = (OSError,)
+
+    def __init__(self, options: BackendOptions) -> None:
+        super().__init__(options)
+        self.always_retry = options.always_retry
+        self._patience = RetryPolicy(seconds=float(dict(options.transport_options).get("retry_for", 5.0)))
+
+    def is_transient(self, error: Exception) -> bool:
+        """Whether another attempt may do better."""
+        raise NotImplementedError
+
+    def explain(self, error: Exception) -> Exception:
+        """Our error for one of `errors`: BackendUnreachable or, for a value that it does not take, EncodeError."""
+        raise NotImplementedError
+
+    def retrying(self, work: Callable[[], T], policy: RetryPolicy | None = None) -> T:
+        """What `work()` returns, called again while the store is away. Raises: what `explain` makes of its error."""
+        return retrying(
+            work,
+            policy or self._patience,
+            errors=self.errors,
+            is_transient=self.is_transient,
+            explain=self.explain,
+        )
 
 
 def _in_order(results: Iterable[ResultMessage]) -> list[ResultMessage]:

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, Codec, PatientStore, RetryPolicy, retrying, unreadable
-from amqtask.backends.polling import PollingBackend
+from amqtask.backends.contract import BackendOptions, Codec, RetryPolicy, unreadable
+from amqtask.backends.polling import PatientBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError, MessageError, Undecodable
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.plugins import load_path
@@ -131,27 +131,25 @@ class _Database:
         self.columns = columns
 
 
-class SqlBackend(PatientStore, PollingBackend):
+class SqlBackend(PatientBackend):
     """See amqtask.backends.contract.ResultBackend.
 
     Settings: `database_engine_options` (of create_engine), `database_engine_callback` (called with each engine, or its
     dotted name), `database_short_lived_sessions` (a connection per statement instead of a pool), `database_table_names`,
-    `database_table_schemas`, `database_create_tables_at_setup`. `transport_options`: `retry_for`, seconds that the database
-    may be away before callers get BackendUnreachable (5), and `polling_interval`.
+    `database_table_schemas`, `database_create_tables_at_setup`. `transport_options`: see `PatientBackend` and `PollingBackend`.
     """
+
+    errors = (sa.exc.SQLAlchemyError,)
 
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
         self._options = options
-        self.always_retry = options.always_retry
         self._settings = options.settings
         self._codec = Codec(options)
         self._url = database_url(options.url)
         self._tables = tables(
             self._settings.get("database_table_names") or {}, self._settings.get("database_table_schemas") or {}
         )
-        transport_options = dict(options.transport_options)
-        self._patience = RetryPolicy(seconds=float(transport_options.get("retry_for", 5.0)))
         self._databases = ByProcess(self._connect, surplus=lambda database: database.engine.dispose())
 
     # -- the worker's end
@@ -310,15 +308,14 @@ class SqlBackend(PatientStore, PollingBackend):
         self._run(work)
 
     def _run(self, work: Callable[[_Database], T], policy: RetryPolicy | None = None) -> T:
-        return retrying(
-            lambda: work(self._databases.get()),
-            policy or self._patience,
-            errors=(sa.exc.SQLAlchemyError,),
-            is_transient=_is_gone,
-            explain=self._explain,
-        )
+        return self.retrying(lambda: work(self._databases.get()), policy)
 
-    def _explain(self, error: Exception) -> Exception:
+    def is_transient(self, error: Exception) -> bool:
+        """Whether the server is away, or has closed the connection."""
+        return isinstance(error, _GONE) or (isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated)
+
+    def explain(self, error: Exception) -> Exception:
+        """Our error for one of SQLAlchemy's, with the database's URL."""
         safe_url = self._url.render_as_string(hide_password=True)
         cause = (error.orig if isinstance(error, sa.exc.StatementError) else None) or error
         if isinstance(error, sa.exc.DataError):
@@ -351,11 +348,6 @@ class SqlBackend(PatientStore, PollingBackend):
             engine.dispose()
             raise
         return _Database(engine.execution_options(isolation_level="AUTOCOMMIT"), columns)
-
-
-def _is_gone(error: Exception) -> bool:
-    """Whether the server is away, or has closed the connection."""
-    return isinstance(error, _GONE) or (isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated)
 
 
 def database_url(url: str) -> sa.URL:

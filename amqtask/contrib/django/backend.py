@@ -22,8 +22,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import router, transaction
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, Codec, RetryPolicy, retrying, unreadable
-from amqtask.backends.polling import PollingBackend
+from amqtask.backends.contract import BackendOptions, Codec, RetryPolicy, unreadable
+from amqtask.backends.polling import PatientBackend
 from amqtask.beat.sender import NAME_HEADER
 from amqtask.client.registry import prepare_django
 from amqtask.contrib.django.zones import aware, stored
@@ -45,12 +45,13 @@ GONE = (db.OperationalError, db.InterfaceError)
 _COLUMNS = {"name": "task_name", "args": "task_args", "kwargs": "task_kwargs", "worker": "worker"}
 
 
-class DatabaseBackend(PollingBackend):
-    """See amqtask.backends.contract.ResultBackend.
+class DatabaseBackend(PatientBackend):
+    """See amqtask.backends.contract.ResultBackend; for `transport_options` `PatientBackend` and `PollingBackend`.
 
-    `transport_options`: `retry_for`, seconds that the database may be away before callers get BackendUnreachable (5), and
-    `polling_interval`. Raises: ConfigurationError without Django's settings, or without the application.
+    Raises: ConfigurationError without Django's settings, or without the application.
     """
+
+    errors = (db.Error,)
 
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
@@ -62,14 +63,13 @@ class DatabaseBackend(PollingBackend):
         self._type = content_type(options.serializer)
         self._encoding = "utf-8" if is_text(self._type) else "binary"
         self._accept = content_types(options.accept) | {self._type}
-        self._patience = RetryPolicy(seconds=float(dict(options.transport_options).get("retry_for", 5.0)))
 
     # -- the worker's end
 
-    def store(self, result: ResultMessage) -> None:
-        """One UPDATE, and an INSERT if there is no such row. Raises: EncodeError, BackendUnreachable."""
+    def keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
+        """One UPDATE, and an INSERT if there is no such row."""
         fields = self._fields(result)
-        self._run(lambda: self._write(result.task_id, fields), self._options.always_retry or self._patience)
+        self._run(lambda: self._write(result.task_id, fields), policy)
 
     def _write(self, task_id: str, fields: Mapping[str, object]) -> None:
         rows = self._results.objects.using(self._alias)
@@ -243,13 +243,7 @@ class DatabaseBackend(PollingBackend):
             with ThreadPoolExecutor(1, "amqtask results") as thread:
                 return thread.submit(self._run_and_close, work, policy).result()
         with self._visit():
-            return retrying(
-                work,
-                policy or self._patience,
-                errors=(db.Error,),
-                is_transient=self._is_transient,
-                explain=self._explain,
-            )
+            return self.retrying(work, policy)
 
     def _run_and_close(self, work: Callable[[], T], policy: RetryPolicy | None) -> T:
         try:
@@ -257,13 +251,15 @@ class DatabaseBackend(PollingBackend):
         finally:
             self._connection.close()
 
-    def _is_transient(self, error: Exception) -> bool:
+    def is_transient(self, error: Exception) -> bool:
+        """Whether the connection is gone, and no transaction with it."""
         if not isinstance(error, GONE) or self._connection.in_atomic_block:
             return False  # a transaction that lost its connection is lost as a whole
         self._connection.close()
         return True
 
-    def _explain(self, error: Exception) -> Exception:
+    def explain(self, error: Exception) -> Exception:
+        """Our error for one of Django's."""
         store_name = f"Django's database {self._alias!r}"
         if isinstance(error, db.DataError):
             return EncodeError(f"{store_name} does not take a result: {error}")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, states
-from amqtask.backends.contract import BackendOptions, ResultBackend
+from amqtask.backends.contract import BackendOptions, ResultBackend, RetryPolicy
 from amqtask.backends.registry import open_backend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
 from amqtask.protocol.result import ResultMessage, exception_as_dict, now_iso
@@ -134,13 +134,24 @@ def test_a_result_inside_a_transaction_ends_with_it(backend: Any, rows: Any) -> 
 
 def test_a_missing_table_says_what_to_do(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from amqtask.contrib.django.models import TaskResult
-    from amqtask.exceptions import BackendUnreachable
 
     monkeypatch.setattr(TaskResult._meta, "db_table", "never_made")
     impatient = opened("django-db", transport_options=(("retry_for", 0.0),))
 
     with pytest.raises(BackendUnreachable, match=r"manage\.py migrate"):
         impatient.find("1")
+
+
+def test_what_is_stored_on_the_io_loop_is_given_up_even_with_always_retry(
+    committed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from amqtask.contrib.django.models import TaskResult
+
+    monkeypatch.setattr(TaskResult._meta, "db_table", "never_made")
+    store = opened("django-db", always_retry=RetryPolicy(seconds=None), transport_options=(("retry_for", 0.1),))
+
+    with pytest.raises(BackendUnreachable):
+        store.store_briefly(ResultMessage("it", states.REVOKED, None))
 
 
 def test_a_project_without_the_application_is_told_what_to_do() -> None:
