@@ -11,13 +11,14 @@ from amqtask.ground import systemd
 from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.control import PREFIX, mailbox, read_command, reply_message
+from amqtask.transport.contract import ConsumerListener
 from amqtask.worker.shutdown import EX_FAILURE, EX_OK, SignalHandlers
 
 if TYPE_CHECKING:
     from amqtask.beat.contract import BeatService
     from amqtask.pool import Loop
     from amqtask.protocol.message import Delivery
-    from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
+    from amqtask.transport.contract import Consumer, LoopPublisher
 
 
 # -- Answers `inspect ping` as the node `celerybeat@host`, and nothing else (celery/beat.py, BeatPidbox): for health checks.
@@ -29,7 +30,7 @@ logger = bounded_logger("amqtask.beat")
 RETRY_SECONDS = 30.0
 
 
-class Pinged:
+class Pinged(ConsumerListener):
     """Listens on a mailbox of its own; `start` and `stop`. Consumer (without acks) and publisher are made when it connects."""
 
     def __init__(
@@ -88,19 +89,9 @@ class Pinged:
             reply = reply_message(command, self.nodename, {"ok": "pong"}, serializer=self._serializer)
             self._publisher.publish(reply, lambda error: None)
 
-    def on_consuming(self, epoch: int) -> None:
-        """The mailbox is consumed."""
-
     def on_connection_lost(self, error: Exception) -> None:
         """The consumer connects again by itself."""
         logger.info("beat: the connection for remote control is lost: %s", error)
-
-    def on_cancelled(self, queue: str, reason: str) -> None:
-        """Do nothing: the consumer declares and consumes again by itself."""
-
-    def unanswered(self, queue: str) -> int:
-        """None: these deliveries need no answer."""
-        return 0
 
     def on_warning(self, text: str) -> None:
         """Log at debug level only: beat's own connection has the same warning."""

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue, arguments
+from amqtask.transport.contract import ConsumerListener
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonFields
     from amqtask.pool import Loop, Timer
     from amqtask.protocol.message import Delivery
-    from amqtask.transport.contract import Consumer, ConsumerListener
+    from amqtask.transport.contract import Consumer
 
 logger = bounded_logger("amqtask.worker")
 
@@ -83,7 +84,7 @@ class Elections:
             candidate.leave()
 
 
-class _Candidate:
+class _Candidate(ConsumerListener):
     """One election, on a connection of its own: a refused queue closes its channel."""
 
     def __init__(self, election_id: str, on_won: Callable[[], None]) -> None:
@@ -147,10 +148,6 @@ class _Candidate:
 
     def on_cancelled(self, queue: str, reason: str) -> None:
         logger.debug("election %s: consumer cancelled: %s", self._id, reason)
-
-    def unanswered(self, queue: str) -> int:
-        """None: these deliveries need no answer."""
-        return 0
 
     def on_warning(self, text: str) -> None:
         logger.debug("election %s: %s", self._id, text)

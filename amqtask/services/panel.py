@@ -20,13 +20,14 @@ from amqtask.remote.commands import find_custom
 from amqtask.services.command_context import Control, Later, PanelState
 from amqtask.services.commands import COMMANDS
 from amqtask.services.revoking import Mingle
+from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import QueueLocked
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
     from amqtask.pool import Loop
     from amqtask.protocol.message import Delivery, Message
-    from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
+    from amqtask.transport.contract import Consumer, LoopPublisher
 
 logger = bounded_logger("amqtask.worker")
 
@@ -34,7 +35,7 @@ RETRY_SECONDS = 30.0
 PREFETCH = 100
 
 
-class Panel:
+class Panel(ConsumerListener):
     """Consumes the worker's mailbox and replies. The publisher for replies connects with the first reply.
 
     `make_consumer` makes a consumer without acks: a command that is lost with its worker is useless for another one. With
@@ -209,10 +210,6 @@ class Panel:
 
     def on_cancelled(self, queue: str, reason: str) -> None:
         logger.debug("control: consumer cancelled: %s", reason)
-
-    def unanswered(self, queue: str) -> int:
-        """None: these deliveries need no answer."""
-        return 0
 
     def on_warning(self, text: str) -> None:
         logger.debug("control: %s", text)

@@ -98,12 +98,14 @@ class HostLeft(Exception):
 
 
 class ConsumerListener(Protocol):
-    """The owner of a Consumer, with the methods that it calls; all calls come on the I/O loop."""
+    """The owner of a Consumer, with the methods that it calls; all calls come on the I/O loop. Who derives from this may
+    leave out those that mean nothing to it."""
 
     def on_delivery(self, delivery: Delivery) -> None: ...
 
     def on_consuming(self, epoch: int) -> None:
         """(Re)connected and all queues are consumed; deliveries of older epochs are void from here on."""
+        return
 
     def on_connection_lost(self, error: Exception) -> None:
         """The connection or channel is gone; the broker has requeued all unanswered deliveries.
@@ -113,12 +115,14 @@ class ConsumerListener(Protocol):
 
     def on_cancelled(self, queue: str, reason: str) -> None:
         """The broker cancelled the consumer of one queue (deleted, timeout, failover); it is being set up again."""
+        return
 
     def on_fatal(self, error: Exception) -> None:
         """Cannot go on (refused login, wrong vhost, queue locked by an exclusive owner)."""
 
     def unanswered(self, queue: str) -> int:
         """How many deliveries of this queue have no answer yet, at most (not asked where they need none)."""
+        return 0
 
     def on_warning(self, text: str) -> None:
         """A text that the operator should read once: a queue that exists with other arguments, a blocked connection."""
