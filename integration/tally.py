@@ -25,11 +25,12 @@ SECONDS_TO_DELETE = 5.0
 LIMITS = (
     f"Held to: nothing lost, nothing stuck, no call refused while the cluster works; publishers without an accepted call at most "
     f"{DEADLINE:g} s, workers without a task at most {WORKER:g} s after a fault and {BACK:g} s after the cluster works again, "
-    f"delayed tasks at most {LATE:g} s late, counting seconds in which the cluster works."
+    f"delayed tasks at most {LATE:g} s later than a plain task that was published when they were due, counting seconds in which the "
+    f"cluster works."
 )
 COLUMNS = (
     "scenario", "accepted", "refused", "of these while it worked", "ran", "twice", "lost", "stuck", "results told lost",
-    "slowest call", "no publishing", "no work", "no work once back", "latest delayed", "beats missed",
+    "slowest call", "no publishing", "no work", "no work once back", "latest delayed", "plain waited", "beats missed",
 )  # fmt: skip
 
 
@@ -64,7 +65,9 @@ class Row:
     unpublished: float
     idle: float
     idle_once_back: float
+    # Beyond what a plain task waited then: both are behind the same backlog.
     late: float
+    waited: float
     missed: int
     notes: list[str] = field(default_factory=list)
 
@@ -79,7 +82,7 @@ class Row:
     def cells(self) -> list[str]:
         """In the order of COLUMNS."""
         counts = (self.accepted, self.refused, self.wronged, self.ran, self.twice, self.lost, self.stuck, self.told)
-        seconds = (self.slowest, self.unpublished, self.idle, self.idle_once_back, self.late)
+        seconds = (self.slowest, self.unpublished, self.idle, self.idle_once_back, self.late, self.waited)
         return [self.name, *map(str, counts), *(f"{each:.1f}" for each in seconds), str(self.missed)]
 
     def __str__(self) -> str:
@@ -132,8 +135,13 @@ class Tally:
         told = [words for words in results if words[3] == "told"]
         waiting = sum(count for queue, count in left.items() if _holds_tasks(queue))
         ran_at = {(kind, number): when for kind, number, when, _ in reversed(runs)}
+        waits = sorted(
+            (call.ended, _overlap(works, call.ended, ran_at[call.kind, call.number]))
+            for call in accepted
+            if call.kind == "plain" and (call.kind, call.number) in ran_at
+        )
         late = [
-            _overlap(works, float(call.more), ran_at[call.kind, call.number])
+            _overlap(works, float(call.more), ran_at[call.kind, call.number]) - _wait_at(float(call.more), waits)
             for call in accepted
             if call.kind == "delayed" and (call.kind, call.number) in ran_at
         ]
@@ -161,7 +169,8 @@ class Tally:
             unpublished=max(_idle(published, works, during), default=0.0),
             idle=max(_idles(worked, works, during, after_fault=True), default=0.0),
             idle_once_back=max(_idles(worked, works, during, after_fault=False), default=0.0),
-            late=max(late, default=0.0),
+            late=max([0.0, *late]),
+            waited=max((wait for _, wait in waits), default=0.0),
             missed=self.missed(during),
             notes=[
                 *_some("wrongly refused", [f"{call.kind} {call.number}: {call.more}" for call in wronged]),
@@ -249,6 +258,12 @@ def _idles(
 def _overlap(works: Sequence[Stretch], begin: float, end: float) -> float:
     """For how many seconds in between it worked."""
     return sum(max(0.0, min(stop, end) - max(start, begin)) for start, stop in works)
+
+
+def _wait_at(moment: float, waits: Sequence[tuple[float, float]]) -> float:
+    """How long a task at least waited that was published then, of those (published, wait) just before and after."""
+    place = bisect(waits, (moment, float("inf")))
+    return min((wait for _, wait in waits[max(0, place - 1) : place + 1]), default=0.0)
 
 
 def _holds_tasks(queue: str) -> bool:
