@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import sys
 import time
 from html import escape
 from pathlib import Path
 
-import click
-
 PICTURE = Path(__file__).parent / "images" / "demo.svg"
 COMMAND = ["make", "--no-print-directory", "demo"]
+COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 WIDTH = 112  # columns
 LONGEST_SILENCE = 1.0  # seconds
 SHOWN_AT_THE_END = 6.0  # seconds before the picture begins again
@@ -33,7 +33,7 @@ def main() -> int:
     text, now = "", 0.0
 
     def note(line: str) -> None:
-        shown = click.unstyle(line.rpartition("\r")[2])[:WIDTH].rstrip()
+        shown = COLOURS.sub("", line.rpartition("\r")[2])[:WIDTH].rstrip()
         if shown and shown != states[-1][2]:
             states.append((states[-1][0], now, shown))
 
@@ -68,9 +68,7 @@ def picture(states: list[State], seconds: float) -> str:
             + "}"
         )
         still = "" if not following else ' class="passed"'
-        texts.append(
-            f'<text x="14" y="{48 + 18 * line}"{still} style="animation-name:s{place}">{escape(text)}</text>'
-        )
+        texts.append(f'<text x="14" y="{48 + 18 * line}"{still} style="animation-name:s{place}">{escape(text)}</text>')
     height = 48 + 18 * (states[-1][0] + 1)
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {28 + WIDTH * 8} {height}" role="img">
 <title>make demo: a worker, 300 HTTP fetches, their results</title>
@@ -81,7 +79,9 @@ animation:{whole:.1f}s step-end infinite}}
 {chr(10).join(styles)}
 </style>
 <rect width="100%" height="100%" rx="8" fill="#1f2430"/>
-<circle cx="20" cy="18" r="6" fill="#ff5f57"/><circle cx="40" cy="18" r="6" fill="#febc2e"/><circle cx="60" cy="18" r="6" fill="#28c840"/>
+<circle cx="20" cy="18" r="6" fill="#ff5f57"/>
+<circle cx="40" cy="18" r="6" fill="#febc2e"/>
+<circle cx="60" cy="18" r="6" fill="#28c840"/>
 {chr(10).join(texts)}
 </svg>
 """

@@ -25,8 +25,8 @@ SECONDS_TO_DELETE = 5.0
 LIMITS = (
     f"Held to: nothing lost, nothing stuck, no call refused while the cluster works; publishers without an accepted call at most "
     f"{DEADLINE:g} s, workers without a task at most {WORKER:g} s after a fault and {BACK:g} s after the cluster works again, "
-    f"delayed tasks at most {LATE:g} s later than a plain task that was published when they were due, counting seconds in which the "
-    f"cluster works."
+    f"delayed tasks at most {LATE:g} s later than a plain task that was published when they were due, counting seconds in which "
+    f"the cluster works."
 )
 COLUMNS = (
     "scenario", "accepted", "refused", "of these while it worked", "ran", "twice", "lost", "stuck", "results told lost",

@@ -47,7 +47,11 @@ def test_a_delayed_task_is_late_by_the_seconds_in_which_the_cluster_worked(tmp_p
 
 
 def test_a_delayed_task_is_not_late_for_what_the_plain_ones_of_its_time_waited_too(tmp_path: Path) -> None:
-    calls = ["plain 1 accepted 101 101 sync ", "plain 2 accepted 102 102 sync ", "delayed 1 accepted 90 90 delayed 101.5"]
+    calls = [
+        "plain 1 accepted 101 101 sync ",
+        "plain 2 accepted 102 102 sync ",
+        "delayed 1 accepted 90 90 delayed 101.5",
+    ]
     found = row(tmp_path, calls, ["plain 1 104 prefork", "plain 2 106 prefork", "delayed 1 105.5 prefork"])
     assert (found.late, found.waited) == (1.0, 4.0)
 
