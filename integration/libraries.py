@@ -85,6 +85,25 @@ LIBRARIES = (
         ("--ignore=tests/unit/test_tasks.py",),
         git="https://github.com/cameronmaske/celery-once",
     ),
+    Library(
+        "asgi-correlation-id", "v4.3.4", ("tests",),
+        (*PLAIN, "pytest-asyncio<0.24", "pytest-mock", "pytest-celery<1", "fastapi", "httpx<0.28", "sentry-sdk", "requests"),
+        git="https://github.com/snok/asgi-correlation-id",
+    ),
+    Library(
+        "celery-pubsub", "2.0.0-beta3", ("tests",), (*PLAIN, "packaging", "typing-extensions"),
+        git="https://github.com/Mulugruntz/celery-pubsub",
+    ),
+    Library(
+        "django-structlog", "9.1.1", ("test_app",),
+        (*DJANGO, "structlog", "django-environ", "django-extensions", "colorama", "factory-boy"),
+        env={"DJANGO_SETTINGS_MODULE": "config.settings.test", "CELERY_BROKER_URL": "memory://"},
+        git="https://github.com/jrobichaud/django-structlog",
+    ),
+    Library(
+        "celery-dyrygent", "v0.8.0", ("tests/unit", "tests/component"), (*PLAIN, "mock"), ("--import-mode=importlib",),
+        git="https://github.com/ovh/celery-dyrygent",
+    ),
 )  # fmt: skip
 
 

@@ -140,6 +140,7 @@ MODULES: dict[str, dict[str, str]] = {
         "OrderedDict": "collections:OrderedDict",
     },
     "amqtask.utils.dispatch": {"Signal": "amqtask.compat.names:Signal"},
+    "amqtask.utils.dispatch.signal": {"Signal": "amqtask.compat.names:Signal"},
     "amqtask.utils.graph": {"DependencyGraph": "amqtask.ground.graph:DependencyGraph"},
     "amqtask.utils.iso8601": {"parse_iso8601": "amqtask.compat.utils.time:parse_iso8601"},
     "amqtask.utils.objects": {"Bunch": "types:SimpleNamespace", "mro_lookup": "amqtask.compat.names:mro_lookup"},
@@ -196,7 +197,8 @@ class Finder:
     def find_spec(fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """As the import system asks."""
         if fullname in MODULES:
-            return ModuleSpec(fullname, Listed())
+            has_parts = any(name.startswith(f"{fullname}.") for name in MODULES)
+            return ModuleSpec(fullname, Listed(), is_package=has_parts)
         relative_name = fullname.removeprefix(PACKAGE)
         folder = FOLDER.joinpath(*relative_name.split("."))
         is_package = (folder / "__init__.py").is_file()

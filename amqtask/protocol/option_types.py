@@ -317,7 +317,9 @@ TABLE = Kind("a dictionary", _table)
 def signature_of(value: object) -> SignatureFields:
     """A signature is a mapping, and so is what JSON makes of one; a task stands for `task.s()`. Raises: TypeError."""
     if isinstance(value, Mapping):
-        if not isinstance(value.get("task"), str):
+        task = value.get("task")
+        # `Signature()` gets its task later.
+        if not isinstance(task, str) and (task is not None or "subtask_type" not in value):
             raise TypeError(f"a signature is wanted, which has a 'task', not {value!r}")
         return value
     make = getattr(value, "s", None)

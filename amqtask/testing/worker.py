@@ -35,7 +35,6 @@ def _check(app: AmqTask, pool: str) -> None:
 # Parameters of celery.contrib.testing.worker.start_worker, and what they are here; None: there is nothing to say.
 _CELERYS = {
     "shutdown_timeout": "timeout", "perform_ping_check": None, "ping_task_timeout": None, "loglevel": None, "logfile": None,
-    "without_heartbeat": None, "without_mingle": None, "without_gossip": None,
 }  # fmt: skip
 _LISTS = frozenset({"queues", "exclude_queues", "include"})
 # Names of options that a worker has.
@@ -48,9 +47,10 @@ def options_of_celery(parameters: SettingValues) -> OptionDict:
     if unknown:
         known = ", ".join(sorted(_CELERYS.keys() | OPTIONS))
         raise ConfigurationError(f"a worker in a test has no option {', '.join(unknown)}, only {known}")
+    told = {"without_mingle": True, "without_heartbeat": True, **parameters}  # as in Celery
     return {
         _CELERYS.get(name) or name: tuple(TEXTS.convert(value)) if name in _LISTS else value
-        for name, value in parameters.items()
+        for name, value in told.items()
         if _CELERYS.get(name, name) is not None and value is not None
     }
 

@@ -94,3 +94,8 @@ def test_signals_show_what_celery_s_do(signal: Any) -> None:
     assert signal.send_robust(sender=None)[0][1] == "Listener"
     task_prerun: Any = signals.task_prerun
     assert task_prerun.providing_args == {"task_id", "task", "args", "kwargs"}
+
+
+def test_the_class_is_in_both_places() -> None:
+    dispatch = importlib.import_module("amqtask.utils.dispatch")
+    assert importlib.import_module("amqtask.utils.dispatch.signal").Signal is dispatch.Signal
