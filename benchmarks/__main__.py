@@ -1,6 +1,6 @@
 """`make bench`: the table of costs, ours beside bare pika, Celery, Dramatiq and Taskiq, written to RESULTS.md.
 
-    python -m benchmarks [drain] [roundtrip] [burst] [flows] [publish] [service] [boot] [flow] [history]
+    python -m benchmarks [drain] [roundtrip] [burst] [flows] [publish] [service] [boot] [flow] [history] [history-postgresql]
                          [redis-drain] [redis-green] [redis-roundtrip] [redis-flows] [redis-delayed] [--ours] [--keep]
 
 `--ours` leaves the peers out, `--keep` puts tables measured on Redis into RESULTS.md. Ratios hold within one table on one
@@ -391,7 +391,8 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "redis-roundtrip": lambda _: on_redis.roundtrips(our_worker, celery_worker),
     "redis-flows": lambda _: on_redis.flows(our_worker, celery_worker),
     "redis-delayed": lambda _: on_redis.delayed(our_worker, celery_worker),
-    "history": lambda with_peers: history.rows(),
+    "history": lambda _: history.rows("sqlite"),
+    "history-postgresql": lambda _: history.rows("postgresql"),
 }
 
 

@@ -1,144 +1,308 @@
-"""The index of history: how fast it takes events in, and how long searches take in a large one.
+"""The index of history: how fast it takes events in, how long each kind of search takes in a large one, and how much memory.
 
-BENCH_HISTORY_EVENTS=10000000 BENCH_HISTORY_URL=postgresql://… python -m benchmarks history
+BENCH_HISTORY_EVENTS=10000000 python -m benchmarks history [history-postgresql]
 
-Without a URL it is a SQLite file in a folder under TMPDIR, which goes afterwards; as large as `DISK` says.
+The index is a SQLite file or a private PostgreSQL (AMQTASK_POSTGRES_URL: that one) under TMPDIR; it goes afterwards.
+Events come as a worker sends them, through the indexer that `amqtask history` runs; only the broker is left out.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import itertools
+import json
 import os
 import random
-import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
+from amqtask.console import overview
 from amqtask.history.client import History
+from amqtask.history.index import IndexUnreachable
+from amqtask.history.indexer import Indexer
+from amqtask.protocol.message import Delivery, Properties
+from integration.servers import postgres
 
 EVENTS = int(os.environ.get("BENCH_HISTORY_EVENTS", "1000000"))
-# Events of a batch, as the indexer has them.
-BATCH = 2_000
 # Bytes that an event needs on disk, with those that are being written (SQLite's WAL); events after which is told how it goes.
-DISK, TOLD = 500, 1_000_000
-TASKS, QUEUES, WORKERS, ERRORS = 40, 8, 20, ["ValueError", "ConnectionError", "KeyError", "TimeoutError"]
-SEARCHES = 20
+DISK, TOLD = 600, 1_000_000
+# Events of a message; tasks that begin before one ends. So the end of a task comes in another batch than its beginning.
+IN_MESSAGE, AT_ONCE = 200, 1_500
+# Each task has a queue; 100 tenants, the stamps of each tenth call; of each hundredth call another one is the parent.
+TASKS, QUEUES, WORKERS, TENANTS, USERS = 40, 8, 20, 100, 100_000
+ERRORS = ["ValueError", "ConnectionError", "KeyError", "TimeoutError"]
+# Searches of each kind; threads that search at once while memory is measured, and the events that are taken in meanwhile, and
+# while old ones are forgotten.
+SEARCHES, THREADS, MORE = 20, 8, 200_000
+WEEK = 7 * 86_400
+Kinds = dict[str, Callable[[random.Random], object]]
 
 
-def tasks(count: int, until: float) -> Iterator[list[dict[str, object]]]:
-    """The events of tasks of the last week, some of which fail."""
-    choose = random.Random(1)
+def task_events(count: int, until: float, length: float = WEEK, seed: int = 1) -> Iterator[dict[str, object]]:
+    """The events of tasks of so many seconds, some of which fail; in the order in which they come."""
+    choose = random.Random(seed)
+    ends: deque[dict[str, object]] = deque()
     for number in range(count):
-        at = until - 7 * 86_400 * (1 - number / count)
-        worker, name = f"w{choose.randrange(WORKERS)}@host", f"shop.task_{choose.randrange(TASKS)}"
+        at = until - length * (1 - number / count)
+        kind, worker = choose.randrange(TASKS), f"w{choose.randrange(WORKERS)}@host"
         common = {"uuid": str(uuid.UUID(int=choose.getrandbits(128))), "pid": 1, "utcoffset": 0}
         told = {
-            "name": name,
-            "queue": f"queue_{choose.randrange(QUEUES)}",
-            "args": f"({number}, 'user{choose.randrange(100_000)}@example.org')",
+            "name": f"shop.task_{kind}",
+            "queue": f"queue_{kind % QUEUES}",
+            "args": f"({number}, 'user{choose.randrange(USERS)}@example.org')",
             "kwargs": "{}",
             "retries": 0,
             "root_id": common["uuid"],
         }
+        if number % 10 == 0:
+            told["stamps"] = {"tenant": [str(choose.randrange(TENANTS))]}
+        if number % 100 < 2:
+            family = str(uuid.UUID(int=number // 100))
+            common["uuid"], told["root_id"] = (family, family) if number % 100 == 0 else (common["uuid"], family)
+            told["parent_id"] = None if number % 100 == 0 else family
         ended: dict[str, object] = {"type": "task-succeeded", "result": "None", "runtime": choose.random()}
         if choose.random() < 0.02:
             text = f"{choose.choice(ERRORS)}('no answer from host{choose.randrange(500)}')"
             ended = {"type": "task-failed", "exception": text, "traceback": "Traceback …\n" * 10}
-        yield [
-            {**common, **told, "type": "task-sent", "timestamp": at, "hostname": "gen1@web"},
-            {**common, **told, "type": "task-received", "timestamp": at + 0.01, "hostname": worker},
-            {**common, "type": "task-started", "timestamp": at + 0.02, "hostname": worker},
-            {**common, **ended, "timestamp": at + 1, "hostname": worker},
-        ]
+        yield {**common, **told, "type": "task-sent", "timestamp": at, "hostname": "gen1@web"}
+        yield {**common, **told, "type": "task-received", "timestamp": at + 0.01, "hostname": worker}
+        yield {**common, "type": "task-started", "timestamp": at + 0.02, "hostname": worker}
+        ends.append({**common, **ended, "timestamp": at + 1, "hostname": worker})
+        if len(ends) > AT_ONCE:
+            yield ends.popleft()
+    yield from ends
 
 
-def fill(history: History) -> float:
-    """Events a second that are taken in."""
-    now, batch = time.time(), list[dict[str, object]]()
-    seconds, taken, since = 0.0, 0, 0.0
-    for events in tasks(EVENTS // 4, now):
-        batch += events
-        if len(batch) >= BATCH:
-            started = time.monotonic()
-            history.index.take(batch)
-            seconds += time.monotonic() - started
-            taken += len(batch)
-            batch = []
-            if taken % TOLD == 0:
-                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-                print(f"{taken:,} taken in, the last at {TOLD / (seconds - since):,.0f}/s, {memory:.0f} MB", flush=True)
-                since = seconds
-    return EVENTS / seconds
+class Source:
+    """What the indexer reads; `seconds` without making it up, `longest` of them between two reads that begin a batch."""
+
+    def __init__(self, events: Iterator[dict[str, object]], on_end: Callable[[], None]) -> None:
+        self._events = events
+        self._on_end = on_end
+        self._read_at = time.monotonic()
+        self.seconds = self.longest = 0.0
+        self.taken = 0
+        self._told = (0, 0.0)
+
+    def read(self, limit: int, seconds: float) -> list[Delivery]:
+        """See amqtask.transport.contract.Tail."""
+        now = time.monotonic()
+        self.seconds += now - self._read_at
+        self.longest = max(self.longest, now - self._read_at)
+        deliveries = []
+        for _ in range(limit):
+            events = list(itertools.islice(self._events, IN_MESSAGE))
+            if not events:
+                self._on_end()
+                break
+            self.taken += len(events)
+            properties = Properties(content_type="application/json", content_encoding="utf-8")
+            deliveries.append(
+                Delivery(json.dumps(events).encode(), properties, "", "task.multi", False, "history", 1, 1)
+            )
+        if self.taken - self._told[0] >= TOLD:
+            per_second = (self.taken - self._told[0]) / (self.seconds - self._told[1])
+            print(f"{self.taken:,} taken in, the last at {per_second:,.0f}/s, {memory():.0f} MB", flush=True)
+            self._told = (self.taken, self.seconds)
+        self._read_at = time.monotonic()
+        return deliveries
+
+    def acknowledge(self) -> None:
+        """See the contract."""
+
+    def close(self) -> None:
+        """See the contract."""
 
 
-def searches(history: History) -> dict[str, Callable[[random.Random], object]]:
+def take_in(history: History, count: int, *, length: float = WEEK, seed: int = 1, max_bytes: int = 1 << 50) -> Source:
+    """Have the indexer take so many events in."""
+    events = task_events(count // 4, time.time(), length, seed)
+    source = Source(events, lambda: indexer.stop())
+    json_only = frozenset({"application/json"})
+    indexer = Indexer(history.index, lambda _: source, accept=json_only, max_age=10 * WEEK, max_bytes=max_bytes)
+    indexer.run()
+    return source
+
+
+def searches(history: History) -> Kinds:
     """Kinds of searches, with values by chance."""
-    find = history.find
-    ids = [task.id for task in find(limit=1000)]
+    find, count = history.find, history.count
+    newest = find(limit=1000)
+    ids = [task.id for task in newest]
+    middle = find(until=timedelta(days=3.5), limit=1)[0].cursor
     groups = history.failures(limit=3)
+
+    def task(r: random.Random) -> str:
+        return f"shop.task_{r.randrange(TASKS)}"
+
+    def queue(r: random.Random) -> str:
+        return f"queue_{r.randrange(QUEUES)}"
+
+    def worker(r: random.Random) -> str:
+        return f"w{r.randrange(WORKERS)}@host"
+
+    def family(r: random.Random) -> str:
+        return str(uuid.UUID(int=r.randrange(max(1, EVENTS // 400))))
+
     return {
-        "by id": lambda r: history.get(r.choice(ids)),
-        "newest": lambda r: find(),
+        "a task with its family": lambda r: history.get(r.choice(ids)),
+        "a workflow": lambda r: history.workflow(family(r)),
+        "root id": lambda r: find(root_id=family(r)),
+        "the newest": lambda r: find(),
+        "a page in the middle": lambda r: find(after=middle),
+        "task": lambda r: find(task=task(r)),
+        "queue, in a day": lambda r: find(queue=queue(r), until=timedelta(days=r.random() * 6)),
+        "worker, a page in the middle": lambda r: find(worker=worker(r), after=middle),
+        "task and worker": lambda r: find(task=task(r), worker=worker(r)),
+        "task and queue that have nothing in common": lambda r: find(task="shop.task_1", queue="queue_2"),
+        "task and a worker that there is not": lambda r: find(task=task(r), worker="nobody@host"),
         "failures": lambda r: find(state="FAILURE"),
-        "failures of a task": lambda r: find(state="FAILURE", task=f"shop.task_{r.randrange(TASKS)}"),
-        "of a queue in a day": lambda r: find(
-            queue=f"queue_{r.randrange(QUEUES)}", until=timedelta(days=r.random() * 6)
-        ),
-        "failures of a worker": lambda r: find(worker=f"w{r.randrange(WORKERS)}@host", state="FAILURE"),
-        "an error of a queue": lambda r: find(error=r.choice(ERRORS), queue=f"queue_{r.randrange(QUEUES)}"),
-        "rare words": lambda r: find(text=f"user{r.randrange(100_000)}@example.org"),
+        "failures of a task": lambda r: find(state="FAILURE", task=task(r)),
+        "failures of a worker": lambda r: find(state="FAILURE", worker=worker(r)),
+        "failures or retries": lambda r: find(state=["FAILURE", "RETRY"]),
+        "succeeded or failed": lambda r: find(state=["SUCCESS", "FAILURE"], after=middle),
+        "succeeded, of a queue": lambda r: find(state="SUCCESS", queue=queue(r)),
+        "a state that none has": lambda r: find(state="REVOKED", queue=queue(r)),
+        "an error": lambda r: find(error=r.choice(ERRORS)),
+        "an error of a queue": lambda r: find(error=r.choice(ERRORS), queue=queue(r)),
+        "stamp": lambda r: find(stamp=("tenant", str(r.randrange(TENANTS)))),
+        "stamp, failures": lambda r: find(stamp=("tenant", str(r.randrange(TENANTS))), state="FAILURE"),
+        "stamp that none has": lambda r: find(stamp=("tenant", "nobody")),
+        "rare words": lambda r: find(text=f"user{r.randrange(USERS)}@example.org"),
+        "the beginning of words": lambda r: find(text=f"user{r.randrange(1000, 10_000)}*"),
         "common words": lambda r: find(text="example.org"),
+        "common words, a page in the middle": lambda r: find(text="example.org", after=middle),
+        "common words, in a day": lambda r: find(text="example.org", until=timedelta(days=r.random() * 6)),
+        "common words of a worker": lambda r: find(text="example.org", worker=worker(r)),
+        "common words of a task's failures": lambda r: find(text="example.org", state="FAILURE", task=task(r)),
+        "common words with a stamp": lambda r: find(text="example.org", stamp=("tenant", str(r.randrange(TENANTS)))),
         "words of failures": lambda r: find(text=f"host{r.randrange(500)}", state="FAILURE"),
-        "words that none has": lambda r: find(text="nowhere", state="FAILURE"),
-        "common words of a task's failures": lambda r: find(
-            text="example.org", state="FAILURE", task=f"shop.task_{r.randrange(TASKS)}"
-        ),
-        "groups of failures": lambda r: history.failures(since=timedelta(days=7)),
-        "a day in minutes": lambda r: history.minutes(timedelta(days=1)),
+        "words that none has": lambda r: find(text="nowhere"),
+        "common words that are nowhere together": lambda r: find(text="org.example"),
+        "groups of failures in a day": lambda r: history.failures(since=timedelta(days=1)),
+        "groups of failures in a week": lambda r: history.failures(since=timedelta(days=7)),
         "unseen failures": lambda r: [
             history.index.count_failures(group.name, group.error, 0.0, ()) for group in groups
         ],
-        "how many failures of a task": lambda r: history.count(state="FAILURE", task=f"shop.task_{r.randrange(TASKS)}"),
-        "how many of a task": lambda r: history.count(task=f"shop.task_{r.randrange(TASKS)}"),
-        "how many of a queue": lambda r: history.count(queue=f"queue_{r.randrange(QUEUES)}"),
-        "how many with common words in a day": lambda r: history.count(text="example.org", since=timedelta(days=1)),
-    }
+        "plots of a day": lambda r: overview.plot(history.minutes(timedelta(days=1)), timedelta(days=1)),
+        "plots of a week": lambda r: overview.plot(history.minutes(timedelta(days=7)), timedelta(days=7)),
+        "who waits longest in a queue": lambda r: history.waits(queue(r)),
+        "what has changed": lambda r: history.now(),
+        "count of all": lambda r: count(most=10_000),
+        "count of a state": lambda r: count(state="SUCCESS", most=10_000),
+        "count of a task": lambda r: count(task=task(r), most=10_000),
+        "count of a queue": lambda r: count(queue=queue(r), most=10_000),
+        "count of common words": lambda r: count(text="example.org", most=10_000),
+        "count of common words in a queue": lambda r: count(text="example.org", queue=queue(r), most=10_000),
+        "count of failures with common words": lambda r: count(text="example.org", state="FAILURE", most=10_000),
+    }  # fmt: skip
 
 
-def rows() -> list[tuple[str, ...]]:
-    """The table."""
-    with tempfile.TemporaryDirectory() as folder:
-        if "BENCH_HISTORY_URL" not in os.environ and shutil.disk_usage(folder).free < EVENTS * DISK:
-            raise SystemExit(f"{EVENTS:,} events need {EVENTS * DISK / 1e9:.0f} GB in {folder}: set TMPDIR")
-        history = History(os.environ.get("BENCH_HISTORY_URL", f"sqlite:///{folder}/index.sqlite3"))
-        print(f"history: {EVENTS:,} events", flush=True)
-        per_second = fill(history)
-        size = history.index.size()
-        found: list[tuple[str, ...]] = [("history", "p50 ms", "p95 ms", "least")]
-        found.append((f"taken in: {per_second:,.0f} events/s, {size / EVENTS:.0f} bytes each", "", "", "≥ 5,000/s"))
-        every: list[float] = []
-        for name, search in searches(history).items():
-            chance, times = random.Random(2), []
-            for _ in range(SEARCHES):
-                began = time.perf_counter()
+def measured(kinds: Kinds) -> list[tuple[str, ...]]:
+    """A row for each kind, and one for all."""
+    found: list[tuple[str, ...]] = []
+    every: list[float] = []
+    for name, search in kinds.items():
+        chance, times = random.Random(2), []
+        for _ in range(SEARCHES):
+            began = time.perf_counter()
+            # One that is given up has taken as long as a search may.
+            with contextlib.suppress(IndexUnreachable):
                 search(chance)
-                times.append((time.perf_counter() - began) * 1000)
-            every += times
-            found.append((name, f"{statistics.median(times):.1f}", f"{quantile(times):.1f}", ""))
-            print(*found[-1], flush=True)
+            times.append((time.perf_counter() - began) * 1000)
+        every += times
+        found.append((name, f"{statistics.median(times):.1f}", f"{quantile(times):.1f}", "≤ 300"))
+        print(*found[-1], flush=True)
+    return [*found, ("all", f"{statistics.median(every):.1f}", f"{quantile(every):.1f}", "≤ 300")]
+
+
+@contextlib.contextmanager
+def store(kind: str) -> Iterator[str]:
+    """The URL of an empty index of this kind."""
+    if kind == "sqlite":
+        with tempfile.TemporaryDirectory() as folder:
+            yield f"sqlite:///{folder}/index.sqlite3"
+    else:
+        with postgres(shared_buffers="256MB") as server:
+            url = server.create_database()
+            yield url
+            server.drop_database(url)
+
+
+def rows(kind: str) -> list[tuple[str, ...]]:
+    """The table of one kind of store."""
+    if shutil.disk_usage(tempfile.gettempdir()).free < EVENTS * DISK:
+        raise SystemExit(f"{EVENTS:,} events need {EVENTS * DISK / 1e9:.0f} GB in {tempfile.gettempdir()}: set TMPDIR")
+    with store(kind) as url:
+        history = History(url)
+        print(f"history in {kind}: {EVENTS:,} events", flush=True)
+        found: list[tuple[str, ...]] = [(f"history in {kind}, {EVENTS:,} events", "p50 ms", "p95 ms", "least")]
+        source = take_in(history, EVENTS)
+        size = history.index.size()
         found.append(
-            (f"all, among {EVENTS:,} events", f"{statistics.median(every):.1f}", f"{quantile(every):.1f}", "≤ 300")
+            (f"taken in: {rate(source)}, {size / EVENTS:.0f} bytes each, {memory():.0f} MB", "", "", "≥ 5,000/s")
         )
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        found.append((f"memory: {memory:.0f} MB", "", "", "≤ 150"))
+        print(*found[-1], flush=True)
+        found += measured(searches(history))
+        most = subprocess.run(
+            [sys.executable, "-m", "benchmarks.history", url], stdout=subprocess.PIPE, text=True, check=True
+        )
+        found.append(
+            (f"memory of a console with {THREADS} searches at once: {most.stdout.strip()} MB", "", "", "≤ 150")
+        )
+        source = take_in(history, MORE, length=60.0, seed=3, max_bytes=int(history.index.size() * 0.99))
+        found.append((f"taken in while old ones are forgotten: {rate(source)}", "", "", "≥ 5,000/s"))
         history.close()
         return found
+
+
+def rate(source: Source) -> str:
+    """Events a second."""
+    return f"{source.taken / source.seconds:,.0f} events/s, {source.longest:.2f} s for the slowest batch"
+
+
+def console(url: str) -> None:
+    """What a console does, in a process of its own: search in several threads, and take events in. Prints its memory."""
+    importlib.import_module("amqtask.console.web")
+    history = History(url)
+    kinds = searches(history)
+
+    def search(number: int) -> None:
+        chance = random.Random(number)
+        for one in chance.sample(list(kinds.values()), len(kinds)):
+            one(chance)
+
+    threads = [threading.Thread(target=search, args=(number,)) for number in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    take_in(history, MORE // 4, length=60.0, seed=2)
+    for thread in threads:
+        thread.join()
+    history.close()
+    print(f"{memory():.0f}")
+
+
+def memory() -> float:
+    """The most memory that this process has had, in MB. (What getrusage tells is at least what its parent had.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def quantile(times: list[float]) -> float:
     """The 95th percentile."""
     return sorted(times)[int(len(times) * 0.95)]
+
+
+if __name__ == "__main__":
+    console(sys.argv[1])

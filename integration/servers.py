@@ -57,9 +57,10 @@ class Postgres:
 class PostgresServer(Server):
     """A private PostgreSQL without fsync; `start` after `kill` brings it back with its data, on the same port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shared_buffers: str = "32MB") -> None:
         super().__init__("postgres", user="postgres")
         self._programs = folder
+        self._shared_buffers = shared_buffers
         self._data = self.folder / "data"
 
     @property
@@ -77,7 +78,7 @@ class PostgresServer(Server):
         # Without fsync what was committed survives the server's death, not the machine's.
         settings = {
             "fsync": "off", "full_page_writes": "off", "listen_addresses": "127.0.0.1",
-            "max_connections": "200", "shared_buffers": "32MB", "unix_socket_directories": str(self.folder),
+            "max_connections": "200", "shared_buffers": self._shared_buffers, "unix_socket_directories": str(self.folder),
         }  # fmt: skip
         flags = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         self.run(
@@ -110,14 +111,14 @@ def postgres_programs() -> Path:
 
 
 @contextlib.contextmanager
-def postgres() -> Iterator[Postgres]:
+def postgres(shared_buffers: str = "32MB") -> Iterator[Postgres]:
     """A PostgreSQL (AMQTASK_POSTGRES_URL, or a private one) that is there while the block runs."""
     configured = os.environ.get("AMQTASK_POSTGRES_URL")
     if configured:
         yield Postgres(configured, program("psql", "postgresql-client"))
         return
     programs = postgres_programs()
-    server = PostgresServer(programs)
+    server = PostgresServer(programs, shared_buffers)
     try:
         yield Postgres(server.start().url, f"{programs}/psql")
     finally:
