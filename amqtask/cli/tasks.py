@@ -153,7 +153,7 @@ def _row(task: PastTask) -> list[object]:
 def document(task: PastTask) -> JsonObject:
     """A task as JSON; without its message, which may be large and is nobody's to see."""
     fields = asdict(task)
-    fields["can_run_again"] = fields.pop("message") is not None
+    del fields["message"]
     return fields
 
 

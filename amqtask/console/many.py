@@ -21,25 +21,32 @@ if TYPE_CHECKING:
 Form = Mapping[str, str]
 # Tasks that are read at once; ids in one order to the workers.
 PAGE, AT_ONCE = 500, 1_000
+# Tasks that are counted: of millions that would take seconds.
+MOST_COUNTED = 10_000
 ENDED = (*sorted(READY_STATES), REJECTED)
 _FIELDS = ("state", "task", "queue", "worker", "error", "text", "root_id", "stamp", "since", "until")
 _TITLES = {"rerun": "Run again", "revoke": "Revoke"}
 
 
 def confirmation(app: AmqTask, action: str, query: Form) -> JsonObject | None:
-    """How many tasks fit the search, and of which states; `fields` say which, also when more have come. None: no such action."""
+    """How many tasks fit the search, and of which states; `fields` say which, also when more have come. None: no such action.
+
+    With `more` the numbers are those of the newest MOST_COUNTED and one; older ones fit, too, and are meant as well."""
     if action not in _TITLES:
         return None
     fields = {name: query[name] for name in _FIELDS if query.get(name)}
     fields["after"] = app.history.now()
-    states = app.history.count(**asked(fields))
+    states = app.history.count(**asked(fields), most=MOST_COUNTED)
+    total = sum(states.values())
     meant = {state: number for state, number in states.items() if (state in ENDED) == (action == "rerun")}
+    number = sum(meant.values())
     return {
         "action": action,
         "title": _TITLES[action],
-        "number": sum(meant.values()),
+        "number": number,
+        "more": total > MOST_COUNTED,
         "of": meant,
-        "left_alone": sum(states.values()) - sum(meant.values()),
+        "left_alone": total - number,
         "fields": fields,
     }
 

@@ -66,9 +66,9 @@ def _ref(name: str) -> JsonObject:
 
 
 _Text, _Number = str | None, int | None
-_TASK, _GROUP = schema_of(PastTask), schema_of(FailureGroup)
+_GROUP = schema_of(FailureGroup)
 SCHEMAS: dict[str, JsonObject] = {
-    "Task": _TASK | {"properties": {**_TASK["properties"], "can_run_again": {"type": "boolean"}}},
+    "Task": schema_of(PastTask),
     "FailureGroup": _GROUP | {"properties": {**_GROUP["properties"], "example": _ref("Task")}},
     "KnownWorker": schema_of(PastWorker),
     "DelayedTask": schema_of(DelayedTask),
@@ -144,10 +144,12 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
         ),
     ),
     "/many/{action}": (
-        "How many tasks fit a search and would `rerun` or `revoke`; `fields` are for /api/do/rerun-all or revoke-all",
+        "How many tasks fit a search and would `rerun` or `revoke`: with `more` of the newest 10,001, and older ones fit, too. "
+        "`fields` are for /api/do/rerun-all or revoke-all",
         _SEARCH,
         _of(
-            action={"enum": ["rerun", "revoke"]}, number=int, of=dict[str, int], left_alone=int, fields=dict[str, str], title=str
+            action={"enum": ["rerun", "revoke"]}, number=int, more=bool, of=dict[str, int], left_alone=int,
+            fields=dict[str, str], title=str,
         ),
     ),
     "/failures": (

@@ -82,7 +82,7 @@ def _stamp(written: str) -> tuple[str, str] | None:
 def as_row(task: PastTask) -> JsonObject:
     """A task without its message, which is nobody's to see."""
     fields = asdict(task)
-    fields["can_run_again"] = fields.pop("message") is not None
+    del fields["message"]
     return fields
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.lazy import lazy
-from amqtask.history.index import HistoryIndex
+from amqtask.history.index import HistoryIndex, Question
 from amqtask.history.records import FAILED_MARK, KEY_BITS, LONG, TaskRow, WorkerRow, key_at, mark, short
 from amqtask.history.records import text as as_text
-from amqtask.history.tables import FAILED, TASKS
+from amqtask.history.tables import HAS_ROOT, TASKS
 from amqtask.states import FAILURE
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
     from typing_extensions import Unpack
 
 # Tasks of one family that `get` shows.
@@ -72,6 +71,7 @@ class PastTask:
     """One task, as its events told. What no event told is None; texts are as they are shown in events (`argsrepr`).
 
     `waited` and `runtime` are seconds. `cursor` is for `after` of the next search. `joins` is the group whose results it gets.
+    `can_run_again`: its `message` is kept, which is large: `get` and `by_ids` have it.
     """
 
     id: str
@@ -105,6 +105,7 @@ class PastTask:
     traceback: str | None
     stamps: Mapping[str, Sequence[str]]
     steps: tuple[Step, ...]
+    can_run_again: bool
     cursor: str
     message: KeptMessage | None = field(default=None, repr=False)
 
@@ -182,15 +183,6 @@ class Search(TypedDict, total=False):
     after: str | None
 
 
-class _Asked(NamedTuple):
-    """A search, for the index."""
-
-    conditions: list[sa.ColumnElement[bool]]
-    words: str | None
-    marks: list[str]
-    stamp: tuple[str, str] | None
-
-
 class History:
     """Searches the index that `amqtask history` (or the console) fills.
 
@@ -230,19 +222,19 @@ class History:
         `after` is the `cursor` of the last task of the page before.
         Raises: ConfigurationError.
         """
-        query = _asked(
+        questions = _asked(
             state=state, task=task, queue=queue, worker=worker, since=since, until=until, text=text, stamp=stamp,
             root_id=root_id, error=error, periodic=periodic, after=after,
         )  # fmt: skip
-        rows = self.index.select(
-            query.conditions, words=query.words, marks=query.marks, stamp=query.stamp, limit=max(1, limit)
-        )
-        return [past_task(row) for row in rows]
+        return [past_task(row) for row in self.index.select(*questions, limit=max(1, limit))]
 
-    def count(self, **search: Unpack[Search]) -> dict[str, int]:
-        """How many tasks a search of `find` has, by state. Raises: ConfigurationError."""
-        query = _asked(**search)
-        return self.index.count_states(query.conditions, words=query.words, marks=query.marks, stamp=query.stamp)
+    def count(self, *, most: int | None = None, **search: Unpack[Search]) -> dict[str, int]:
+        """How many tasks a search of `find` has, by state.
+
+        With `most` the newest ones are counted, so many and one, and what is older is not looked at: to count millions takes
+        seconds. Where there are more than `most`, the counts' sum says so. Raises: ConfigurationError.
+        """
+        return self.index.count_states(*_asked(**search), most=most)
 
     def now(self) -> str:
         """A cursor before all that is known now: with `after=` a search finds the same tasks later, and none that came since."""
@@ -260,7 +252,7 @@ class History:
             above = self.index.by_ids([parent_id])
             parents += above
             parent_id = above[0].parent_id if above else None
-        children = self.index.select([TASKS.c.parent_id == task_id], words=None, stamp=None, limit=MOST_RELATIVES)
+        children = self.index.select(Question(conditions=[TASKS.c.parent_id == task_id]), limit=MOST_RELATIVES)
         return TaskHistory(
             past_task(task),
             tuple(past_task(row) for row in reversed(parents)),
@@ -274,7 +266,7 @@ class History:
 
     def reruns(self, task_id: str) -> list[PastTask]:
         """The tasks that were made to stand for this one, with other arguments."""
-        rows = self.index.select([TASKS.c.rerun_of == task_id], words=None, stamp=None, limit=MOST_RELATIVES)
+        rows = self.index.select(Question(conditions=[TASKS.c.rerun_of == task_id]), limit=MOST_RELATIVES)
         return [past_task(row) for row in rows]
 
     def workflow(self, some_id: str) -> list[PastTask]:
@@ -289,10 +281,11 @@ class History:
             ids = sorted(unsearched)[:MOST_RELATIVES]
             searched.update(ids)
             c = TASKS.c
+            related_by = ([c.id.in_(ids)], [c.root_id.in_(ids), HAS_ROOT], [c.group_id.in_(ids)], [c.joins.in_(ids)])
             matches = [
                 row
-                for column in (c.id, c.root_id, c.group_id, c.joins)
-                for row in self.index.select([column.in_(ids)], words=None, stamp=None, limit=MOST_OF_WORKFLOW)
+                for conditions in related_by
+                for row in self.index.select(Question(conditions=conditions), limit=MOST_OF_WORKFLOW)
             ]
             rows.update((row.key, row) for row in matches)
             related = {one for row in matches for one in (row.root_id, row.group_id, row.joins) if one}
@@ -381,33 +374,43 @@ def _asked(
     error: str | None = None,
     periodic: str | None = None,
     after: str | None = None,
-) -> _Asked:
-    """The conditions of a search; its stamp is the index's matter."""
-    c = TASKS.c
+) -> list[Question]:
+    """What a search asks for: a question for each of its states."""
     # As they are kept.
-    task, queue, text = short(task), short(queue), as_text(text, LONG)
-    conditions = [
-        column == value
-        for column, value in (
-            (c.name, task), (c.queue, queue), (c.worker, short(worker)), (c.root_id, short(root_id)), (c.error, short(error)),
-            (c.periodic, short(periodic)),
-        )
-        if value is not None
-    ]  # fmt: skip
-    marks = [mark(prefix, value) for prefix, value in (("n", task), ("q", queue)) if value is not None]
+    task, queue, text, root_id = short(task), short(queue), as_text(text, LONG), short(root_id)
+    named = (
+        ("name", task),
+        ("queue", queue),
+        ("worker", short(worker)),
+        ("error", short(error)),
+        ("periodic", short(periodic)),
+    )
+    ends = [key_at(_unix(until))] if until is not None else []
+    ends += [_key(after)] if after is not None else []
+    question = Question(
+        equal={name: value for name, value in named if value is not None},
+        words=text.strip() if text and text.strip() else None,
+        marks=[mark(prefix, value) for prefix, value in (("n", task), ("q", queue)) if value is not None],
+        stamp=(short(stamp[0]) or "", short(stamp[1]) or "") if stamp is not None else None,
+        since=key_at(_unix(since)) if since is not None else None,
+        until=min(ends, default=None),
+    )
+    questions = [question] if root_id is None else [*_of_root(question, root_id)]
     if state is not None:
-        names = [(short(name) or "").upper() for name in ([state] if isinstance(state, str) else state)]
-        conditions.append(FAILED if names == [FAILURE] else c.state.in_(names))
-        marks += [FAILED_MARK] if names == [FAILURE] else []
-    if since is not None:
-        conditions.append(c.key >= key_at(_unix(since)))
-    if until is not None:
-        conditions.append(c.key < key_at(_unix(until)))
-    if after is not None:
-        conditions.append(c.key < _key(after))
-    if stamp is not None:
-        stamp = (short(stamp[0]) or "", short(stamp[1]) or "")
-    return _Asked(conditions, text.strip() if text and text.strip() else None, marks, stamp)
+        states = {(short(name) or "").upper() for name in ([state] if isinstance(state, str) else state)}
+        questions = [_with_state(one, name) for one in questions for name in sorted(states)]
+    return questions
+
+
+def _of_root(question: Question, root_id: str) -> Iterator[Question]:
+    """The root, and the others."""
+    yield replace(question, equal={**question.equal, "id": root_id}, conditions=[TASKS.c.root_id == TASKS.c.id])
+    yield replace(question, equal={**question.equal, "root_id": root_id}, conditions=[HAS_ROOT])
+
+
+def _with_state(question: Question, state: str) -> Question:
+    marks = [*question.marks, FAILED_MARK] if state == FAILURE else question.marks
+    return replace(question, equal={**question.equal, "state": state}, marks=marks)
 
 
 def past_task(row: TaskRow) -> PastTask:
@@ -446,6 +449,7 @@ def past_task(row: TaskRow) -> PastTask:
         traceback=row.traceback,
         stamps=json.loads(row.stamps) if row.stamps else {},
         steps=tuple(Step(_at(at), event, worker) for at, event, worker in json.loads(row.steps)),
+        can_run_again=row.message is not None,
         cursor=str(row.key),
         message=_message(row.message),
     )

@@ -11,15 +11,17 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.sql.elements import UnaryExpression
+from sqlalchemy.sql.operators import custom_op
 
 from amqtask.exceptions import OperationalError
 from amqtask.ground.lazy import ByProcess
-from amqtask.history.records import COLUMNS, KEY_BITS, Batch, TaskRow, WorkerRow, as_columns, key_at, searchable
+from amqtask.history.records import COLUMNS, KEY_BITS, Batch, TaskRow, WorkerRow, as_columns, key_at, searchable, short
 from amqtask.history.tables import (
     ACTIONS,
     COUNTED,
@@ -31,22 +33,35 @@ from amqtask.history.tables import (
     TASKS,
     TEXTS,
     WORKERS,
+    among,
     connect,
+    delete,
+    in_time,
+    insert,
+    insertion_of_new,
+    is_too_slow,
 )
-from amqtask.states import PENDING
+from amqtask.states import FAILURE, PENDING
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import EventFields, JsonObject
 
 T = TypeVar("T")
-# Ids per SELECT, and rows per DELETE.
-AT_ONCE, DELETED_AT_ONCE = 500, 5_000
-# Tasks of a queue among which the oldest one that waits is looked for.
-MOST_WAITING = 20_000
+# Ids per SELECT, and tasks per deletion: nothing is taken in meanwhile.
+AT_ONCE, DELETED_AT_ONCE = 500, 1_000
+# Seconds that a search may take: others wait for its connection.
+LONGEST_LOOK = 10.0
 # After a deletion for size the index has so much of the size that it may have.
 _KEEPS = 0.95
 # Of PostgreSQL: rows by which a row's size is told, and what each has beside its columns (bytes).
 MEASURED, _ROW_BYTES = 1_000, 28
+# Columns that have an index which is walked, those of which there are fewest rows first.
+_WALKED = ("id", "root_id", "error", "periodic", "worker", "name", "queue", "state")
+# What lists have of a task: all but its message, of which they have that there is one.
+_LISTED = [
+    sa.case((TASKS.c.message.is_not(None), "null")).label("message") if name == "message" else TASKS.c[name]
+    for name in COLUMNS
+]
 
 
 class IndexUnreachable(OperationalError):
@@ -63,6 +78,22 @@ class Seen(NamedTuple):
     who: str
     at: float
     until: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a search asks for: tasks for which all of this holds.
+
+    `equal` are columns and their values. `since` and `until` are keys, the first of them is meant, too; `marks` are those of
+    `records.mark`, which words are looked for with; `stamp` is a name and a value."""
+
+    equal: Mapping[str, str] = field(default_factory=dict)
+    conditions: Sequence[sa.ColumnElement[bool]] = ()
+    words: str | None = None
+    marks: Sequence[str] = ()
+    stamp: tuple[str, str] | None = None
+    since: int | None = None
+    until: int | None = None
 
 
 class HistoryIndex:
@@ -87,9 +118,13 @@ class HistoryIndex:
 
     def _read(self, look: Callable[[sa.Connection], T]) -> T:
         try:
-            with self._engine.connect() as connection:
+            with self._engine.connect() as connection, in_time(connection, LONGEST_LOOK):
                 return look(connection)
         except sa.exc.SQLAlchemyError as error:
+            if is_too_slow(error):
+                raise IndexUnreachable(
+                    f"a search of history is given up after {LONGEST_LOOK:g} s: ask for less (a time, a task, a queue)"
+                ) from error
             raise IndexUnreachable(f"the index of history cannot be read: {_short(error)}") from error
 
     def _write(self, change: Callable[[sa.Connection], T]) -> T:
@@ -120,8 +155,9 @@ class HistoryIndex:
         is_there = POSITION.c.position == before
         if not connection.execute(sa.update(POSITION).where(is_there).values(position=now)).rowcount:
             raise Overtaken("another process reads this history into the same index")
-        names = {event["uuid"] for event in events if isinstance(event.get("uuid"), str)}
-        stored = {row.id: row for row in self._rows(connection, list(names))}
+        # As they are kept: an id that was too long, or a number, is found again.
+        ids = [task_id for task_id in {short(event.get("uuid")) for event in events} if task_id]
+        stored = {row.id: row for row in self._rows(connection, ids)}
         batch = Batch(dict(stored), {row.hostname: row for row in _workers(connection)})
         batch.add_all(events)
         self._write_tasks(connection, batch, stored.keys())
@@ -134,36 +170,40 @@ class HistoryIndex:
 
     def _rows(self, connection: sa.Connection, ids: Sequence[str]) -> Iterator[TaskRow]:
         for start in range(0, len(ids), AT_ONCE):
-            statement = sa.select(*(TASKS.c[name] for name in COLUMNS)).where(
-                TASKS.c.id.in_(ids[start : start + AT_ONCE])
-            )
+            those = among(connection, TASKS.c.id, ids[start : start + AT_ONCE])
+            statement = sa.select(*(TASKS.c[name] for name in COLUMNS)).where(those)
             for values in connection.execute(statement):
                 yield TaskRow(*values)
 
     def _write_tasks(self, connection: sa.Connection, batch: Batch, stored_ids: Set[str]) -> None:
         rows = [batch.tasks[task_id] for task_id in batch.touched]
-        old = [row for row in rows if row.id in stored_ids]
+        old = [as_columns(row) for row in rows if row.id in stored_ids]
         new = [row for row in rows if row.id not in stored_ids]
-        if new:
-            _make_keys_unique(connection, new)
-            connection.execute(sa.insert(TASKS), [as_columns(row) for row in sorted(new, key=lambda row: row.key)])
-        if old:
+        _make_keys_unique(connection, new)
+        added = [as_columns(row) for row in sorted(new, key=lambda row: row.key)]
+        is_sqlite = connection.dialect.name == "sqlite"
+        if old and is_sqlite:
             changed: dict[str, sa.BindParameter[object]] = {
                 name: sa.bindparam(f"new_{name}") for name in COLUMNS if name not in ("id", "key")
             }
             statement = sa.update(TASKS).where(TASKS.c.key == sa.bindparam("new_key")).values(changed)
-            connection.execute(statement, [{f"new_{n}": v for n, v in as_columns(row).items()} for row in old])
+            connection.execute(statement, [{f"new_{name}": value for name, value in row.items()} for row in old])
+        elif old:
+            # PostgreSQL's UPDATE makes a new row, too, and is a statement for each.
+            delete(connection, TASKS, "key", [row["key"] for row in old])
+            added = old + added
+        insert(connection, TASKS, added)
         texts = [batch.tasks[task_id] for task_id in batch.texts]
-        form = str if connection.dialect.name == "sqlite" else _spaced
-        _replace(
+        form = str if is_sqlite else _spaced
+        delete(connection, TEXTS, "rowid", [row.key for row in texts if row.id in stored_ids])
+        insert(
             connection,
             TEXTS,
-            "rowid",
             [{"rowid": row.key, "body": form(body)} for row in texts if (body := searchable(row))],
         )
         stamps = [stamp for row in rows if row.stamps for stamp in _stamps(row)]
         if stamps:
-            connection.execute(_ignoring(connection, STAMPS), stamps)
+            connection.execute(insertion_of_new(connection, STAMPS), stamps)
 
     def _write_minutes(self, connection: sa.Connection, batch: Batch) -> None:
         if not batch.minutes:
@@ -178,29 +218,21 @@ class HistoryIndex:
 
     # -- forgetting
 
-    def forget(self, *, max_age: float, max_bytes: int, now: float | None = None) -> int:
-        """Delete tasks that are older than `max_age` seconds, and the oldest while the index has more than `max_bytes`.
-
-        Each portion is a transaction of its own, so that nothing waits for long. Returns how many tasks that were."""
-        total = self._forget_before(key_at((time.time() if now is None else now) - max_age))
+    def outdated(self, *, max_age: float, max_bytes: int, now: float | None = None) -> int:
+        """The key before which tasks are older than `max_age` seconds, or too many for `max_bytes`: what to `forget`."""
+        limit = key_at((time.time() if now is None else now) - max_age)
         size = self.size()
         if size > max_bytes:
-            limit = self._read(lambda connection: _key_at_share(connection, 1 - _KEEPS * max_bytes / size))
-            total += self._forget_before(limit) if limit is not None else 0
-        return total
+            share = 1 - _KEEPS * max_bytes / size
+            limit = max(limit, self._read(lambda connection: _key_at_share(connection, share)) or 0)
+        return limit
 
-    def _forget_before(self, key: int) -> int:
-        total = 0
-        while True:
-            deleted = self._write(lambda connection: _delete_before(connection, key))
-            total += deleted
-            if deleted < DELETED_AT_ONCE:
-                break
-        minute = (key >> 10) // 60_000_000
-        self._write(lambda connection: connection.execute(sa.delete(MINUTES).where(MINUTES.c.minute < minute)))
-        self._write(lambda connection: connection.execute(sa.delete(WORKERS).where(WORKERS.c.last_at < minute * 60)))
-        self._write(lambda connection: connection.execute(sa.delete(SEEN).where(SEEN.c.until < minute * 60)))
-        return total
+    def forget(self, before: int) -> int:
+        """Delete the oldest tasks before this key, DELETED_AT_ONCE of them at most. How many: fewer where those are all."""
+        deleted = self._write(lambda connection: _delete_before(connection, before))
+        if deleted < DELETED_AT_ONCE:
+            self._write(lambda connection: _delete_numbers(connection, (before >> KEY_BITS) // 60_000_000))
+        return deleted
 
     def size(self) -> int:
         """Bytes that the index has on disk, without what a deletion left free; of PostgreSQL about."""
@@ -220,59 +252,60 @@ class HistoryIndex:
 
     # -- searching
 
-    def select(
-        self,
-        conditions: Sequence[sa.ColumnElement[bool]],
-        *,
-        words: str | None,
-        marks: Sequence[str] = (),
-        stamp: tuple[str, str] | None,
-        limit: int,
-    ) -> list[TaskRow]:
-        """The newest tasks for which all of these hold; `marks` are those of `records.mark`, which words are looked for with."""
-        source, conditions = self._source(conditions, words, marks, stamp)
-        # With words the rows come by their key from the words' index.
-        order = TASKS.c.key if words is None else TEXTS.c.rowid
-        rows = sa.select(*(TASKS.c[name] for name in COLUMNS)).select_from(source).where(*conditions)
-        statement = rows.order_by(order.desc()).limit(limit)
+    def select(self, *questions: Question, limit: int) -> list[TaskRow]:
+        """The newest tasks that one of these questions is about."""
+        if not questions:
+            return []
+        statement = self._newest(questions, _LISTED, limit)
         return self._read(lambda connection: [TaskRow(*values) for values in connection.execute(statement)])
 
-    def count_states(
-        self,
-        conditions: Sequence[sa.ColumnElement[bool]],
-        *,
-        words: str | None,
-        marks: Sequence[str] = (),
-        stamp: tuple[str, str] | None,
-    ) -> dict[str, int]:
-        """How many tasks there are for which all of these hold, by state; see `select`."""
-        source, conditions = self._source(conditions, words, marks, stamp)
-        statement = (
-            sa.select(TASKS.c.state, sa.func.count())
-            .select_from(source)
-            .where(*conditions)
-            .group_by(TASKS.c.state)
-            .order_by(sa.func.count().desc())
-        )
+    def count_states(self, *questions: Question, most: int | None = None) -> dict[str, int]:
+        """How many tasks these questions are about, by state; of more than `most` the newest `most` and one."""
+        if not questions:
+            return {}
+        rows = self._newest(questions, [TASKS.c.key, TASKS.c.state], None if most is None else most + 1).subquery()
+        count = sa.func.count()
+        statement = sa.select(rows.c.state, count).group_by(rows.c.state).order_by(count.desc())
         return self._read(lambda connection: {row[0]: row[1] for row in connection.execute(statement)})
 
-    def _source(
-        self,
-        conditions: Sequence[sa.ColumnElement[bool]],
-        words: str | None,
-        marks: Sequence[str],
-        stamp: tuple[str, str] | None,
-    ) -> tuple[sa.FromClause, list[sa.ColumnElement[bool]]]:
-        """What a search reads from, and all of its conditions."""
+    def _newest(
+        self, questions: Sequence[Question], columns: Sequence[sa.ColumnElement[Any]], limit: int | None
+    ) -> sa.Select[Any]:
+        """Rows, the newest first. Each question walks an index of its own, no further than to the last row that is wanted."""
+        statements = [self._newest_of(question, columns).limit(limit) for question in questions]
+        if len(statements) == 1:
+            return statements[0]
+        rows = sa.union_all(*(sa.select(statement.subquery()) for statement in statements)).subquery()
+        return sa.select(rows).order_by(rows.c.key.desc()).limit(limit)
+
+    def _newest_of(self, question: Question, columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
         source: sa.FromClause = TASKS
-        conditions = list(conditions)
-        if words is not None:
-            source = TEXTS.join(TASKS, TASKS.c.key == TEXTS.c.rowid)
-            conditions.append(self._matches(words, marks))
-        if stamp is not None:
+        # The key of what is walked: SQLite does not see that another is the same, and would read and sort all that fits.
+        key: sa.ColumnElement[int] = TASKS.c.key
+        walked = next((name for name in _WALKED if name in question.equal), None)
+        conditions = list(question.conditions)
+        if question.words is not None:
+            source, key, walked = TEXTS.join(TASKS, TASKS.c.key == TEXTS.c.rowid), TEXTS.c.rowid, None
+            conditions.append(self._matches(question.words, question.marks))
+        if question.stamp is not None:
             source = source.join(STAMPS, STAMPS.c.key == TASKS.c.key)
-            conditions += [STAMPS.c.name == stamp[0], STAMPS.c.value == stamp[1]]
-        return source, conditions
+            conditions += [STAMPS.c.name == question.stamp[0], STAMPS.c.value == question.stamp[1]]
+            key, walked = STAMPS.c.key if question.words is None else key, None
+        conditions += [self._is(name, value, walked) for name, value in question.equal.items()]
+        if question.since is not None:
+            conditions.append(key >= question.since)
+        if question.until is not None:
+            conditions.append(key < question.until)
+        return sa.select(*columns).select_from(source).where(*conditions).order_by(key.desc())
+
+    def _is(self, name: str, value: str, walked: str | None) -> sa.ColumnElement[bool]:
+        is_sqlite = self._engine.dialect.name == "sqlite"
+        if name == "state" and value == FAILURE and (walked is not None or not is_sqlite):
+            return FAILED
+        if name == walked or not is_sqlite:
+            return TASKS.c[name] == value
+        # SQLite knows nothing of how many rows have a value, and might walk the most common one. With a sign it looks at rows.
+        return UnaryExpression(TASKS.c[name], operator=custom_op("+")) == value
 
     def _matches(self, words: str, marks: Sequence[str]) -> sa.ColumnElement[bool]:
         if self._engine.dialect.name == "sqlite":
@@ -299,7 +332,7 @@ class HistoryIndex:
 
     def by_keys(self, keys: Sequence[int]) -> list[TaskRow]:
         """These tasks."""
-        statement = sa.select(*(TASKS.c[name] for name in COLUMNS)).where(TASKS.c.key.in_(keys))
+        statement = sa.select(*_LISTED).where(TASKS.c.key.in_(keys))
         return self._read(lambda connection: [TaskRow(*values) for values in connection.execute(statement)])
 
     def by_ids(self, ids: Sequence[str]) -> list[TaskRow]:
@@ -348,19 +381,25 @@ class HistoryIndex:
     def oldest_waiting(self, queue: str) -> float | None:
         """When the oldest task that waits in a queue was sent, as far as events tell; None where none waits.
 
-        One that was sent before another that a worker has received is in the queue no more: it was purged, or is delayed. Looks
-        at the newest MOST_WAITING tasks of the queue only."""
+        One that was sent before another that a worker has received is in the queue no more: it was purged, or is delayed."""
         c = TASKS.c
-        columns = (c.state, c.sent_at, c.eta, c.received_at)
-        newest = sa.select(*columns).where(c.queue == queue).order_by(c.key.desc()).limit(MOST_WAITING).cte()
-        passed = sa.select(sa.func.max(newest.c.sent_at)).where(newest.c.received_at.is_not(None)).scalar_subquery()
-        statement = sa.select(sa.func.min(newest.c.sent_at)).where(
-            newest.c.state == PENDING, newest.c.eta.is_(None), newest.c.sent_at > sa.func.coalesce(passed, 0.0)
-        )
-        moment: float | None = self._read(lambda connection: connection.execute(statement).scalar())
-        return moment
+        waiting = (c.queue == queue, c.state == PENDING)
+        is_there = sa.select(c.key).where(*waiting).order_by(c.key.desc()).limit(1)
+        was_sent = (c.queue == queue, c.state != PENDING, c.sent_at.is_not(None))
+        passed = sa.select(c.sent_at).where(*was_sent).order_by(c.key.desc()).limit(1)
 
-    # -- what operators did
+        def look(connection: sa.Connection) -> float | None:
+            if connection.execute(is_there).first() is None:
+                return None
+            # Nothing but its sending is known of a task that waits, so its key is of that moment.
+            after: float = connection.execute(passed).scalar() or 0.0
+            begin = (c.key >= key_at(after), c.sent_at > after, c.eta.is_(None))
+            moment: float | None = connection.execute(
+                sa.select(c.sent_at).where(*waiting, *begin).order_by(c.key).limit(1)
+            ).scalar()
+            return moment
+
+        return self._read(look)
 
     def begin_action(self, user: str, action: str, subject: str) -> int:
         """Note what somebody is about to do; its number."""
@@ -430,7 +469,7 @@ def _make_keys_unique(connection: sa.Connection, rows: Sequence[TaskRow]) -> Non
     while waiting:
         keys = [row.key for row in waiting]
         for start in range(0, len(keys), AT_ONCE):
-            statement = sa.select(TASKS.c.key).where(TASKS.c.key.in_(keys[start : start + AT_ONCE]))
+            statement = sa.select(TASKS.c.key).where(among(connection, TASKS.c.key, keys[start : start + AT_ONCE]))
             taken.update(connection.execute(statement).scalars())
         colliding = []
         for row in waiting:
@@ -462,19 +501,8 @@ def _stamps(row: TaskRow) -> Iterator[JsonObject]:
 
 def _replace(connection: sa.Connection, table: sa.Table, key: str, rows: Sequence[JsonObject]) -> None:
     """Write rows in place of those with the same key. (FTS5 knows no ON CONFLICT.)"""
-    if rows:
-        connection.execute(
-            sa.delete(table).where(table.c[key] == sa.bindparam("old")), [{"old": row[key]} for row in rows]
-        )
-        connection.execute(sa.insert(table), list(rows))
-
-
-def _ignoring(connection: sa.Connection, table: sa.Table) -> sa.Insert:
-    """An INSERT that leaves out rows that are there."""
-    statement = sa.insert(table)
-    if connection.dialect.name == "sqlite":
-        return statement.prefix_with("OR IGNORE")
-    return postgresql.insert(table).on_conflict_do_nothing()
+    delete(connection, table, key, [row[key] for row in rows])
+    insert(connection, table, rows)
 
 
 def _delete_before(connection: sa.Connection, key: int) -> int:
@@ -487,6 +515,13 @@ def _delete_before(connection: sa.Connection, key: int) -> int:
         connection.execute(sa.delete(STAMPS).where(STAMPS.c.key <= last))
         connection.execute(sa.delete(TEXTS).where(TEXTS.c.rowid <= last))
     return len(keys)
+
+
+def _delete_numbers(connection: sa.Connection, minute: int) -> None:
+    """Delete what is known of earlier minutes, of workers that were not heard of since then, and what was seen before."""
+    connection.execute(sa.delete(MINUTES).where(MINUTES.c.minute < minute))
+    connection.execute(sa.delete(WORKERS).where(WORKERS.c.last_at < minute * 60))
+    connection.execute(sa.delete(SEEN).where(SEEN.c.until < minute * 60))
 
 
 def _key_at_share(connection: sa.Connection, share: float) -> int | None:

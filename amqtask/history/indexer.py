@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, MessageError, OperationalError
 from amqtask.ground.printable import bounded_logger
-from amqtask.history.index import HistoryIndex, Overtaken
+from amqtask.history.index import DELETED_AT_ONCE, HistoryIndex, Overtaken
 from amqtask.protocol.event import read_events
-from amqtask.transport.contract import OFFSET
+from amqtask.transport.contract import OFFSET, PREFETCH
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import EventDict
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.history")
 
-# Messages in a batch, and the events after which it is written: a message has one to 500.
-MOST_MESSAGES, MOST_EVENTS = 200, 2_000
+# Messages that are read at once, and events after which a batch is written: a message has one to 500. (All that waits after a
+# pause, read at once, would be 100,000 events.)
+MOST_MESSAGES, MOST_EVENTS = 10, 2_000
 # Seconds that a read waits for a message, for others to come after it, and before another attempt.
 READ_SECONDS, GATHER_SECONDS, RETRY_SECONDS = 0.5, 0.2, 1.0
 # Seconds between looks at what is too old.
@@ -56,6 +57,8 @@ class Indexer:
         self._tail: Tail | None = None
         self._problem = ""
         self._forget_at = 0.0
+        # The key before which tasks are being forgotten.
+        self._forget_before: int | None = None
         # Events that were taken in.
         self.count = 0
 
@@ -74,7 +77,8 @@ class Indexer:
 
     def _turn(self) -> None:
         try:
-            self.read_once()
+            # What is to be forgotten goes in portions, between batches: what comes in does not wait for all of it.
+            self.read_once(READ_SECONDS if self._forget_before is None else 0.0)
             self._forget()
         except AccessRefused:
             raise
@@ -99,13 +103,15 @@ class Indexer:
         deliveries = self._tail.read(MOST_MESSAGES, seconds)
         if not deliveries:
             return 0
+        now, count = _offset(deliveries[-1]), len(deliveries)
         events = self._events(deliveries)
         gather_until = self._clock() + GATHER_SECONDS
-        while len(events) < MOST_EVENTS and (seconds_left := gather_until - self._clock()) > 0:
-            next_deliveries = self._tail.read(MOST_MESSAGES, seconds_left)
-            deliveries += next_deliveries
-            events += self._events(next_deliveries)
-        now = _offset(deliveries[-1])
+        # The broker sends no more than PREFETCH ahead: to wait for more would be to wait for nothing.
+        while len(events) < MOST_EVENTS and count < PREFETCH and (seconds_left := gather_until - self._clock()) > 0:
+            deliveries = self._tail.read(MOST_MESSAGES, seconds_left)
+            if deliveries:
+                now, count = _offset(deliveries[-1]), count + len(deliveries)
+                events += self._events(deliveries)
         if now is not None and self._position is not None and now <= self._position:
             logger.warning("history: the stream was made anew; it is read from its beginning")
         batch = self.index.take(events, before=self._position, now=now)
@@ -130,7 +136,9 @@ class Indexer:
         now = self._clock()
         if now >= self._forget_at:
             self._forget_at = now + FORGET_SECONDS
-            self.index.forget(max_age=self._max_age, max_bytes=self._max_bytes)
+            self._forget_before = self.index.outdated(max_age=self._max_age, max_bytes=self._max_bytes)
+        if self._forget_before is not None and self.index.forget(self._forget_before) < DELETED_AT_ONCE:
+            self._forget_before = None
 
     def close(self) -> None:
         """Disconnect from the broker; `read_once` connects again."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Characters of a name or an id, of a text (arguments, result, exception), and of a traceback.
 SHORT, LONG, LONGEST = 255, 10_000, 65_536
+# Bytes of a name or an id: several of them are in one entry of an index, which has 2,700 at most in PostgreSQL.
+_SHORT_BYTES = 2 * SHORT
 # Steps of one task that are kept: one that is retried for ever has any number.
 MOST_STEPS = 200
 # Keys are the time in microseconds, and these bits by chance, so that tasks of one microsecond hardly ever have the same.
@@ -275,7 +277,7 @@ def _fill(row: TaskRow, event: EventFields) -> bool:
         row.follows = follows if len(follows) <= _LONGEST_FOLLOWS else row.follows
     row.retries = max(row.retries, _whole(event.get("retries")) or 0)
     if isinstance(event.get("stamps"), Mapping):
-        row.stamps = json.dumps({str(name)[:SHORT]: _stamp_values(value) for name, value in event["stamps"].items()})
+        row.stamps = json.dumps({short(name): _stamp_values(value) for name, value in event["stamps"].items()})
     if isinstance(event.get("message"), Mapping):
         row.message = json.dumps(event["message"])
     for name in ("args", "kwargs"):
@@ -286,7 +288,7 @@ def _fill(row: TaskRow, event: EventFields) -> bool:
 
 def _stamp_values(value: object) -> list[str]:
     values = value if isinstance(value, (list, tuple)) else [value]
-    return [text(one, SHORT) or "" for one in values[:20]]
+    return [short(one) or "" for one in values[:20]]
 
 
 def _begin_again(row: TaskRow, moment: float) -> None:
@@ -337,7 +339,10 @@ def mark(prefix: str, value: str) -> str:
 
 def short(value: object) -> str | None:
     """A name or an id."""
-    return text(value, SHORT)
+    written = text(value, SHORT)
+    if written is None or len(encoded := written.encode()) <= _SHORT_BYTES:
+        return written
+    return f"{encoded[: _SHORT_BYTES - 3].decode(errors='ignore')}…"
 
 
 def text(value: object, limit: int) -> str | None:

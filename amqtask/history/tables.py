@@ -1,12 +1,16 @@
-"""The index's tables, in SQLite or PostgreSQL, and the connection to them (SQLAlchemy)."""
+"""The index's tables, in SQLite or PostgreSQL (SQLAlchemy): the connection to them, and what the two do in different ways."""
 
 from __future__ import annotations
 
 import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import make_url
 
 from amqtask.exceptions import ConfigurationError
@@ -14,7 +18,13 @@ from amqtask.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
+    from amqtask.ground.shapes import JsonObject
+
 METADATA = sa.MetaData()
+# Of SQLite: connections, and the KiB of pages that each may have in memory.
+CONNECTIONS, CACHE_KIB = 5, 8_000
+# Steps of SQLite between two looks at the clock.
+_STEPS = 10_000
 _NAME, _TIME = sa.String(255), sa.Float(53)
 # Above 2**32: no database counts them up.
 _KEY = sa.BigInteger().with_variant(sa.Integer, "sqlite")
@@ -30,7 +40,7 @@ TASKS = sa.Table(
     sa.Column("state_rank", sa.Integer, nullable=False),
     sa.Column("queue", _NAME),
     sa.Column("worker", _NAME),
-    sa.Column("root_id", _NAME, index=True),
+    sa.Column("root_id", _NAME),
     sa.Column("parent_id", _NAME),
     sa.Column("rerun_of", _NAME),
     sa.Column("group_id", _NAME),
@@ -56,16 +66,22 @@ TASKS = sa.Table(
     sa.Column("message", sa.Text),
     sa.Column("steps", sa.Text, nullable=False),
 )
-# Each search is one of these, read backwards from the newest. With the state in it, it is counted without its rows.
-for _column in ("name", "state"):
-    sa.Index(f"amqtask_history_by_{_column}", TASKS.c[_column], TASKS.c.key)
-for _column in ("queue", "worker"):
-    sa.Index(f"amqtask_history_by_{_column}", TASKS.c[_column], TASKS.c.key, TASKS.c.state)
-sa.Index("amqtask_history_by_name_and_state", TASKS.c.name, TASKS.c.state, TASKS.c.key)
+# A search walks one of these backwards from the newest. What else it asks for, and the state, is looked at in the index: rows
+# that do not fit are not read.
+_INDEXES: dict[str, tuple[sa.Column[Any], ...]] = {
+    "of_name": (TASKS.c.name, TASKS.c.key, TASKS.c.state, TASKS.c.queue),
+    "of_worker": (TASKS.c.worker, TASKS.c.key, TASKS.c.state, TASKS.c.name, TASKS.c.queue),
+    "by_queue": (TASKS.c.queue, TASKS.c.key, TASKS.c.state),
+    "by_state": (TASKS.c.state, TASKS.c.key),
+}
+for _name, _columns in _INDEXES.items():
+    sa.Index(f"amqtask_history_{_name}", *_columns)
 # Failures are few, and what is looked for most: whatever else is asked, no more than some of them are read. (SQLite uses an index
 # of a part of the rows where the question has its condition to the letter.)
 FAILED = TASKS.c.state == sa.literal_column("'FAILURE'")
 _KNOWN_ERROR = TASKS.c.error.is_not(None)
+# Most tasks are the root of a workflow that has no other.
+HAS_ROOT = TASKS.c.root_id != TASKS.c.id
 for _name, _columns, _where in (
     # Groups of failures, and those of a group since it was seen, are counted in the index. That needs the state, too: SQLite
     # looks at it again.
@@ -74,6 +90,7 @@ for _name, _columns, _where in (
     ("failures_by_queue", (TASKS.c.queue, TASKS.c.key), FAILED),
     ("failures_by_worker", (TASKS.c.worker, TASKS.c.key), FAILED),
     ("errors", (TASKS.c.error, TASKS.c.key), _KNOWN_ERROR),
+    ("roots", (TASKS.c.root_id, TASKS.c.key), HAS_ROOT),
     # Of most tasks there is none.
     *(
         (name, (column, TASKS.c.key), column.is_not(None))
@@ -87,6 +104,11 @@ for _name, _columns, _where in (
     ),
 ):
     sa.Index(f"amqtask_history_{_name}", *_columns, sqlite_where=_where, postgresql_where=_where)
+# Those of older versions that others have replaced.
+_FORMER = {
+    *(f"amqtask_history_by_{_name}" for _name in ("name", "name_and_state", "worker")),
+    "ix_amqtask_history_root_id",
+}
 
 STAMPS = sa.Table(
     "amqtask_history_stamps",
@@ -94,6 +116,8 @@ STAMPS = sa.Table(
     sa.Column("name", _NAME, primary_key=True),
     sa.Column("value", _NAME, primary_key=True),
     sa.Column("key", _KEY, primary_key=True, autoincrement=False),
+    # By which those of old tasks are deleted.
+    sa.Index("amqtask_history_stamps_by_key", "key"),
 )
 
 WORKERS = sa.Table(
@@ -201,7 +225,7 @@ TEXTS = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
 )
 _TEXTS_DDL = {
-    "sqlite": ("CREATE VIRTUAL TABLE IF NOT EXISTS amqtask_history_texts USING fts5(body)",),
+    "sqlite": ("CREATE VIRTUAL TABLE IF NOT EXISTS amqtask_history_texts USING fts5(body, columnsize = 0)",),
     "postgresql": (
         "CREATE TABLE IF NOT EXISTS amqtask_history_texts (rowid BIGINT PRIMARY KEY, body TEXT NOT NULL)",
         "CREATE INDEX IF NOT EXISTS amqtask_history_texts_words ON amqtask_history_texts "
@@ -218,7 +242,9 @@ def connect(url: str) -> sa.Engine:
             parsed = parsed.set(drivername="postgresql+psycopg")
         if parsed.get_backend_name() not in _TEXTS_DDL:
             raise ConfigurationError(f"history_url can be sqlite:/// or postgresql://, not {parsed.drivername}://")
-        engine = sa.create_engine(parsed, pool_pre_ping=True)
+        is_sqlite = parsed.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {"pool_size": CONNECTIONS, "max_overflow": 0} if is_sqlite else {}
+        engine = sa.create_engine(parsed, pool_pre_ping=True, **options)
     except (sa.exc.ArgumentError, ImportError) as error:
         raise ConfigurationError(f"history_url cannot be used: {error}") from error
     if engine.dialect.name == "sqlite":
@@ -231,7 +257,7 @@ def _create(engine: sa.Engine) -> None:
     """Make what is missing; another process may be doing the same."""
     for attempt in range(10):
         try:
-            _add_columns(engine)
+            _add_what_is_new(engine)
             METADATA.create_all(engine)
             with engine.begin() as connection:
                 for statement in _TEXTS_DDL[engine.dialect.name]:
@@ -245,30 +271,96 @@ def _create(engine: sa.Engine) -> None:
                 raise
 
 
-def _add_columns(engine: sa.Engine) -> None:
-    """Give an index of an older version the columns that it has not."""
+def _add_what_is_new(engine: sa.Engine) -> None:
+    """Give an index of an older version the columns and indexes of this one."""
     inspector = sa.inspect(engine)
-    for table in (TASKS, MINUTES):
+    for table in (TASKS, STAMPS, MINUTES):
         if not inspector.has_table(table.name):
             continue
         column_names = {column["name"] for column in inspector.get_columns(table.name)}
-        missing = [column for column in table.columns if column.name not in column_names]
+        index_names = {index["name"] for index in inspector.get_indexes(table.name)}
         with engine.begin() as connection:
-            for column in missing:
-                column_type = column.type.compile(engine.dialect) + ("" if column.nullable else " NOT NULL DEFAULT 0")
-                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {column_type}"))
-            for index in table.indexes if missing else ():
-                index.create(connection, checkfirst=True)
+            for column in table.columns:
+                if column.name not in column_names:
+                    kind = column.type.compile(engine.dialect) + ("" if column.nullable else " NOT NULL DEFAULT 0")
+                    connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
+            for name in index_names & _FORMER:
+                connection.execute(sa.text(f"DROP INDEX {name}"))
+            for index in table.indexes:
+                if index.name not in index_names:
+                    index.create(connection)
 
 
 def _set_up_sqlite(connection: DBAPIConnection, record: Any) -> None:
-    """Readers beside the one writer; a commit is on the disk; 64 MB of pages in memory at most."""
+    """Readers beside the one writer; a commit is on the disk.
+
+    A connection has little in memory: what it reads again and again the system has in its own."""
     assert isinstance(connection, sqlite3.Connection)
     for statement in (
         "PRAGMA journal_mode = WAL",
         "PRAGMA synchronous = FULL",
         "PRAGMA busy_timeout = 30000",
-        "PRAGMA cache_size = -64000",
+        f"PRAGMA cache_size = -{CACHE_KIB}",
         "PRAGMA temp_store = MEMORY",
     ):
         connection.execute(statement)
+
+
+@contextmanager
+def in_time(connection: sa.Connection, seconds: float) -> Iterator[None]:
+    """What is asked meanwhile ends with an error (`is_too_slow`) after so long; in PostgreSQL each statement."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(sa.text(f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}"))
+        yield
+        return
+    driver, until = connection.connection.driver_connection, time.monotonic() + seconds
+    assert isinstance(driver, sqlite3.Connection)
+    driver.set_progress_handler(lambda: time.monotonic() > until, _STEPS)
+    try:
+        yield
+    finally:
+        driver.set_progress_handler(None, 0)
+
+
+def is_too_slow(error: sa.exc.SQLAlchemyError) -> bool:
+    """Whether `in_time` ended it."""
+    cause = error.__cause__
+    return str(cause) == "interrupted" or getattr(cause, "sqlstate", None) == "57014"
+
+
+def among(connection: sa.Connection, column: sa.Column[Any], values: Sequence[object]) -> sa.ColumnElement[bool]:
+    """Whether a column has one of these values. In PostgreSQL they are one parameter of one statement, however many they are."""
+    if connection.dialect.name == "sqlite":
+        return column.in_(values)
+    return column == sa.any_(sa.literal(list(values), postgresql.ARRAY(column.type)))
+
+
+def delete(connection: sa.Connection, table: sa.Table, key: str, values: Sequence[object]) -> None:
+    """Delete the rows with these keys."""
+    column = table.c[key]
+    if values and connection.dialect.name == "sqlite":
+        connection.execute(sa.delete(table).where(column == sa.bindparam("old")), [{"old": value} for value in values])
+    elif values:
+        connection.execute(sa.delete(table).where(among(connection, column, values)))
+
+
+def insert(connection: sa.Connection, table: sa.Table, rows: Sequence[JsonObject]) -> None:
+    """Add rows, all with the same columns. PostgreSQL takes them as one stream: no statement is planned and run for each."""
+    if rows and connection.dialect.name == "sqlite":
+        connection.execute(sa.insert(table), rows)
+    elif rows:
+        statement = f"COPY {table.name} ({', '.join(rows[0])}) FROM STDIN"
+        driver: Any = connection.connection.driver_connection
+        try:
+            with driver.cursor() as cursor, cursor.copy(statement) as copy:
+                for row in rows:
+                    copy.write_row(tuple(row.values()))
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise sa.exc.DBAPIError(statement, None, error) from error
+
+
+def insertion_of_new(connection: sa.Connection, table: sa.Table) -> sa.Insert:
+    """An INSERT that leaves out rows that are there."""
+    if connection.dialect.name == "sqlite":
+        return sa.insert(table).prefix_with("OR IGNORE")
+    return postgresql.insert(table).on_conflict_do_nothing()

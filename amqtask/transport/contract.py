@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 OnWarning = Callable[[str], None]
 # The header in which a message of a stream, or of another journal, has its position.
 OFFSET = "x-stream-offset"
+# Messages of a queue or stream that the broker sends a Tail ahead: it acknowledges them before it has more.
+PREFETCH = 200
 
 
 class Publisher(Protocol):

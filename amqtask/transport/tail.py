@@ -21,7 +21,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.transport.admin import QueueAdmin, refusal_error
-from amqtask.transport.contract import OFFSET
+from amqtask.transport.contract import OFFSET, PREFETCH
 from amqtask.transport.errors import is_away
 from amqtask.transport.link import AnswerClasses, Link, LinkLost, delivery_of
 from amqtask.transport.url import HostTurns
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 logger = bounded_logger("amqtask.history")
 
-# Messages that the broker sends ahead; one may have 500 events.
-PREFETCH = 200
 # Seconds to connect, declare and consume.
 OPEN_SECONDS = 10.0
 

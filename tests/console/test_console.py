@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from amqtask import AmqTask
+from amqtask.console import many
 from amqtask.console.access import Access, fits, hashed
 from amqtask.console.actions import ACTIONS
 from amqtask.console.web import console
@@ -197,6 +198,20 @@ def test_all_that_a_search_has_run_again_after_a_page_that_says_how_many(shown: 
         assert [delivery.properties.headers["id"] for delivery in admin.browse("mail", 10)] == ["a"]
         places = [name for _, name in shown.app.delays.queue_names(())]
         assert sum(_count(admin, name) for name in places) == 2
+
+
+def test_of_very_many_the_newest_are_counted_and_all_are_meant(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many, "MOST_COUNTED", 2)
+    for number in range(4):
+        shown.tell(time.time() + number, f"k{number}", "failed", exception="KeyError('x')")
+
+    asked = shown.client.get("/api/many/rerun?error=KeyError").json()
+    assert (asked["number"], asked["more"], asked["of"]) == (3, True, {"FAILURE": 3})
+    page = shown.page("/many/rerun?error=KeyError")
+    assert ("more than 2 tasks" in page, "Run again: all" in page, 'name="number"' in page) == (True, True, False)
+    assert shown.client.get("/api/many/rerun?error=ValueError").json()["more"] is False
+    # None of those that were counted are meant; whether an older one is, nobody has looked.
+    assert "Revoke: all" in shown.page("/many/revoke?error=KeyError")
 
 
 def _count(admin: Any, name: str) -> int:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.history.client import History
-from amqtask.history.index import IndexUnreachable, Overtaken
+from amqtask.history.index import DELETED_AT_ONCE, IndexUnreachable, Overtaken
 from amqtask.history.records import Batch
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=timezone.utc).timestamp()
@@ -146,6 +146,12 @@ def test_a_task_that_is_rejected_for_good_has_failed_and_one_that_is_requeued_co
         ({"stamp": ("tenant", "8"), "text": "example"}, ["late"]),
         ({"stamp": ("tenant", "9")}, []),
         ({"text": "  "}, ["late", "bad", "good"]),
+        ({"text": "exam*", "until": NOON + 100}, ["bad", "good"]),
+        ({"text": "exam*", "since": NOON + 5, "until": NOON + 100}, ["bad"]),
+        ({"stamp": ("tenant", "7"), "since": NOON + 300}, []),
+        ({"stamp": ("tenant", "7"), "text": "example", "since": NOON + 100}, ["late"]),
+        ({"state": ["failure", "success", "failure"], "text": "example", "limit": 2}, ["late", "bad"]),
+        ({"state": []}, []),
     ],
 )
 def test_searches_find_what_fits_the_newest_first(history: History, wanted: dict[str, Any], found: list[str]) -> None:
@@ -231,16 +237,50 @@ def test_a_batch_that_another_process_has_taken_in_is_refused_whole(history: His
     assert (history.index.position(), [task.id for task in history.find()]) == (7, ["one"])
 
 
+def forget(history: History, **limits: float) -> int:
+    """Forget as the indexer does, to the end; how many tasks."""
+    before = history.index.outdated(**limits)  # type: ignore[arg-type]
+    total = deleted = history.index.forget(before)
+    while deleted == DELETED_AT_ONCE:
+        deleted = history.index.forget(before)
+        total += deleted
+    return total
+
+
 def test_what_is_too_old_or_too_much_is_forgotten(history: History) -> None:
     for start in range(0, 2000, 500):
         history.index.take([told for number in range(start, start + 500) for told in call(f"t{number}", number)])
 
-    assert history.index.forget(max_age=1000, max_bytes=10**9, now=NOON + 1999) == 999
+    assert forget(history, max_age=1000, max_bytes=10**9, now=NOON + 1999) == 999
     size = history.index.size()
-    assert history.index.forget(max_age=10**6, max_bytes=size // 2, now=NOON + 1999) > 400
+    assert forget(history, max_age=10**6, max_bytes=size // 2, now=NOON + 1999) > 400
     assert history.index.size() <= size * 0.7
     assert history.find(limit=1)[0].id == "t1999"
     assert history.find(text="example", limit=10_000)[-1].id == history.find(limit=10_000)[-1].id
+
+
+def test_the_oldest_is_forgotten_in_portions_with_its_stamps(history: History) -> None:
+    stamped = [call(f"t{number}", number, stamps={"tenant": 7}) for number in range(DELETED_AT_ONCE + 20)]
+    history.index.take([told for one in stamped for told in one])
+    before = history.index.outdated(max_age=10, max_bytes=10**9, now=NOON + DELETED_AT_ONCE + 19)
+
+    assert history.index.forget(before) == DELETED_AT_ONCE
+    assert len(history.find(limit=10_000)) == 20
+    assert history.index.forget(before) == 9
+    assert len(history.find(stamp=("tenant", "7"), limit=10_000)) == 11
+    assert history.index.forget(before) == 0
+
+
+def test_the_oldest_that_waits_is_known_where_callers_tell(history: History) -> None:
+    history.index.take([*call("done"), event("received", 30, "of a caller that tells nothing", queue="mail")])
+    assert history.index.oldest_waiting("mail") is None
+
+    history.index.take(
+        [event("sent", at, name, queue="mail") for name, at in (("purged", -10), ("second", 6), ("first", 5))]
+    )
+    history.index.take([event("sent", 4, "delayed", queue="mail", eta="2026-12-24T18:00:00")])
+    assert history.index.oldest_waiting("mail") == NOON + 5
+    assert history.index.oldest_waiting("bills") is None
 
 
 def test_hostile_events_are_kept_as_text_or_left_out(history: History) -> None:
@@ -271,6 +311,29 @@ def test_hostile_events_are_kept_as_text_or_left_out(history: History) -> None:
     assert found is not None
     assert (found.task.name, len(found.task.args or ""), found.task.retries) == ("<script>\ufffd?", 10_000, 0)
     assert (found.task.exception, found.task.traceback) == ("['not', 'text']", "\x1b[31m")
+
+
+@pytest.mark.parametrize("odd", ["i" * 1000, "\x00\ud800", 7, ["a", "list"]])
+def test_a_task_with_an_odd_id_may_be_told_of_again(history: History, odd: Any) -> None:
+    for kind, at in (("received", 0), ("started", 1), ("succeeded", 2)):
+        history.index.take([event(kind, at, odd, name="shop.send")])
+
+    (task,) = history.find()
+    assert (task.state, len(task.steps)) == ("SUCCESS", 3)
+
+
+def test_the_longest_names_of_any_alphabet_are_kept_and_found(history: History) -> None:
+    odd = "".join(map(chr, range(0x1F300, 0x1F300 + 300)))
+    history.index.take(
+        [
+            event("received", 0, odd, odd, name=odd, queue=odd, parent_id=odd, stamps={odd: odd}),
+            event("failed", 1, odd, odd, exception=f"{odd}()"),
+        ]
+    )
+
+    (task,) = history.find(task=odd, queue=odd, worker=odd, state="FAILURE")
+    assert history.find(stamp=(odd, odd)) == [task]
+    assert odd.startswith((task.name or "")[:100])
 
 
 def test_a_task_that_is_retried_for_ever_does_not_grow_for_ever(history: History) -> None:
@@ -318,6 +381,18 @@ def test_tasks_are_counted_by_state_as_they_are_found(history: History) -> None:
     assert history.count(stamp=("tenant", "7")) == {}
 
 
+def test_a_count_may_stop_and_says_so(history: History) -> None:
+    history.index.take([told for number in range(30) for told in call(f"t{number}", number)])
+    history.index.take([told for number in range(3) for told in failed(f"f{number}", 100 + number)])
+
+    assert history.count(most=10) == {"SUCCESS": 8, "FAILURE": 3}
+    assert history.count(most=10, text="example", queue="mail") == {"SUCCESS": 8, "FAILURE": 3}
+    assert history.count(most=33) == history.count() == {"SUCCESS": 30, "FAILURE": 3}
+    assert history.count(most=10, state="SUCCESS") == {"SUCCESS": 11}
+    assert sum(history.count(most=10, state=["SUCCESS", "FAILURE"]).values()) > 10
+    assert history.count(state=()) == {}
+
+
 def test_a_group_that_was_seen_is_new_again_with_its_next_failure(history: History) -> None:
     history.index.take([*failed("one"), *failed("two", at=5), *failed("other", exception="KeyError('x')")])
     group = next(group for group in history.failures() if group.error == "ValueError")
@@ -353,5 +428,5 @@ def test_what_a_deletion_left_free_counts_no_more(history: History) -> None:
 
     # Each minute again: it must not go on when there is enough room.
     for _ in range(5):
-        history.index.forget(max_age=10**6, max_bytes=size // 2, now=NOON + 2999)
+        forget(history, max_age=10**6, max_bytes=size // 2, now=NOON + 2999)
     assert len(history.find(limit=10_000)) > 1_000

@@ -24,13 +24,13 @@ from amqtask.testing.suites.transport import Listener
 from amqtask.topology.declarations import QueueDefaults, dead_letter_queue, work_queue
 from amqtask.topology.delays import DelayPlan
 from amqtask.transport.consumer import PikaConsumer
-from amqtask.transport.contract import OFFSET
+from amqtask.transport.contract import OFFSET, PREFETCH
 from amqtask.transport.loop_publisher import PikaLoopPublisher
 from amqtask.transport.memory.broker import ManualClock, MemoryBroker
 from amqtask.transport.memory.local import MemoryAddress, MemoryAsyncPublisher
 from amqtask.transport.memory.queues import matches_headers, matches_topic
 from amqtask.transport.publisher import PikaPublisher
-from amqtask.transport.tail import PREFETCH, QueueTail, StreamNote
+from amqtask.transport.tail import QueueTail, StreamNote
 
 
 class Bench:
