@@ -195,8 +195,8 @@ def searches(history: History) -> Kinds:
         "unseen failures": lambda r: [
             history.index.count_failures(group.name, group.error, 0.0, ()) for group in groups
         ],
-        "plots of a day": lambda r: overview.plot(history.minutes(timedelta(days=1)), timedelta(days=1)),
-        "plots of a week": lambda r: overview.plot(history.minutes(timedelta(days=7)), timedelta(days=7)),
+        "plots of a day": lambda r: overview.plot(history.minutes(timedelta(days=1), every=2), timedelta(days=1)),
+        "plots of a week": lambda r: overview.plot(history.minutes(timedelta(days=7), every=16), timedelta(days=7)),
         "who waits longest in a queue": lambda r: history.waits(queue(r)),
         "what has changed": lambda r: history.now(),
         "count of all": lambda r: count(most=10_000),

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def overview(app: AmqTask, hours: int = 1) -> JsonObject:
     """Numbers and plots of the last hours (1 to 168); what fires and fails, queues with messages, workers that are gone."""
     since = timedelta(hours=min(168, max(1, hours)))
-    minutes = app.history.minutes(since)
+    # Several for each bar.
+    minutes = app.history.minutes(since, every=max(1, since // timedelta(hours=10)))
     succeeded = sum(minute.succeeded for minute in minutes)
     return {
         "hours": hours,

@@ -326,21 +326,22 @@ class History:
         """Mark a group of failures as seen, up to those of tasks that began until `last` (the group's, when it was looked at)."""
         self.index.mark_seen(task, error, who, key_at(last.timestamp()) + (1 << KEY_BITS))
 
-    def minutes(self, since: Moment) -> list[MinuteNumbers]:
-        """What happened in each minute; minutes in which nothing did are left out."""
+    def minutes(self, since: Moment, *, every: int = 1) -> list[MinuteNumbers]:
+        """What happened in each minute, or in so many together; those in which nothing did are left out."""
         return [
             MinuteNumbers(
-                datetime.fromtimestamp(row["minute"] * 60, timezone.utc),
-                row["sent"],
-                row["succeeded"],
-                row["failed"],
-                row["retried"],
-                row["revoked"],
-                row["runtime"] / 1000 / row["succeeded"] if row["succeeded"] else None,
-                row["started"],
-                row["waited"] / 1000 / row["started"] if row["started"] else None,
+                datetime.fromtimestamp(minute * 60, timezone.utc),
+                sent,
+                succeeded,
+                failed,
+                retried,
+                revoked,
+                runtime / 1000 / succeeded if succeeded else None,
+                started,
+                waited / 1000 / started if started else None,
             )
-            for row in self.index.minutes(int(_unix(since) // 60))
+            for row in self.index.minutes(int(_unix(since) // 60), every)
+            for minute, sent, succeeded, failed, retried, revoked, runtime, started, waited in (tuple[int, ...](row),)
         ]
 
     def waits(self, queue: str) -> float | None:

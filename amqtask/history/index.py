@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.sql.elements import UnaryExpression
-from sqlalchemy.sql.operators import custom_op
 
 from amqtask.exceptions import OperationalError
 from amqtask.ground.lazy import ByProcess
@@ -27,6 +25,7 @@ from amqtask.history.tables import (
     COUNTED,
     FAILED,
     MINUTES,
+    NO_INDEX,
     POSITION,
     SEEN,
     STAMPS,
@@ -37,6 +36,7 @@ from amqtask.history.tables import (
     connect,
     delete,
     in_time,
+    index_for,
     insert,
     insertion_of_new,
     is_too_slow,
@@ -55,8 +55,6 @@ LONGEST_LOOK = 10.0
 _KEEPS = 0.95
 # Of PostgreSQL: rows by which a row's size is told, and what each has beside its columns (bytes).
 MEASURED, _ROW_BYTES = 1_000, 28
-# Columns that have an index which is walked, those of which there are fewest rows first.
-_WALKED = ("id", "root_id", "error", "periodic", "worker", "name", "queue", "state")
 # What lists have of a task: all but its message, of which they have that there is one.
 _LISTED = [
     sa.case((TASKS.c.message.is_not(None), "null")).label("message") if name == "message" else TASKS.c[name]
@@ -282,30 +280,24 @@ class HistoryIndex:
         source: sa.FromClause = TASKS
         # The key of what is walked: SQLite does not see that another is the same, and would read and sort all that fits.
         key: sa.ColumnElement[int] = TASKS.c.key
-        walked = next((name for name in _WALKED if name in question.equal), None)
         conditions = list(question.conditions)
+        walked = index_for(question.equal)
         if question.words is not None:
-            source, key, walked = TEXTS.join(TASKS, TASKS.c.key == TEXTS.c.rowid), TEXTS.c.rowid, None
+            source, key, walked = TEXTS.join(TASKS, TASKS.c.key == TEXTS.c.rowid), TEXTS.c.rowid, NO_INDEX
             conditions.append(self._matches(question.words, question.marks))
         if question.stamp is not None:
             source = source.join(STAMPS, STAMPS.c.key == TASKS.c.key)
             conditions += [STAMPS.c.name == question.stamp[0], STAMPS.c.value == question.stamp[1]]
-            key, walked = STAMPS.c.key if question.words is None else key, None
-        conditions += [self._is(name, value, walked) for name, value in question.equal.items()]
+            key, walked = STAMPS.c.key if question.words is None else key, NO_INDEX
+        for name, value in question.equal.items():
+            conditions.append(FAILED if (name, value) == ("state", FAILURE) else TASKS.c[name] == value)
         if question.since is not None:
             conditions.append(key >= question.since)
         if question.until is not None:
             conditions.append(key < question.until)
-        return sa.select(*columns).select_from(source).where(*conditions).order_by(key.desc())
-
-    def _is(self, name: str, value: str, walked: str | None) -> sa.ColumnElement[bool]:
-        is_sqlite = self._engine.dialect.name == "sqlite"
-        if name == "state" and value == FAILURE and (walked is not None or not is_sqlite):
-            return FAILED
-        if name == walked or not is_sqlite:
-            return TASKS.c[name] == value
-        # SQLite knows nothing of how many rows have a value, and might walk the most common one. With a sign it looks at rows.
-        return UnaryExpression(TASKS.c[name], operator=custom_op("+")) == value
+        rows = sa.select(*columns).select_from(source).where(*conditions).order_by(key.desc())
+        # SQLite does not know how many rows have a value, and might walk those of the most common one.
+        return rows.with_hint(TASKS, walked, "sqlite") if walked else rows
 
     def _matches(self, words: str, marks: Sequence[str]) -> sa.ColumnElement[bool]:
         if self._engine.dialect.name == "sqlite":
@@ -339,10 +331,13 @@ class HistoryIndex:
         """These tasks, as far as they are there."""
         return self._read(lambda connection: list(self._rows(connection, ids)))
 
-    def minutes(self, since: int) -> list[JsonObject]:
-        """The numbers of each minute from this one on (Unix time by 60); minutes in which nothing happened are left out."""
-        statement = sa.select(MINUTES).where(MINUTES.c.minute >= since).order_by(MINUTES.c.minute)
-        return self._read(lambda connection: [dict(row) for row in connection.execute(statement).mappings()])
+    def minutes(self, since: int, every: int = 1) -> Sequence[sa.Row[Any]]:
+        """The numbers of each minute from this one on (Unix time by 60), or of so many together: the first one, and COUNTED.
+        Those in which nothing happened are left out."""
+        first = MINUTES.c.minute - MINUTES.c.minute % sa.literal_column(str(every))
+        sums = [sa.cast(sa.func.sum(MINUTES.c[name]), sa.BigInteger) for name in COUNTED]
+        statement = sa.select(first, *sums).where(MINUTES.c.minute >= since).group_by(first).order_by(first)
+        return self._read(lambda connection: connection.execute(statement).all())
 
     def seen(self) -> dict[tuple[str, str], Seen]:
         """(task, error) of the groups that were marked as seen."""

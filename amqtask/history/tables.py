@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.engine import make_url
 
 from amqtask.exceptions import ConfigurationError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 METADATA = sa.MetaData()
 # Of SQLite: connections, and the KiB of pages that each may have in memory.
-CONNECTIONS, CACHE_KIB = 5, 8_000
+CONNECTIONS, CACHE_KIB = 5, 2_000
 # Steps of SQLite between two looks at the clock.
 _STEPS = 10_000
 _NAME, _TIME = sa.String(255), sa.Float(53)
@@ -79,6 +80,8 @@ for _name, _columns in _INDEXES.items():
 # Failures are few, and what is looked for most: whatever else is asked, no more than some of them are read. (SQLite uses an index
 # of a part of the rows where the question has its condition to the letter.)
 FAILED = TASKS.c.state == sa.literal_column("'FAILURE'")
+# What SQLite is told where it shall find tasks by their keys.
+NO_INDEX = "NOT INDEXED"
 _KNOWN_ERROR = TASKS.c.error.is_not(None)
 # Most tasks are the root of a workflow that has no other.
 HAS_ROOT = TASKS.c.root_id != TASKS.c.id
@@ -87,6 +90,7 @@ for _name, _columns, _where in (
     # looks at it again.
     ("failures", (TASKS.c.name, TASKS.c.error, TASKS.c.key, TASKS.c.state_at, TASKS.c.state), FAILED),
     ("failures_by_time", (TASKS.c.state, TASKS.c.key, TASKS.c.name, TASKS.c.error), FAILED),
+    ("failures_by_name", (TASKS.c.name, TASKS.c.key), FAILED),
     ("failures_by_queue", (TASKS.c.queue, TASKS.c.key), FAILED),
     ("failures_by_worker", (TASKS.c.worker, TASKS.c.key), FAILED),
     ("errors", (TASKS.c.error, TASKS.c.key), _KNOWN_ERROR),
@@ -248,9 +252,38 @@ def connect(url: str) -> sa.Engine:
     except (sa.exc.ArgumentError, ImportError) as error:
         raise ConfigurationError(f"history_url cannot be used: {error}") from error
     if engine.dialect.name == "sqlite":
+        engine.dialect.statement_compiler = _WithHints
         event.listen(engine, "connect", _set_up_sqlite)
     _create(engine)
     return engine
+
+
+class _WithHints(SQLiteCompiler):
+    """Writes `with_hint` for SQLite, too."""
+
+    def get_from_hint_text(self, table: sa.FromClause, text: str | None) -> str | None:
+        """What stands behind the table's name."""
+        return text
+
+
+def index_for(equal: Mapping[str, str]) -> str:
+    """Which index SQLite shall walk for tasks with these values in these columns: that of which a value has the fewest rows.
+    Nothing: the tasks themselves."""
+    has_failed = equal.get("state") == "FAILURE"
+    for column, index, of_failures in (
+        ("id", "", ""),
+        ("root_id", "roots", "roots"),
+        ("error", "errors", "errors"),
+        ("periodic", "periodic", "periodic"),
+        ("worker", "of_worker", "failures_by_worker"),
+        ("name", "of_name", "failures_by_name"),
+        ("queue", "by_queue", "failures_by_queue"),
+        ("state", "by_state", "failures_by_time"),
+    ):
+        if column in equal:
+            walked = of_failures if has_failed else index
+            return f"INDEXED BY amqtask_history_{walked}" if walked else ""
+    return ""
 
 
 def _create(engine: sa.Engine) -> None:
