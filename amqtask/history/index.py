@@ -33,6 +33,7 @@ from amqtask.history.tables import (
     TEXTS,
     WORKERS,
     among,
+    change,
     connect,
     delete,
     in_time,
@@ -178,21 +179,10 @@ class HistoryIndex:
         old = [as_columns(row) for row in rows if row.id in stored_ids]
         new = [row for row in rows if row.id not in stored_ids]
         _make_keys_unique(connection, new)
-        added = [as_columns(row) for row in sorted(new, key=lambda row: row.key)]
-        is_sqlite = connection.dialect.name == "sqlite"
-        if old and is_sqlite:
-            changed: dict[str, sa.BindParameter[object]] = {
-                name: sa.bindparam(f"new_{name}") for name in COLUMNS if name not in ("id", "key")
-            }
-            statement = sa.update(TASKS).where(TASKS.c.key == sa.bindparam("new_key")).values(changed)
-            connection.execute(statement, [{f"new_{name}": value for name, value in row.items()} for row in old])
-        elif old:
-            # PostgreSQL's UPDATE makes a new row, too, and is a statement for each.
-            delete(connection, TASKS, "key", [row["key"] for row in old])
-            added = old + added
-        insert(connection, TASKS, added)
+        change(connection, TASKS, "key", old)
+        insert(connection, TASKS, [as_columns(row) for row in sorted(new, key=lambda row: row.key)])
         texts = [batch.tasks[task_id] for task_id in batch.texts]
-        form = str if is_sqlite else _spaced
+        form = str if connection.dialect.name == "sqlite" else _spaced
         delete(connection, TEXTS, "rowid", [row.key for row in texts if row.id in stored_ids])
         insert(
             connection,

@@ -98,6 +98,7 @@ class TaskRow:
         return (self.key >> KEY_BITS) / 1e6
 
 
+_compact = json.JSONEncoder(separators=(",", ":")).encode
 COLUMNS = tuple(TaskRow.__dataclass_fields__)
 _values = attrgetter(*COLUMNS)
 
@@ -177,7 +178,7 @@ class Batch:
             else:
                 self.skipped += 1
         for task_id in self.touched & steps.keys():
-            self.tasks[task_id].steps = json.dumps(_in_order(steps[task_id]), separators=(",", ":"))
+            self.tasks[task_id].steps = _compact(_in_order(steps[task_id]))
 
     @staticmethod
     def _is_new(steps: list[list[object]], event_type: str, moment: float, hostname: str) -> bool:
@@ -340,7 +341,7 @@ def mark(prefix: str, value: str) -> str:
 def short(value: object) -> str | None:
     """A name or an id."""
     written = text(value, SHORT)
-    if written is None or len(encoded := written.encode()) <= _SHORT_BYTES:
+    if written is None or written.isascii() or len(encoded := written.encode()) <= _SHORT_BYTES:
         return written
     return f"{encoded[: _SHORT_BYTES - 3].decode(errors='ignore')}…"
 
@@ -349,6 +350,8 @@ def text(value: object, limit: int) -> str | None:
     """A text as any database takes it: not longer than this, without NUL and lone surrogates."""
     if value is None:
         return None
+    if type(value) is str and len(value) <= limit and value.isascii() and "\0" not in value:
+        return value
     written = value if isinstance(value, str) else str(value)
     if len(written) > limit:
         written = f"{written[: limit - 1]}…"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -370,26 +370,44 @@ def among(connection: sa.Connection, column: sa.Column[Any], values: Sequence[ob
 
 def delete(connection: sa.Connection, table: sa.Table, key: str, values: Sequence[object]) -> None:
     """Delete the rows with these keys."""
-    column = table.c[key]
     if values and connection.dialect.name == "sqlite":
-        connection.execute(sa.delete(table).where(column == sa.bindparam("old")), [{"old": value} for value in values])
+        connection.exec_driver_sql(f'DELETE FROM {table.name} WHERE "{key}" = ?', [(value,) for value in values])
     elif values:
-        connection.execute(sa.delete(table).where(among(connection, column, values)))
+        connection.execute(sa.delete(table).where(among(connection, table.c[key], values)))
 
 
 def insert(connection: sa.Connection, table: sa.Table, rows: Sequence[JsonObject]) -> None:
     """Add rows, all with the same columns. PostgreSQL takes them as one stream: no statement is planned and run for each."""
+    if not rows:
+        return
+    into = f"{table.name} ({', '.join(_quoted(rows[0]))})"
+    if connection.dialect.name == "sqlite":
+        statement = f"INSERT INTO {into} VALUES ({', '.join('?' * len(rows[0]))})"
+        connection.exec_driver_sql(statement, [tuple(row.values()) for row in rows])
+        return
+    driver: Any = connection.connection.driver_connection
+    try:
+        with driver.cursor() as cursor, cursor.copy(f"COPY {into} FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(tuple(row.values()))
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise sa.exc.DBAPIError(f"COPY {into}", None, error) from error
+
+
+def change(connection: sa.Connection, table: sa.Table, key: str, rows: Sequence[JsonObject]) -> None:
+    """Give the rows with these keys these values, of all columns. (PostgreSQL's UPDATE, too, makes a row anew.)"""
     if rows and connection.dialect.name == "sqlite":
-        connection.execute(sa.insert(table), rows)
-    elif rows:
-        statement = f"COPY {table.name} ({', '.join(rows[0])}) FROM STDIN"
-        driver: Any = connection.connection.driver_connection
-        try:
-            with driver.cursor() as cursor, cursor.copy(statement) as copy:
-                for row in rows:
-                    copy.write_row(tuple(row.values()))
-        except connection.dialect.loaded_dbapi.Error as error:
-            raise sa.exc.DBAPIError(statement, None, error) from error
+        # What is set is written into its indexes again, also where it is the same.
+        names = [name for name in rows[0] if not table.c[name].primary_key and not table.c[name].unique]
+        statement = f'UPDATE {table.name} SET {", ".join(f"{name} = ?" for name in _quoted(names))} WHERE "{key}" = ?'
+        connection.exec_driver_sql(statement, [tuple(row[name] for name in (*names, key)) for row in rows])
+    else:
+        delete(connection, table, key, [row[key] for row in rows])
+        insert(connection, table, rows)
+
+
+def _quoted(names: Iterable[str]) -> list[str]:
+    return [f'"{name}"' for name in names]
 
 
 def insertion_of_new(connection: sa.Connection, table: sa.Table) -> sa.Insert:
