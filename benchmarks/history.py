@@ -3,7 +3,8 @@
 BENCH_HISTORY_EVENTS=10000000 python -m benchmarks history [history-postgresql]
 
 The index is a SQLite file or a private PostgreSQL (AMQTASK_POSTGRES_URL: that one) under TMPDIR; it goes afterwards.
-Events come as a worker sends them, through the indexer that `amqtask history` runs; only the broker is left out.
+The first and the last events come as a worker sends them, through the indexer that `amqtask history` runs; only the broker is
+left out. What is between are copies of the first ones, with other times and ids, which the database makes.
 """
 
 from __future__ import annotations
@@ -25,27 +26,35 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+
+import sqlalchemy as sa
 
 from amqtask.console import overview
 from amqtask.history.client import History
 from amqtask.history.index import IndexUnreachable
 from amqtask.history.indexer import Indexer
+from amqtask.history.records import COLUMNS, key_at
+from amqtask.history.tables import COUNTED, MINUTES, STAMPS, TASKS, TEXTS
 from amqtask.protocol.message import Delivery, Properties
 from integration.servers import postgres
 
+WEEK = 7 * 86_400
 EVENTS = int(os.environ.get("BENCH_HISTORY_EVENTS", "1000000"))
 # Bytes that an event needs on disk, with those that are being written (SQLite's WAL); events after which is told how it goes.
 DISK, TOLD = 600, 1_000_000
+# The first events come in by the indexer, and are copied so often: an id is as often turned around, see `copy`.
+COPIES = 29
+BASE, LENGTH = EVENTS // (COPIES + 1), WEEK // (COPIES + 1)
 # Events of a message; tasks that begin before one ends. So the end of a task comes in another batch than its beginning.
 IN_MESSAGE, AT_ONCE = 200, 1_500
 # Each task has a queue; 100 tenants, the stamps of each tenth call; of each hundredth call another one is the parent.
-TASKS, QUEUES, WORKERS, TENANTS, USERS = 40, 8, 20, 100, 100_000
+KINDS, QUEUES, WORKERS, TENANTS, USERS = 40, 8, 20, 100, 100_000
 ERRORS = ["ValueError", "ConnectionError", "KeyError", "TimeoutError"]
 # Searches of each kind; threads that search at once while memory is measured, and the events that are taken in meanwhile, and
 # while old ones are forgotten.
 SEARCHES, THREADS, MORE = 20, 8, 200_000
-WEEK = 7 * 86_400
 Kinds = dict[str, Callable[[random.Random], object]]
 
 
@@ -55,7 +64,7 @@ def task_events(count: int, until: float, length: float = WEEK, seed: int = 1) -
     ends: deque[dict[str, object]] = deque()
     for number in range(count):
         at = until - length * (1 - number / count)
-        kind, worker = choose.randrange(TASKS), f"w{choose.randrange(WORKERS)}@host"
+        kind, worker = choose.randrange(KINDS), f"w{choose.randrange(WORKERS)}@host"
         common = {"uuid": str(uuid.UUID(int=choose.getrandbits(128))), "pid": 1, "utcoffset": 0}
         told = {
             "name": f"shop.task_{kind}",
@@ -125,7 +134,44 @@ class Source:
         """See the contract."""
 
 
-def take_in(history: History, count: int, *, length: float = WEEK, seed: int = 1, max_bytes: int = 1 << 50) -> Source:
+def copy(history: History) -> None:
+    """Make the copies: tasks of the days before, with their texts, stamps and minutes."""
+    first = history.index.transact(
+        lambda connection: connection.execute(sa.select(sa.func.min(TASKS.c.key))).scalar_one()
+    )
+    for number in range(1, COPIES + 1):
+        keys, seconds = key_at(number * LENGTH), number * LENGTH
+        changed = {
+            "key": f"key - {keys}",
+            **{
+                name: f"substr({name}, {number + 1}) || substr({name}, 1, {number})"
+                for name in ("id", "root_id", "parent_id")
+            },
+            **{name: f"{name} - {seconds}" for name in COLUMNS if name.endswith("_at")},
+        }
+        since = time.time() - LENGTH - 600
+        statements = []
+        for table, column, values in (
+            (TASKS, "key", changed),
+            (TEXTS, "rowid", {"rowid": f"rowid - {keys}"}),
+            (STAMPS, "key", {"key": f"key - {keys}"}),
+        ):
+            names = table.columns.keys()
+            chosen = ", ".join(values.get(name, name) for name in names)
+            statements.append(
+                f"INSERT INTO {table.name} ({', '.join(names)}) SELECT {chosen} FROM {table.name} WHERE {column} >= {first}"
+            )
+        names = ", ".join(COUNTED)
+        statements.append(
+            f"INSERT INTO {MINUTES.name} (minute, {names}) SELECT minute - {seconds // 60}, {names} FROM {MINUTES.name} "
+            f"WHERE minute > {since // 60} ON CONFLICT DO NOTHING"
+        )
+        for statement in map(sa.text, statements):
+            history.index.transact(partial(sa.Connection.execute, statement=statement))
+        print(f"{BASE * (number + 1):,} events", flush=True)
+
+
+def take_in(history: History, count: int, *, length: float = LENGTH, seed: int = 1, max_bytes: int = 1 << 50) -> Source:
     """Have the indexer take so many events in."""
     events = task_events(count // 4, time.time(), length, seed)
     source = Source(events, lambda: indexer.stop())
@@ -144,7 +190,7 @@ def searches(history: History) -> Kinds:
     groups = history.failures(limit=3)
 
     def task(r: random.Random) -> str:
-        return f"shop.task_{r.randrange(TASKS)}"
+        return f"shop.task_{r.randrange(KINDS)}"
 
     def queue(r: random.Random) -> str:
         return f"queue_{r.randrange(QUEUES)}"
@@ -153,7 +199,7 @@ def searches(history: History) -> Kinds:
         return f"w{r.randrange(WORKERS)}@host"
 
     def family(r: random.Random) -> str:
-        return str(uuid.UUID(int=r.randrange(max(1, EVENTS // 400))))
+        return str(uuid.UUID(int=r.randrange(max(1, BASE // 400))))
 
     return {
         "a task with its family": lambda r: history.get(r.choice(ids)),
@@ -248,10 +294,19 @@ def rows(kind: str) -> list[tuple[str, ...]]:
         history = History(url)
         print(f"history in {kind}: {EVENTS:,} events", flush=True)
         found: list[tuple[str, ...]] = [(f"history in {kind}, {EVENTS:,} events", "p50 ms", "p95 ms", "least")]
-        source = take_in(history, EVENTS)
+        source = take_in(history, BASE)
+        found.append((f"the first {BASE:,} taken in: {rate(source)}", "", "", "≥ 5,000/s"))
+        print(*found[-1], flush=True)
+        copy(history)
         size = history.index.size()
+        source = take_in(history, MORE, length=60.0, seed=4)
         found.append(
-            (f"taken in: {rate(source)}, {size / EVENTS:.0f} bytes each, {memory():.0f} MB", "", "", "≥ 5,000/s")
+            (
+                f"the last {MORE:,}: {rate(source)}, {size / EVENTS:.0f} bytes each, {memory():.0f} MB",
+                "",
+                "",
+                "≥ 5,000/s",
+            )
         )
         print(*found[-1], flush=True)
         found += measured(searches(history))
