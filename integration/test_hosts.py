@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from pika import spec
 
 from amqtask import AmqTask
-from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishRefused, ResultLost
+from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishRefused, PublishTimeout, ResultLost
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Message, Properties
 from amqtask.transport.async_publisher import AioPikaPublisher
@@ -212,6 +213,66 @@ def test_a_coroutine_leaves_a_host_that_answers_and_confirms_nothing_within_the_
     asyncio.run(publish())
 
     assert other.published == ["q"]
+
+
+@pytest.fixture
+def deaf() -> Iterator[str]:
+    """The URL of a server that takes connections and never says a word, as one that stands still."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"amqp://127.0.0.1:{server.getsockname()[1]}//"
+
+
+def stand_still(*hosts: Script, verdict: str) -> None:
+    """As the nodes of a cluster whose leader stands still: they take connections, declare nothing and confirm nothing."""
+    for each in hosts:
+        each.verdict = verdict
+        each.mute.add("q")
+        each.cut()
+
+
+@pytest.mark.parametrize("verdict", ["silence", "later"])
+def test_a_publish_ends_at_its_deadline_while_no_host_confirms_and_one_says_nothing_at_all(
+    verdict: str, host: Host, make: Make, deaf: str
+) -> None:
+    one, other = host(), host()
+    publisher = make(one.url, other.url, deaf, timeout=3.0)
+    publisher.publish(to("q"))
+    stand_still(one, other, verdict=verdict)
+
+    with pytest.raises(PublishTimeout):
+        publisher.publish(to("q"))
+
+
+@pytest.mark.parametrize("verdict", ["silence", "later"])
+def test_a_coroutines_publish_ends_at_its_deadline_while_no_host_confirms_and_one_says_nothing_at_all(
+    verdict: str, host: Host, deaf: str
+) -> None:
+    one, other = host(), host()
+
+    async def publish() -> None:
+        publisher = AioPikaPublisher(parse_broker_urls([one.url, other.url, deaf]), timeout=3.0)
+        await publisher.publish(to("q"))
+        stand_still(one, other, verdict=verdict)
+        try:
+            await publisher.publish(to("q"))
+        finally:
+            await publisher.close()
+
+    with pytest.raises(PublishTimeout):
+        asyncio.run(publish())
+
+
+def test_the_queue_of_results_takes_its_time_from_the_calls_one_deadline(host: Host, deaf: str) -> None:
+    silent = host(verdict="silence")
+    app = AmqTask("one deadline", broker=f"{deaf};{silent.url}", backend="rpc://")
+    app.conf.update(broker_publish_timeout=12.0, broker_connection_timeout=12.0)
+    began = time.monotonic()
+
+    with pytest.raises(PublishTimeout):
+        app.send_task("t", queue="q")
+
+    assert time.monotonic() - began < 17  # the queue of results alone waits 6 s for the first host
+    app.close()
 
 
 # -- what somebody has deleted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import replace
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from amqtask.protocol.result import ResultMessage
     from amqtask.result import UntypedEagerResult, UntypedResult
 
+
+# Seconds before a publish that are no part of its time.
+NOT_COUNTED = 0.5
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -87,6 +91,7 @@ class Caller:
         """Publish one call, or run it here when task_always_eager says so."""
         if self._app.runtime.is_eager:
             return self._eager(name, args, kwargs, options)
+        began = time.monotonic()
         message = self.compose(name, args, kwargs, options, task)
         pipeline = self._pipeline
         if (
@@ -97,7 +102,7 @@ class Caller:
         if pipeline is not None:
             pipeline.add(message)
         else:
-            self._sender.send(message, _timeout(options))
+            self._sender.send(message, self._rest_of(_timeout(options), time.monotonic() - began))
         return self._result_of(message)
 
     @property
@@ -111,13 +116,14 @@ class Caller:
         """The same over the async publisher."""
         if self._app.runtime.is_eager:
             return self._eager(name, args, kwargs, options)
+        began = time.monotonic()
         await self._aprepare(_timeout(options))
         message = self.compose(name, args, kwargs, options, task)
         if UNIQUE in message.properties.headers:
             earlier_result = await asyncio.to_thread(copy_context().run, self._claimed, message)
             if earlier_result is not None:
                 return earlier_result
-        await self._sender.asend(message, _timeout(options))
+        await self._sender.asend(message, self._rest_of(_timeout(options), time.monotonic() - began))
         return self._result_of(message)
 
     def _claimed(self, message: Message, *, at_once: bool = True) -> UntypedResult | None:
@@ -239,6 +245,14 @@ class Caller:
         else:  # calls in a transaction need no broker: rows name the queue of results
             backend.keep_reading()
 
+    def _rest_of(self, timeout: float | None, spent: float, count: int = 1) -> float | None:
+        """The seconds that are left for publishing so many messages: what the queue of results took counts, too. A fifth is left
+        in any case: users' receivers may have taken the rest."""
+        if spent < NOT_COUNTED:
+            return timeout
+        seconds = self._sender.limit(timeout, count)
+        return None if seconds is None else max(seconds - spent, seconds / 5)
+
     def _result_of(self, message: Message) -> UntypedResult:
         headers = message.properties.headers
         ignored = bool(headers["ignore_result"])
@@ -298,7 +312,9 @@ class Caller:
         """
         if self._app.runtime.is_eager:
             return self.run_composition(composition, args, kwargs, options)
+        began = time.monotonic()
         self._prepare_results(_timeout(options))
+        spent = time.monotonic() - began
         begun, result = self._app.runtime.workflows.prepared(composition, args, kwargs, options)
         messages = self._composition_messages(begun)
         pipeline = self._pipeline
@@ -306,10 +322,11 @@ class Caller:
             for message in messages:
                 pipeline.add(message)
         elif len(messages) == 1:
-            self._sender.send(messages[0], _timeout(options))
+            self._sender.send(messages[0], self._rest_of(_timeout(options), spent))
         else:
             for burst in _bursts(messages):
-                self._sender.all_settled(burst, self._sender.send_many(burst, _timeout(options)))
+                timeout = self._rest_of(_timeout(options), spent, len(burst))
+                self._sender.all_settled(burst, self._sender.send_many(burst, timeout))
         return self._noted(result)
 
     async def apublish_composition(
@@ -318,10 +335,13 @@ class Caller:
         """The same over the async publisher."""
         if self._app.runtime.is_eager:
             return self.run_composition(composition, args, kwargs, options)
+        began = time.monotonic()
         await self._aprepare(_timeout(options))
+        spent = time.monotonic() - began
         begun, result = self._app.runtime.workflows.prepared(composition, args, kwargs, options)
         for burst in _bursts(self._composition_messages(begun)):
-            self._sender.all_settled(burst, await self._sender.asend_many(burst, _timeout(options)))
+            timeout = self._rest_of(_timeout(options), spent, len(burst))
+            self._sender.all_settled(burst, await self._sender.asend_many(burst, timeout))
         return self._noted(result)
 
     async def _aprepare(self, timeout: float | None) -> None:

@@ -83,7 +83,7 @@ class Sender:
         """The same without blocking the event loop."""
         transaction = self.transaction
         if transaction is None:
-            limit = self._limit(timeout, len(messages))
+            limit = self.limit(timeout, len(messages))
             errors = await self._app.runtime.async_publisher.publish_many(messages, timeout=limit)
             await self._atell_sent(_stored(messages, errors))
             return errors
@@ -96,12 +96,12 @@ class Sender:
 
     def send_now(self, messages: Sequence[Message], *, timeout: float | None) -> Sequence[PublishError | None]:
         """Send a burst to the broker, whatever transaction there is."""
-        errors = self._app.runtime.publisher.publish_many(messages, timeout=self._limit(timeout, len(messages)))
+        errors = self._app.runtime.publisher.publish_many(messages, timeout=self.limit(timeout, len(messages)))
         if self._app.runtime.tells_sent:
             self._app.runtime.sent_events.sent(_stored(messages, errors))
         return errors
 
-    def _limit(self, timeout: float | None, count: int) -> float | None:
+    def limit(self, timeout: float | None, count: int) -> float | None:
         """A burst has the deadline of one publish, and a second more for each thousand."""
         seconds = self._app.conf.broker_publish_timeout
         return timeout if timeout is not None or seconds is None else float(seconds) + count / 1000
