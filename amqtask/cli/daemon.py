@@ -10,6 +10,7 @@ import functools
 import grp
 import os
 import pwd
+import re
 import signal
 import socket
 import sys
@@ -366,26 +367,9 @@ def node_name(template: str | None) -> str:
     return expand(name, f"{DEFAULT_NAME}@{host}")
 
 
-def expand(text: str, node: str, index: str = "") -> str:
-    """Replace `%h %n %d %p %i %I %%` in a name or path; `%i`/`%I` are empty in the main process (as in Celery)."""
+def expand(text: str, node: str) -> str:
+    """Replace `%h %n %d %p %i %I %%` in a name or path; `%i` and `%I` are those of the main process (as in Celery)."""
     name, _, host = node.partition("@")
     _, _, domain = host.partition(".")
-    fields = {
-        "h": host,
-        "n": name,
-        "d": domain,
-        "p": node,
-        "i": index or "0",
-        "I": f"-{index}" if index else "",
-        "%": "%",
-    }
-    out: list[str] = []
-    position = 0
-    while position < len(text):
-        if text[position] == "%" and position + 1 < len(text) and text[position + 1] in fields:
-            out.append(fields[text[position + 1]])
-            position += 2
-        else:
-            out.append(text[position])
-            position += 1
-    return "".join(out)
+    fields = {"h": host, "n": name, "d": domain, "p": node, "i": "0", "I": "", "%": "%"}
+    return re.sub("%([hndpiI%])", lambda match: fields[match[1]], text)

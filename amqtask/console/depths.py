@@ -35,10 +35,10 @@ def note(index: HistoryIndex, ready: Mapping[str, int], now: float) -> None:
     index.transact(change)
 
 
-def queues(app: AmqTask, now: float | None = None) -> list[JsonObject]:
+def queues(app: AmqTask) -> list[JsonObject]:
     """Queues with messages, those that grow most first: how many are ready, how many more than ten minutes before (None: nobody
     looked then), and since when the oldest waits (seconds)."""
-    minute = int((time.time() if now is None else now) // 60)
+    minute = int(time.time() // 60)
     since = minute - GROWTH_MINUTES - STALE_MINUTES
     statement = sa.select(DEPTHS).where(DEPTHS.c.minute >= since).order_by(DEPTHS.c.minute)
     depths_by_queue: dict[str, list[tuple[int, int]]] = defaultdict(list)

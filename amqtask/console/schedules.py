@@ -27,9 +27,9 @@ AHEAD = timedelta(days=1)
 MOST_AHEAD, MOST_BEFORE, MOST_IN_ALL = 24, 5, 300
 
 
-def schedules(app: AmqTask, now: datetime | None = None) -> JsonObject:
+def schedules(app: AmqTask) -> JsonObject:
     """All entries, and what will be sent within a day."""
-    now = now or datetime.now(timezone.utc)
+    now = datetime.now(timezone.utc)
     operated = Schedules(app)
     shown: JsonObject = {
         "source": operated.source,

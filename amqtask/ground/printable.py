@@ -143,9 +143,9 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def first_of(names: Sequence[str], most: int = 3) -> str:
-    """The first of some names, and a sign that there are more."""
-    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+def first_of(names: Sequence[str]) -> str:
+    """The first three of some names, and a sign that there are more."""
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 def clause(error: object) -> str:

@@ -19,9 +19,9 @@ logger = bounded_logger("amqtask.systemd")
 LOOK_EVERY = 1.0
 
 
-def is_asked(environment: Mapping[str, str] = os.environ) -> bool:
+def is_asked() -> bool:
     """Whether a service manager listens."""
-    return bool(environment.get("NOTIFY_SOCKET"))
+    return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
 def notify(message: str, environment: Mapping[str, str] = os.environ) -> None:

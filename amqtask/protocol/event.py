@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import EventDict, EventFields, QueueArgumentDict
 
 EXCHANGE = "celeryev"  # the setting event_exchange
+# The routing key of a message with several events of tasks.
+SEVERAL = "task.multi"
 
 
 def event_exchange(name: str = EXCHANGE) -> Exchange:
@@ -164,14 +166,14 @@ class EventTexts:
 
 
 def texts_message(
-    texts: Sequence[str], exchange: str = EXCHANGE, *, hostname: str, group: str = "task", serializer: str = "json"
+    texts: Sequence[str], exchange: str = EXCHANGE, *, hostname: str, serializer: str = "json"
 ) -> Message:
     """Like `events_message`, for events that are JSON texts already."""
     if content_type(serializer) == JSON:
         encoded = Encoded(f"[{', '.join(texts)}]".encode(), JSON, "utf-8")
     else:
         encoded = dumps([json.loads(text) for text in texts], serializer)
-    return _in_message(encoded, f"{group}.multi", hostname, exchange)
+    return _in_message(encoded, SEVERAL, hostname, exchange)
 
 
 def event_message(event: EventFields, exchange: str = EXCHANGE, *, serializer: str = "json") -> Message:
@@ -179,12 +181,10 @@ def event_message(event: EventFields, exchange: str = EXCHANGE, *, serializer: s
     return _message(event, event["type"].replace("-", "."), event.get("hostname"), exchange, serializer)
 
 
-def events_message(
-    events: Sequence[EventFields], exchange: str = EXCHANGE, *, group: str = "task", serializer: str = "json"
-) -> Message:
-    """Several events of one group in one message, under the routing key `<group>.multi`."""
+def events_message(events: Sequence[EventFields], exchange: str = EXCHANGE, *, serializer: str = "json") -> Message:
+    """Several events of tasks in one message."""
     hostname = events[0].get("hostname") if events else None
-    return _message(list(events), f"{group}.multi", hostname, exchange, serializer)
+    return _message(list(events), SEVERAL, hostname, exchange, serializer)
 
 
 def _message(body: object, routing_key: str, hostname: str | None, exchange: str, serializer: str) -> Message:

@@ -73,19 +73,20 @@ class Which:
         )
 
 
-def look(app: AmqTask, which: Which, *, most: int = MOST_COUNTED) -> Waiting:
-    """The delayed tasks that are meant. Where more than `most` wait on RabbitMQ, the first of each queue are looked at."""
+def look(app: AmqTask, which: Which) -> Waiting:
+    """The delayed tasks that are meant. Where more than MOST_COUNTED wait on RabbitMQ, the first of each queue are looked at."""
     rows: list[DelayedTask] = []
     with app.broker.admin() as admin:
         queues = delay_queues(app, admin)
         total = sum(admin.count(name) for _, name in queues)
         # Redis has them all in one place, by their time, and gives them without taking any away.
-        is_part = total > most
+        is_part = total > MOST_COUNTED
         for level, name in queues:
             if not is_part:
                 admin.sift(name, lambda delivery, level=level: _note(rows, delivery, level), delete=False)  # type: ignore[misc]
                 continue
-            for delivery in admin.browse(name, most if admin.delay_queues is not None else MOST_OF_A_QUEUE):
+            most = MOST_COUNTED if admin.delay_queues is not None else MOST_OF_A_QUEUE
+            for delivery in admin.browse(name, most):
                 _note(rows, delivery, level)
     answers = app.control.ask("scheduled", {}, timeout=ANSWER_SECONDS)
     rows += [row for node, answer in answers.items() if isinstance(answer, list) for row in _held(node, answer)]

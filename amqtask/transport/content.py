@@ -56,7 +56,7 @@ _write_string = struct.Struct(">cI").pack
 Reader = Callable[[bytes, int, int], "tuple[Any, int]"]
 Writer = Callable[[list[bytes], Any], int]
 
-_STRING, _VOID, _INT, _TRUTH = b"SVIt"
+_STRING, _VOID, _INT = b"SVI"
 _LONG_STRING: Final = b"S"
 # The frame_max in use when neither end asks for less; RabbitMQ's default.
 FRAME_MAX = 131_072

@@ -468,10 +468,10 @@ class Link:
         return None
 
 
-def delivery_of(method: PikaMethod, properties: PropertiesLike, body: bytes, queue: str, epoch: int = 0) -> Delivery:
-    """What basic.deliver or basic.get brought from a queue, over the channel number `epoch`."""
+def delivery_of(method: PikaMethod, properties: PropertiesLike, body: bytes, queue: str) -> Delivery:
+    """What basic.deliver or basic.get brought from a queue."""
     return Delivery(
-        body, properties, method.exchange, method.routing_key, method.redelivered, queue, method.delivery_tag, epoch
+        body, properties, method.exchange, method.routing_key, method.redelivered, queue, method.delivery_tag, 0
     )
 
 

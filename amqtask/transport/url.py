@@ -127,7 +127,6 @@ class BrokerAddress:
         *,
         heartbeat: int | None = None,
         connect_timeout: float = 4.0,
-        blocked_timeout: float | None = None,
         name: str = "",
     ) -> pika.ConnectionParameters:
         """pika's parameters."""
@@ -139,7 +138,6 @@ class BrokerAddress:
             heartbeat=self.beat(heartbeat),
             socket_timeout=connect_timeout,
             stack_timeout=connect_timeout,
-            blocked_connection_timeout=blocked_timeout,
             ssl_options=self._ssl_options(),
             client_properties=client_properties(name),
             tcp_options=TCP_OPTIONS,
