@@ -267,18 +267,19 @@ class HistoryIndex:
         return sa.select(rows).order_by(rows.c.key.desc()).limit(limit)
 
     def _newest_of(self, question: Question, columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
-        source: sa.FromClause = TASKS
-        # The key of what is walked: SQLite does not see that another is the same, and would read and sort all that fits.
-        key: sa.ColumnElement[int] = TASKS.c.key
+        # The first of these is walked, and what is found there is looked up in the others; tasks, which are large, come last.
+        keys = [TASKS.c.key]
         conditions = list(question.conditions)
-        walked = index_for(question.equal)
-        if question.words is not None:
-            source, key, walked = TEXTS.join(TASKS, TASKS.c.key == TEXTS.c.rowid), TEXTS.c.rowid, NO_INDEX
-            conditions.append(self._matches(question.words, question.marks))
         if question.stamp is not None:
-            source = source.join(STAMPS, STAMPS.c.key == TASKS.c.key)
+            keys.insert(0, STAMPS.c.key)
             conditions += [STAMPS.c.name == question.stamp[0], STAMPS.c.value == question.stamp[1]]
-            key, walked = STAMPS.c.key if question.words is None else key, NO_INDEX
+        if question.words is not None:
+            keys.insert(0, TEXTS.c.rowid)
+            conditions.append(self._matches(question.words, question.marks))
+        source: sa.FromClause = keys[0].table
+        for other in keys[1:]:
+            source = source.join(other.table, other == keys[0])
+        walked, key = index_for(question.equal) if source is TASKS else NO_INDEX, keys[0]
         for name, value in question.equal.items():
             conditions.append(FAILED if (name, value) == ("state", FAILURE) else TASKS.c[name] == value)
         if question.since is not None:
