@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from amqtask.testing.suites.transport import Listener
 from amqtask.transport.broker import open_broker
 from amqtask.transport.contract import BrokerOptions
 from amqtask.transport.loop import PikaLoop
+from amqtask.transport.redis.scripts import SWEEP
 from integration.machine import free_port
 from integration.redis_faults import FAULTS, MAY_LOSE, run_fault, run_long
 from integration.servers import RedisServer
@@ -171,6 +173,29 @@ def test_messages_that_are_none_go_to_the_dead_letters_and_harm_no_other(trial: 
     assert not trial.held
     assert "Traceback" not in worker.log
     assert all(b"x-amqtask-reason" in letter for letter in trial.client.lrange(f"{trial.queue}.dead", 0, -1))
+
+
+def test_who_has_lost_a_message_leaves_the_dead_letter_to_others(trial: Trial) -> None:
+    started, release = trial.folder / "started", trial.folder / "release"
+    worker = trial.start_worker("-P", "threads")
+    document = {
+        "body": json.dumps([[str(started), str(release)], {}, {}]),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": "sample.reject", "id": "x"},
+        "properties": {"correlation_id": "c" * 300},  # longer than AMQP takes: its dead letter is bare
+    }
+    trial.client.lpush(trial.queue, json.dumps(document))
+    eventually(started.exists, what=lambda: worker.log[-4000:])
+    tags: Any = trial.client.zrange("amqtask.lease", 0, -1)
+    trial.client.zadd("amqtask.lease", dict.fromkeys(tags, 1.0))  # as if it had stood still for long
+    trial.client.eval(SWEEP.source, 1, "", 100)
+    eventually(lambda: trial.client.zcard("amqtask.lease") and not trial.client.llen(trial.queue))
+
+    release.touch()
+    eventually(lambda: not trial.held and trial.client.llen(f"{trial.queue}.dead"), what=lambda: worker.log[-4000:])
+    assert worker.stop() == 0
+    assert trial.client.llen(f"{trial.queue}.dead") == 1
 
 
 def test_messages_with_the_same_tag_are_two(trial: Trial) -> None:

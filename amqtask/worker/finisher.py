@@ -285,24 +285,25 @@ class Finisher:
         """Publish all of the outcome and acknowledge in one step, where the broker has one. False: it has none for this."""
         if outcome.parts or outcome.result is not None or outcome.answer not in (Answer.ACK, Answer.DEAD_LETTER):
             return False
-        messages, dead = list(outcome.publish), None
-        if outcome.answer is Answer.DEAD_LETTER:
-            queue = self._dead_queue(request.queue)
-            if queue is None:
-                return False
-            dead = self._dead_letter(request, outcome, queue)
-            dead.declare = (queue,)
-            messages.append(dead)
 
         def done(is_done: bool) -> None:
             if not is_done:
                 self._finish_by_and_by(request, outcome)
                 return
-            if dead is not None:
+            if outcome.answer is Answer.DEAD_LETTER:
                 self.dead_lettered(request)
             self.settle(request, outcome.answer)
 
-        return self._replace(request.delivery, messages, done)
+        if outcome.answer is Answer.ACK:
+            return self._replace(request.delivery, outcome.publish, done)
+        queue = self._dead_queue(request.queue)
+        if queue is None:
+            return False
+        dead = self._dead_letter(request, outcome, queue)
+        dead.declare = (queue,)
+        # Of what cannot be written there is at least the reason.
+        letters = (dead, bare_dead_letter(dead))
+        return any(self._replace(request.delivery, [*outcome.publish, letter], done) for letter in letters)
 
     def _finish_by_and_by(self, request: Request, outcome: Outcome) -> None:
         """Publish all of the outcome, and acknowledge once it is confirmed."""

@@ -161,8 +161,10 @@ def pid() -> int:
 
 
 @app.task(name="sample.reject")
-def reject() -> None:
-    """Wants to be dead-lettered."""
+def reject(started: str = "", release: str = "") -> None:
+    """Wants to be dead-lettered, once it is released."""
+    if started:
+        wait_for(started, release)
     raise Reject("not for me", requeue=False)
 
 
