@@ -118,6 +118,24 @@ class RedisSuite(TransportSuite):
         assert not listener.lost
         assert (second.bodies, second.deliveries[0].redelivered) == ([b"2"], True)
 
+    def test_what_is_held_stays_held_though_redis_was_away_for_longer_than_a_lease(self) -> None:
+        queue, _ = self.work_queue()
+        listener, consumer = self.consume(queue)
+        self.publish(queue, b"1")
+        self.until(lambda: listener.deliveries)
+        self.client.zadd(f"{self.prefix}amqtask.lease", dict.fromkeys(self.held(queue), 1.0))
+        self.cut()
+        self.until(lambda: any("was lost" in text for text in listener.warnings))
+        self.publish(queue, b"2")
+        self.until(lambda: len(listener.deliveries) > 1)
+        self.settle()
+
+        assert listener.bodies == [b"1", b"2"]
+        for delivery in listener.deliveries:
+            consumer.ack(delivery.tag)
+        self.settle()
+        assert not self.held(queue)
+
     def test_a_lease_that_nobody_renews_gives_the_message_to_another_consumer(self) -> None:
         queue, _ = self.work_queue()
         listener, consumer = self.consume(queue)
@@ -199,7 +217,8 @@ class RedisSuite(TransportSuite):
         assert listener.bodies == [b"1", b"next", b"later"]
         assert not self.held(queue)
 
-    def test_who_has_lost_a_message_publishes_none_of_its_follow_ups(self) -> None:
+    @pytest.mark.parametrize("knows", [False, True])
+    def test_who_has_lost_a_message_publishes_none_of_its_follow_ups(self, knows: bool) -> None:
         queue, _ = self.work_queue()
         listener, consumer = self.consume(queue)
         self.publish(queue, b"1")
@@ -207,6 +226,9 @@ class RedisSuite(TransportSuite):
         other, _ = self.consume(queue)
         self.end_leases(queue)
         self.until(lambda: other.deliveries or len(listener.deliveries) > 1)
+        if knows:
+            self.cut()  # over the next connection it asks for what it holds
+            self.until(lambda: any("given to other workers" in text for text in listener.warnings))
 
         assert self.replaced(consumer, listener.deliveries[0], self.follow_up(queue)) == [True]
 

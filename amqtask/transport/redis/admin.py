@@ -378,14 +378,15 @@ class RedisAdmin(RedisJobs):
         return done
 
     def _reserve(self, mover: str, first: int, queue: str, size: int) -> list[Delivery]:
-        _, *fields = self._run(RESERVE, mover, first, LEASE_SECONDS, size, queue, size, "")
-        deliveries = []
-        for at in range(0, len(fields), 3):
-            if fields[at + 2] == NO_LIST:
-                raise PublishRefused(f"queue {queue!r} cannot be read: {fields[at + 1].decode(errors='replace')}")
-            message, failed = incoming(fields[at + 1]), fields[at + 2]
-            is_again = message.redelivered or bool(failed)
-            deliveries.append(message.delivery(queue, first + at // 3, failures=int(failed or 0), is_again=is_again))
+        _, *groups = self._run(RESERVE, mover, first, LEASE_SECONDS, size, queue, size, "")
+        deliveries: list[Delivery] = []
+        for _, failed, *texts in groups:
+            if failed == NO_LIST:
+                raise PublishRefused(f"queue {queue!r} cannot be read: {texts[0].decode(errors='replace')}")
+            for tag, text in enumerate(texts, first + len(deliveries)):
+                message = incoming(text)
+                is_again = message.redelivered or bool(failed)
+                deliveries.append(message.delivery(queue, tag, failures=int(failed or 0), is_again=is_again))
         return deliveries
 
     def sift(self, queue: str, is_meant: Callable[[Delivery], bool], *, delete: bool) -> int:

@@ -6,7 +6,7 @@ All answers of one loop turn go together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +39,16 @@ class Consumed:
     pattern: str | None
     held: int = 0
     is_set_up: bool = False
+    # Whether one consumer has the queue, and others wait for their turn.
+    is_alone: bool = field(init=False)
+    # How many failed deliveries a message may have.
+    delivery_limit: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        arguments = self.queue.argument_map
+        limit = arguments.get("x-delivery-limit")
+        self.is_alone = bool(arguments.get("x-single-active-consumer"))
+        self.delivery_limit = limit if isinstance(limit, int) else None
 
     @property
     def room(self) -> int:
@@ -46,25 +56,18 @@ class Consumed:
         return max(0, (self.prefetch or UNLIMITED) - self.held)
 
     @property
-    def is_alone(self) -> bool:
-        """Whether one consumer has the queue, and others wait for their turn."""
-        return bool(self.queue.argument_map.get("x-single-active-consumer"))
-
-    @property
     def is_exclusive(self) -> bool:
         """Whether another consumer of the queue fails; every consumer has channels of its own."""
         return self.queue.exclusive and self.pattern is None
 
-    @property
-    def delivery_limit(self) -> int | None:
-        """How many failed deliveries a message may have."""
-        limit = self.queue.argument_map.get("x-delivery-limit")
-        return limit if isinstance(limit, int) else None
+
+# The number of a message that others have now: its lease was over.
+LOST = -1
 
 
 class Held(NamedTuple):
-    """A delivery that is not answered. `failures`: of its deliveries before. `tag`: its number in Redis; 0 for one off a channel,
-    which Redis does not keep."""
+    """A delivery that is not answered. `failures`: of its deliveries before. `tag`: its number in Redis; LOST; 0 for one off a
+    channel, which Redis does not keep."""
 
     consumed: Consumed
     message: Incoming
@@ -73,8 +76,13 @@ class Held(NamedTuple):
 
     @property
     def is_stored(self) -> bool:
-        """Whether Redis keeps it."""
+        """Whether Redis keeps it for this consumer."""
         return self.tag > 0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether Redis has kept it for this consumer, and does no longer."""
+        return self.tag == LOST
 
 
 class Letter(NamedTuple):
@@ -158,9 +166,9 @@ class Answers:
         self._returns: list[tuple[int, int]] = []
         self._is_due = False
 
-    def ack(self, tag: int) -> None:
-        """It is done."""
-        self._acks.append(tag)
+    def ack(self, tags: Sequence[int]) -> None:
+        """They are done."""
+        self._acks += tags
         self._send_soon()
 
     def replace(self, replacement: Replacement) -> None:
@@ -183,7 +191,7 @@ class Answers:
         letter = dead_letter(held, reason)
         if letter is None:
             if held.is_stored:
-                self.ack(held.tag)
+                self.ack([held.tag])
         elif self._link.is_open:
             answered = partial(self._buried, held, reason)
             if held.is_stored:

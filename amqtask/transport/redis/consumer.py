@@ -22,6 +22,7 @@ from amqtask.protocol.message import DELIVERY_LIMIT, REJECTED
 from amqtask.topology.declarations import consumption
 from amqtask.transport.redis.answers import (
     FAILURE,
+    LOST,
     MOST_ANSWERS,
     NEVER_CAME,
     NO_FAILURE,
@@ -68,7 +69,7 @@ class RedisConsumer:
         self._no_ack = no_ack
         self._declared = Declared(layout, listener.on_warning)
         self._link = Link(way, layout, loop, self, name=name, connect_timeout=connect_timeout)
-        self._housekeeping = Housekeeping(self._link, layout, loop, listener.on_warning)
+        self._housekeeping = Housekeeping(self._link, layout, loop, listener.on_warning, self._renew)
         # By which Redis knows it.
         self._id = uuid.uuid4().hex
         self._timers = Timers(loop)
@@ -140,11 +141,8 @@ class RedisConsumer:
             self._taking.take_soon()
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
-        """It is done."""
-        for held in self._settled(tag, multiple=multiple):
-            if held.is_stored:
-                self._answers.ack(held.tag)
-        self._taking.take_soon()
+        """It is done. There is room for more then, which is asked for with the answers of this turn."""
+        self._answers.ack([held.tag for held in self._settled(tag, multiple=multiple) if held.is_stored])
 
     def reject(self, tag: int, *, requeue: bool) -> None:
         """Give it back as a failed delivery, or dead-letter it."""
@@ -166,12 +164,8 @@ class RedisConsumer:
                 self._answers.bury(held, REJECTED)
 
     def replace(self, delivery: Delivery, messages: Sequence[Message], on_done: Callable[[bool], None]) -> bool:
-        """In one script. What came off a channel is not stored, and needs no answer."""
+        """In one script. What came off a channel is not stored, and needs no answer; what others have now is theirs to follow."""
         held = self._held.get(delivery.tag) if delivery.epoch == self._epoch else None
-        leaving = [prepare(message) for message in messages]
-        ready = [outgoing for outgoing in leaving if isinstance(outgoing, Outgoing)]
-        if held is None or not held.is_stored or len(ready) < len(leaving) or len(ready) > MOST_ANSWERS:
-            return False
 
         def done(is_done: bool) -> None:
             if is_done:
@@ -179,6 +173,13 @@ class RedisConsumer:
                 self._taking.take_soon()
             on_done(is_done)
 
+        if held is not None and held.is_lost:
+            self._loop.call_soon(partial(done, True))
+            return True
+        leaving = [prepare(message) for message in messages]
+        ready = [outgoing for outgoing in leaving if isinstance(outgoing, Outgoing)]
+        if held is None or not held.is_stored or len(ready) < len(leaving) or len(ready) > MOST_ANSWERS:
+            return False
         self._answers.replace(Replacement(held.tag, ready, done))
         return True
 
@@ -238,9 +239,10 @@ class RedisConsumer:
         self._taking.opened()
         for consumed in self._queues.values():
             consumed.is_set_up = False
-        if not self._no_ack:
-            self._housekeeping.start()
-        self._renew()
+        if self._no_ack:
+            self._renew()
+        else:
+            self._housekeeping.start()  # renews, too
         self._answers.send()
         self._set_up()
 
@@ -264,7 +266,7 @@ class RedisConsumer:
         push_type, *fields = push.fields
         if push_type == b"invalidate":
             self._housekeeping.changed(fields[0])
-            self._taking.changed()
+            self._taking.changed(fields[0])
         elif push_type == b"pmessage":
             self._published(fields[0].decode(), fields[2])
 
@@ -358,20 +360,24 @@ class RedisConsumer:
         """Seconds for which a message is its own; "" without acks."""
         return "" if self._no_ack else self._lease
 
-    def received(self, tag: int, queue: str, text: bytes, failed: bytes) -> None:
-        """A message off a list."""
+    def received(self, first: int, queue: str, texts: Sequence[bytes], failed: bytes) -> None:
+        """Messages off a list."""
         consumed = self._queues.get(queue)
-        if consumed is None or self._is_paused or self._is_stopped:  # since it was asked for
+        if consumed is None or self._is_paused or self._is_stopped:  # since they were asked for
             if not self._no_ack:
-                self._answers.give_back(tag, _blame(failed))
+                for tag in reversed(range(first, first + len(texts))):
+                    self._answers.give_back(tag, _blame(failed))
             return
-        message = incoming(text)
-        held = Held(consumed, message, int(failed or 0), tag)
-        limit = consumed.delivery_limit
-        if limit is not None and held.failures > limit and not self._no_ack:
-            self._answers.bury(held, DELIVERY_LIMIT)
-        else:
-            self._deliver(held, is_again=bool(failed) or message.redelivered)
+        failures = int(failed or 0)
+        limit = None if self._no_ack else consumed.delivery_limit
+        is_over = limit is not None and failures > limit
+        for tag, text in enumerate(texts, first):
+            message = incoming(text)
+            held = Held(consumed, message, failures, tag)
+            if is_over:
+                self._answers.bury(held, DELIVERY_LIMIT)
+            else:
+                self._deliver(held, is_again=bool(failed) or message.redelivered)
 
     def _published(self, pattern: str, text: bytes) -> None:
         """A message off a channel: it is nowhere else."""
@@ -402,11 +408,12 @@ class RedisConsumer:
     # -- answers
 
     def _settled(self, number: int, *, multiple: bool = False) -> list[Held]:
+        """Forget these; those of them that are still its own need an answer."""
         numbers = [other for other in self._held if other <= number] if multiple else [number]
         settled = [self._held.pop(other) for other in numbers if other in self._held]
         for held in settled:
             held.consumed.held -= 1
-        return settled
+        return [held for held in settled if not held.is_lost]
 
     def _give_back(self, held: Held, failures: int) -> None:
         if held.is_stored:
@@ -452,7 +459,7 @@ class RedisConsumer:
         tags = {int(tag) for tag in reply[0]}
         lost = [number for number, held in self._held.items() if held.tag in tags]
         for number in lost:
-            self._settled(number)
+            self._held[number] = self._held[number]._replace(tag=LOST)
         if lost or reply[1]:
             self._lost(len(lost))
 

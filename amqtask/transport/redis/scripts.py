@@ -271,12 +271,21 @@ return {left, wait, homeless}
 """
 
 # ARGV: consumer, number of its next tag, seconds of the lease ('': no acks), how many at most, then for each queue its name,
-# how many it may have, and '1' if only one consumer may have it. First whether more may be there, then for each message its
-# queue, itself and its failures ('': never delivered); at the end the queues whose key is no list, with what Redis says of it
-# and '!'. Asked again with the same number, it answers the same. An answer has some megabytes at most, or one message.
+# how many it may have, and '1' if only one consumer may have it. First whether more may be there, then the messages in groups:
+# their queue, the failures of each ('': never delivered), and themselves; at the end for each queue whose key is no list: the
+# queue, '!', and what Redis says of it. Asked again with the same number, it answers the same. An answer has some megabytes at
+# most, or one message.
 _RESERVE = r"""
-local out, number, most, bytes, odd = {0}, tonumber(ARGV[2]), tonumber(ARGV[4]), 0, {}
+local out, number, most, bytes = {0}, tonumber(ARGV[2]), tonumber(ARGV[4]), 0
 local acks = ARGV[3] ~= ''
+local group = {}
+local function give(queue, failures, message)
+  if group[1] ~= queue or group[2] ~= failures then
+    group = {queue, failures}
+    out[#out + 1] = group
+  end
+  group[#group + 1] = message
+end
 local function failures(message)
   return redis.call('HGET', TRIES, redis.sha1hex(message)) or ''
 end
@@ -284,13 +293,15 @@ if acks then
   while true do
     local queue, _, message = held(ARGV[1]..':'..number)
     if not queue then break end
-    out[#out + 1], out[#out + 2], out[#out + 3] = queue, message, failures(message)
+    give(queue, failures(message), message)
     number = number + 1
   end
   if #out > 1 then
     out[1] = 1
     return out
   end
+  redis.call('ZREM', INDEX, '') -- what is noted at the end can be: nothing is popped where this fails
+  redis.call('HEXISTS', HELD, '')
 end
 local now, rooms = seconds(), {}
 insist()
@@ -306,54 +317,70 @@ for at = 5, #ARGV, 3 do
   end
 end
 local has_tries = redis.call('EXISTS', TRIES) == 1
-for _, step in ipairs(STEPS) do
-  local progress = true
-  while progress do
-    progress = false
-    for at = 5, #ARGV, 3 do
-      if rooms[at] > 0 then
-        if most == 0 or bytes > 4194304 then
-          out[1] = 1
-          return out
-        end
-        local queue = ARGV[at]
-        local message = redis.pcall('RPOP', list(queue, step))
-        if type(message) == 'table' then
-          rooms[at] = 0
-          odd[#odd + 1], odd[#odd + 2], odd[#odd + 3] = queue, message.err, '!'
-        elseif message then
-          progress = true
-          rooms[at], most, bytes = rooms[at] - 1, most - 1, bytes + #message
-          if acks then
-            local tag = ARGV[1]..':'..number
-            redis.call('HSET', UNACKED, tag, '['..message..',"",'..cjson.encode(queue)..']')
-            redis.call('ZADD', INDEX, score(now), tag)
-            redis.call('ZADD', LEASE, score(now + tonumber(ARGV[3])), tag)
-            redis.call('HSET', HELD, tag, queue..SEP..step)
-            number = number + 1
+-- Notes of all that was popped, which are made together.
+local entries, indexed, leased, places, odd = {}, {}, {}, {}, {}
+local popped_at, ends_at = score(now), acks and score(now + tonumber(ARGV[3]))
+local function note(queue, step, message)
+  local tag, at = ARGV[1]..':'..number, #entries
+  number = number + 1
+  entries[at + 1], entries[at + 2] = tag, '['..message..',"",'..cjson.encode(queue)..']'
+  indexed[at + 1], indexed[at + 2] = popped_at, tag
+  leased[at + 1], leased[at + 2] = ends_at, tag
+  places[at + 1], places[at + 2] = tag, queue..SEP..step
+end
+-- 1 when more may be there.
+local function pop_all()
+  for _, step in ipairs(STEPS) do
+    local progress = true
+    while progress do
+      progress = false
+      for at = 5, #ARGV, 3 do
+        if rooms[at] > 0 then
+          if most == 0 or bytes > 4194304 then return 1 end
+          local queue = ARGV[at]
+          local message = redis.pcall('RPOP', list(queue, step))
+          if type(message) == 'table' then
+            rooms[at] = 0
+            odd[#odd + 1] = {queue, '!', message.err}
+          elseif message then
+            progress = true
+            rooms[at], most, bytes = rooms[at] - 1, most - 1, bytes + #message
+            if acks then note(queue, step, message) end
+            give(queue, has_tries and failures(message) or '', message)
           end
-          out[#out + 1], out[#out + 2], out[#out + 3] = queue, message, has_tries and failures(message) or ''
         end
       end
     end
   end
+  return 0
 end
-for _, word in ipairs(odd) do out[#out + 1] = word end
+out[1] = pop_all()
+if #entries > 0 then
+  redis.call('HSET', UNACKED, unpack(entries))
+  redis.call('ZADD', INDEX, unpack(indexed))
+  redis.call('ZADD', LEASE, unpack(leased))
+  redis.call('HSET', HELD, unpack(places))
+end
+for _, words in ipairs(odd) do out[#out + 1] = words end
 return out
 """
 
 # ARGV: consumer, then numbers of its tags. How many were still held.
 _ACK = r"""
-local done, has_tries = 0, redis.call('EXISTS', TRIES) == 1
+local tags, has_tries = {}, redis.call('EXISTS', TRIES) == 1
 for i = 2, #ARGV do
   local tag = ARGV[1]..':'..ARGV[i]
+  tags[#tags + 1] = tag
   if has_tries then
     local queue, _, message = held(tag)
     if queue then redis.call('HDEL', TRIES, redis.sha1hex(message)) end
   end
-  done = done + forget(tag)
 end
-return done
+if #tags == 0 then return 0 end
+redis.call('ZREM', INDEX, unpack(tags))
+redis.call('ZREM', LEASE, unpack(tags))
+redis.call('HDEL', HELD, unpack(tags))
+return redis.call('HDEL', UNACKED, unpack(tags))
 """
 
 # ARGV: consumer, then numbers of its tags, each with 1 for a failed delivery, 0 for one that is no failure, -1 for none at all.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,8 +47,9 @@ class Taker(Protocol):
     def lease(self) -> float | str:
         """Seconds for which a message is its own; "": it does not acknowledge."""
 
-    def received(self, tag: int, queue: str, text: bytes, failed: bytes) -> None:
-        """A message; `failed` is how often its delivery failed, b"" if it was never delivered."""
+    def received(self, first: int, queue: str, texts: Sequence[bytes], failed: bytes) -> None:
+        """Messages with tags from `first` on; `failed` is how often the delivery of each failed, b"" if none was ever
+        delivered."""
 
     def deleted(self, queue: str) -> None:
         """Somebody has deleted a queue."""
@@ -68,11 +69,16 @@ class Taking:
         self._consumer = consumer
         self._taker = taker
         self._next = 1
+        # Whether messages may have been taken that have not come, as the connection was lost: they are asked for alone.
+        self._is_unsure = False
         self._is_taking = False
         # How many messages of each queue the script on its way may still take.
         self._asked: dict[str, int] = {}
         # The queues whose lists are empty, and of which Redis says so when something comes.
         self._watched: set[str] = set()
+        # Those that were asked for in the table of queues, since when Redis says so when that changes.
+        self._declared: set[str] = set()
+        self._queues_key = layout.key("amqtask.queues")
         # Those whose key is no list, until the next look.
         self._odd: set[str] = set()
         self._is_told = True
@@ -98,9 +104,12 @@ class Taking:
         """The connection is gone."""
         self._is_taking = False
         self._watched.clear()
+        self._declared.clear()
 
-    def changed(self) -> None:
-        """Redis says that a list has changed."""
+    def changed(self, keys: list[bytes] | None) -> None:
+        """Redis says that these have changed (None: perhaps all), lists among them or not."""
+        if keys is None or self._queues_key.encode() in keys:
+            self._declared.clear()
         self._watched.clear()
         self.take_soon()
 
@@ -134,33 +143,36 @@ class Taking:
             if consumed.room and consumed.queue.name not in self._watched and consumed.queue.name not in self._odd:
                 self._asked[consumed.queue.name] = consumed.room
                 arguments += (consumed.queue.name, consumed.room, "1" if consumed.is_alone else "")
+        most = 0 if self._is_unsure else MOST_AT_ONCE
         if arguments:
             self._is_taking = True
-            self._link.run(
-                self._taken, RESERVE, self._consumer, self._next, self._taker.lease, MOST_AT_ONCE, *arguments
-            )
+            self._link.run(self._taken, RESERVE, self._consumer, self._next, self._taker.lease, most, *arguments)
 
     def _taken(self, reply: Any) -> None:
         self._is_taking = False
         if self._on_taken is not None:
-            fields = [] if isinstance(reply, Exception) else reply[1:]
-            failed = [text for text in fields[2::3] if text != NO_LIST]
+            groups = [] if isinstance(reply, Exception) else reply[1:]
+            failed = [text for _, text, *texts in groups if text != NO_LIST for _ in texts]
             self._finish([(self._next + at, text) for at, text in enumerate(failed)])
             return
         if isinstance(reply, ReplyError):
             self._taker.complain(str(publish_error(reply, self._link.server)))
             self._timers.later("take", RETRY_SECONDS, self.take)
         if isinstance(reply, Exception):
+            self._is_unsure |= isinstance(reply, ConnectionError)
             return
-        has_more, *fields = reply
-        for at in range(0, len(fields), 3):
-            if fields[at + 2] == NO_LIST:
-                self._leave_alone(fields[at].decode(), fields[at + 1].decode(errors="replace"))
+        has_more, *groups = reply
+        for name, failed, *texts in groups:
+            queue = name.decode()
+            if failed == NO_LIST:
+                self._leave_alone(queue, texts[0].decode(errors="replace"))
                 continue
-            tag, self._next = self._next, self._next + 1
-            queue = fields[at].decode()
-            self._asked[queue] = self._asked.get(queue, 0) - 1
-            self._taker.received(tag, queue, fields[at + 1], fields[at + 2])
+            first, self._next = self._next, self._next + len(texts)
+            self._asked[queue] = self._asked.get(queue, 0) - len(texts)
+            self._taker.received(first, queue, texts, failed)
+        if self._is_unsure:
+            self._is_unsure = False
+            self._next += MOST_AT_ONCE  # one between them may have gone to others: no number is used twice
         # Of a queue that gave fewer than it was asked for, the script has seen the end.
         if has_more or 0 in self._asked.values():
             self.take_soon()
@@ -190,12 +202,14 @@ class Taking:
         keys = [key for name in names for key in list_keys(self._layout.prefix, name)]
         self._link.send(ignore_reply, "CLIENT", "CACHING", "YES")
         self._link.send(self._counted, "EXISTS", *keys)
-        self._link.send(ignore_reply, "CLIENT", "CACHING", "YES")
-        self._link.send(partial(self._found, names), "HMGET", self._layout.key("amqtask.queues"), *names)
+        if not self._declared.issuperset(names):
+            self._declared.update(names)
+            self._link.send(ignore_reply, "CLIENT", "CACHING", "YES")
+            self._link.send(partial(self._found, names), "HMGET", self._queues_key, *names)
 
     def _counted(self, reply: Any) -> None:
         if reply != 0:
-            self.changed()
+            self.changed([])
 
     def _found(self, names: list[str], reply: Any) -> None:
         """Which of the queues are declared: an operator may have deleted one."""
@@ -212,6 +226,7 @@ class Taking:
     def _look(self) -> None:
         """Whatever Redis has said or not said."""
         self._watched.clear()
+        self._declared.clear()
         self._odd.clear()
         self.take()
         self._look_later()
@@ -225,10 +240,13 @@ class Housekeeping:
     """Runs while the consumer's link is open. Redis says when a message is delayed (CLIENT TRACKING), so
     that it asks only when one is due."""
 
-    def __init__(self, link: Link, layout: Layout, loop: TurnLoop, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, link: Link, layout: Layout, loop: TurnLoop, warn: Callable[[str], None], renew: Callable[[], None]
+    ) -> None:
         self._link = link
         self._key = layout.key("amqtask.delay")
         self._warn = warn
+        self._renew = renew
         self._due, self._sweep = OneTimer(loop), OneTimer(loop)
         self._is_asking = self._has_changed = False
         self._has_warned = self._has_looked = False
@@ -294,5 +312,6 @@ class Housekeeping:
 
     def _look_for_the_dead(self) -> None:
         if self._link.is_open:
+            self._renew()  # what is its own is not to be swept, though it, or Redis, was away for longer than a lease
             self._link.run(ignore_reply, SWEEP, MOST_AT_ONCE)
             self._sweep.set(SWEEP_SECONDS, self._look_for_the_dead)

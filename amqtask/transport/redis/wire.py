@@ -53,24 +53,29 @@ def command(*arguments: Argument) -> bytes:
     return b"".join(pieces)
 
 
+# Types of replies by their first byte.
+_STRINGS, _ARRAYS, _PUSH, _MAP = frozenset(b"$="), frozenset(b"*~%>"), ord(">"), ord("%")
+
+
 class Parser:
     """Takes bytes as they come, and gives replies as they are complete. Strings are bytes, maps are flat lists."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        # Where that begins which is not read yet.
         self._position = 0
-        # How long it must at least be before it is worth reading again.
+        # How long the buffer must at least be before it is worth reading on.
         self._needed = 0
+        # Arrays that are not complete, the outer one first: type, size, and what is there. A long one comes in many pieces.
+        self._arrays: list[tuple[int, int, list[Any]]] = []
 
     def feed(self, chunk: bytes) -> Iterator[Any]:
         """The replies that are complete with this chunk. Raises: ValueError when it is not RESP."""
         self._buffer += chunk
         while len(self._buffer) >= self._needed:
-            start = self._position
             try:
                 reply = self._read()
             except _Incomplete:
-                self._position = start
                 break
             yield reply
         if self._position:
@@ -78,55 +83,61 @@ class Parser:
             self._needed -= self._position
             self._position = 0
 
-    def _line(self) -> bytes:
-        end = self._buffer.find(b"\r\n", self._position)
-        if end < 0:
-            self._needed = len(self._buffer) + 1
-            raise _Incomplete
-        line = bytes(self._buffer[self._position : end])
-        self._position = end + 2
-        return line
-
     def _read(self) -> Any:
-        line = self._line()
-        type_byte, payload = line[:1], line[1:]
-        if type_byte in b"$=":
-            return self._string(int(payload))
-        if type_byte in b"*~":
-            return self._array(int(payload))
-        if type_byte == b":":
-            return int(payload)
-        if type_byte == b"+":
-            return payload
-        if type_byte == b"-":
-            return ReplyError(payload.decode(errors="replace"))
-        if type_byte == b"_":
-            return None
-        if type_byte == b"%":
-            return self._array(2 * int(payload))
-        if type_byte == b">":
-            return Push(self._array(int(payload)) or [])
-        if type_byte == b",":
-            return float(payload)
-        if type_byte == b"#":
-            return payload == b"t"
-        if type_byte == b"(":
-            return int(payload)
-        raise ValueError(f"not a reply of Redis: {line[:40]!r}")
+        """The next reply. Raises: _Incomplete; what has come of it is kept."""
+        buffer, position, arrays = self._buffer, self._position, self._arrays
+        while True:
+            end = buffer.find(b"\r\n", position)
+            if end < 0:
+                self._needed = len(buffer) + 1
+                raise _Incomplete
+            type_byte, next_position = buffer[position], end + 2
+            value: Any = None
+            if type_byte in _STRINGS:
+                size = int(buffer[position + 1 : end])
+                if size >= 0:
+                    start, next_position = next_position, next_position + size + 2
+                    if len(buffer) < next_position:
+                        self._needed = next_position
+                        raise _Incomplete
+                    value = bytes(buffer[start : start + size])
+            elif type_byte in _ARRAYS:
+                size = int(buffer[position + 1 : end])
+                if size > 0:
+                    arrays.append((type_byte, 2 * size if type_byte == _MAP else size, []))
+                    self._position = position = next_position
+                    continue
+                value = None if size < 0 else []
+            else:
+                value = _scalar(type_byte, bytes(buffer[position + 1 : end]))
+            self._position = position = next_position
+            while arrays:
+                type_byte, size, values = arrays[-1]
+                values.append(value)
+                if len(values) < size:
+                    break
+                arrays.pop()
+                value = Push(values) if type_byte == _PUSH else values
+            else:
+                return value
 
-    def _string(self, size: int) -> bytes | None:
-        if size < 0:
-            return None
-        end = self._position + size
-        if len(self._buffer) < end + 2:
-            self._needed = end + 2
-            raise _Incomplete
-        text = bytes(self._buffer[self._position : end])
-        self._position = end + 2
-        return text
 
-    def _array(self, size: int) -> list[Any] | None:
-        return None if size < 0 else [self._read() for _ in range(size)]
+def _scalar(type_byte: int, text: bytes) -> Any:
+    """What is on one line."""
+    match chr(type_byte):
+        case ":" | "(":
+            return int(text)
+        case "+":
+            return text
+        case "-":
+            return ReplyError(text.decode(errors="replace"))
+        case "_":
+            return None
+        case ",":
+            return float(text)
+        case "#":
+            return text == b"t"
+    raise ValueError(f"not a reply of Redis: {bytes([type_byte]) + text[:40]!r}")
 
 
 OnReply = Callable[[Any], None]
