@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import redis
@@ -38,6 +38,7 @@ from amqtask.ground.plugins import others_names
 from amqtask.ground.printable import described
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import content_type, content_types, dumps, is_text, loads
+from amqtask.transport.redis.lines import WELL, Lines, Watch, Watches, run_script
 from amqtask.transport.redis.servers import Cluster, SentinelMaster, deployment_of
 
 # -- Chords counted in Redis, under Celery's keys and in its encoding, so that workers of both systems end one header together.
@@ -223,12 +224,14 @@ local known = redis.call('GET', KEYS[1])
 if known and known ~= ARGV[3] then return known end
 if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
 redis.call('PUBLISH', KEYS[1], ARGV[1])
-return false
+return 0
 """
 # Seconds: sentinels need a while to make a replica the master.
 FAIL_OVER = 30.0
 # Keys per MGET, so that no single command keeps the server from others for long.
 AT_ONCE = 1_000
+# More results than that are waited for over a subscription.
+MOST_WATCHED = 50
 
 
 class RedisBackend(RedisChords, PatientStore):
@@ -259,7 +262,7 @@ class RedisBackend(RedisChords, PatientStore):
         self._patience = RetryPolicy(seconds=self._retry_for, first_pause=FIRST_PAUSE, longest_pause=LONGEST_PAUSE)
         self._result_expires = max(1, int(options.expires)) if options.expires else None
         super().__init__(
-            lambda work: self._connections.get()[0].retrying(work),
+            lambda work: self._connections.get().server.retrying(work),
             prefix=prefix,
             serializer=options.serializer,
             content_type=mime_type,
@@ -277,15 +280,14 @@ class RedisBackend(RedisChords, PatientStore):
     def keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
         """SET with expiry and PUBLISH in one round trip; a result that is SUCCESS already stays."""
         body = self._codec.result(result)
-        key = self._result_key(result.task_id)
-        arguments = (body, self._result_expires or 0)
-        expected: bytes | None = b""
+        key, expires, expected = self._result_key(result.task_id), b"%d" % (self._result_expires or 0), b""
+        connections = self._connections.get()
         while True:
-            stored = self._connections.get()[0].retrying(
-                lambda client: client.eval(STORE, 1, key, *arguments, expected),  # noqa: B023 - called here
+            stored = connections.server.retrying(
+                lambda _: connections.lines.ask(STORE, key, body, expires, expected),  # noqa: B023 - called here
                 policy,
             )
-            if stored is None or self._decode(key, stored).status == states.SUCCESS:
+            if stored == WELL or self._decode(key, stored).status == states.SUCCESS:
                 return
             expected = stored
 
@@ -302,10 +304,13 @@ class RedisBackend(RedisChords, PatientStore):
         return next(self.iter_ready([task_id], timeout=timeout))[1]
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        """Each result as it is stored, over one subscription."""
+        """Each result as it is stored: few over a watch, many over one subscription."""
         missing = {self._result_key(task_id): task_id for task_id in task_ids}
         deadline = None if timeout is None else time.monotonic() + timeout
-        yield from self._stored(missing)
+        if len(missing) <= MOST_WATCHED:
+            yield from self._watched(missing, deadline)
+        else:
+            yield from self._stored(missing)
         while missing:
             if deadline is not None and time.monotonic() >= deadline:
                 raise too_late(task_ids, len(missing), timeout)
@@ -317,8 +322,47 @@ class RedisBackend(RedisChords, PatientStore):
             except ERRORS as error:
                 raise unreachable(self._deployment.name, error) from error
 
+    def _watched(self, missing: dict[str, str], deadline: float | None) -> Iterator[tuple[str, ResultMessage]]:
+        """Those that come over a watch until the deadline; not all where there is none, or it breaks."""
+        watches = self._connections.get().watches
+        watch = watches.idle() if missing else None
+        if watch is None:
+            yield from self._stored(missing)
+            watch = watches.open() if missing else None
+        if watch is None:
+            return
+        is_sound = False
+        try:
+            watch.begin(list(missing))
+            while missing and not (watch.has_looked and deadline is not None and time.monotonic() >= deadline):
+                for key, value in self._next_values(watch, deadline):
+                    result = self._decode(key, value) if key in missing else None
+                    if result is not None and result.is_ready:
+                        yield missing.pop(key), result
+            is_sound = True
+        except GeneratorExit:
+            is_sound = True
+            raise
+        except (OSError, ValueError):
+            return  # the ordinary client finds out what is wrong
+        finally:
+            if is_sound:
+                watches.keep(watch)
+            else:
+                watch.close()
+
+    def _next_values(self, watch: Watch, deadline: float | None) -> Sequence[tuple[str, bytes]]:
+        if not watch.has_looked:
+            seconds = self._options.connect_timeout
+        else:
+            seconds = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
+        values = watch.values(seconds)
+        if values is None and (deadline is None or time.monotonic() < deadline):
+            watch.look()
+        return values or ()
+
     def _published(self, missing: dict[str, str], deadline: float | None) -> Iterator[tuple[str, ResultMessage]]:
-        server, _ = self._connections.get()
+        server = self._connections.get().server
         subscription = server.subscription()
         is_sound = False
         try:
@@ -374,7 +418,7 @@ class RedisBackend(RedisChords, PatientStore):
 
     def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
         """Call once when the result is stored, from a thread that waits for all such results."""
-        self._connections.get()[1].add(self._result_key(task_id), callback)
+        self._connections.get().callbacks.add(self._result_key(task_id), callback)
 
     def forget(self, task_id: str) -> None:
         """Delete the result."""
@@ -384,8 +428,8 @@ class RedisBackend(RedisChords, PatientStore):
         """Close idle connections; they open again when they are needed."""
         connections = self._connections.pop()
         if connections is not None:
-            connections[1].close()
-            connections[0].close()
+            for part in (connections.callbacks, connections.watches, connections.lines, connections.server):
+                part.close()
 
     # -- the server
 
@@ -395,9 +439,23 @@ class RedisBackend(RedisChords, PatientStore):
     def _decode(self, key: str, value: bytes) -> ResultMessage:
         return self._codec.read_result(key.removeprefix(self._result_prefix), value)
 
-    def _connect(self) -> tuple[RedisServer, Callbacks]:
-        server = RedisServer(self._deployment, self._patience)
-        return server, Callbacks(server, self._decode)
+    def _connect(self) -> _Connections:
+        server, timeout = RedisServer(self._deployment, self._patience), self._options.connect_timeout
+        return _Connections(
+            server,
+            Callbacks(server, self._decode),
+            Lines((STORE,), lambda question: run_script(server.client, question), lambda: server.client, timeout),
+            Watches(lambda: server.client, timeout),
+        )
+
+
+class _Connections(NamedTuple):
+    """Those of one process: the ordinary ones, one for callbacks, and the short ways to store and to wait."""
+
+    server: RedisServer
+    callbacks: Callbacks
+    lines: Lines
+    watches: Watches
 
 
 __getattr__ = others_names(__name__)

@@ -62,13 +62,13 @@ def _open_redis(url: str, options: Options, connect_timeout: float) -> FlowStore
     from amqtask.backends.contract import RetryPolicy
     from amqtask.backends.redis_waiting import RedisServer
     from amqtask.flow.redis import SCRIPTS, RedisStore
-    from amqtask.transport.redis.lines import Lines, run_script
+    from amqtask.transport.redis.lines import Lines, Question, run_script
     from amqtask.transport.redis.servers import deployment_of
 
     deployment = deployment_of(url, options, connect_timeout, options_name="flow_store_options")
     policy = RetryPolicy(seconds=PATIENCE)
 
-    def ask_slowly(question: tuple[str, str, bytes]) -> Any:
+    def ask_slowly(question: Question) -> Any:
         try:
             return servers.get().retrying(lambda client: run_script(client, question))
         except BackendUnreachable as error:

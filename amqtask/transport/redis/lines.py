@@ -1,5 +1,5 @@
-"""Short ways to a Redis, for scripts that run before and after each task: connections of their own, on which a question is sent
-as it is. Where its answer says nothing it is not waited for; it comes with the next one's.
+"""Short ways to a Redis, for scripts that run before and after each task and for those who wait for a result: connections of
+their own, on which a question is sent as it is. Where its answer says nothing it is not waited for; it comes with the next one's.
 
 What has no good answer over a line is asked once more over the ordinary client, which tries again while Redis is away; so each
 script must be one that may run twice. A line is opened when that client has just had an answer.
@@ -12,59 +12,131 @@ import math
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from redis.exceptions import NoScriptError
 
 from amqtask.transport.redis.servers import way_to
-from amqtask.transport.redis.wire import Parser, ReplyError, command
+from amqtask.transport.redis.wire import Parser, Push, ReplyError, command
 
 if TYPE_CHECKING:
     from amqtask.transport.redis.servers import Place
+    from amqtask.transport.redis.wire import Argument
 
 # The reply of a script that has nothing to tell.
 WELL = 0
 _WELL = b":0\r\n"
 # Seconds after which a line that was not used is not trusted any more: something on the way may have forgotten it.
 IDLE_SECONDS = 20.0
+# Watches that are kept for the next who waits.
+IDLE_WATCHES = 10
 CHUNK = 65_536
+# The longest wait without a look at the clock (seconds).
+LONGEST = 3600.0
 
 
-# A script, its key and its argument.
-Question: TypeAlias = tuple[str, str, bytes]
+class Question(NamedTuple):
+    """A script with its key and arguments."""
+
+    script: str
+    key: str
+    arguments: tuple[bytes, ...]
 
 
-class _Line:
-    """One connection, logged in, to a server that has the scripts. `unanswered`: what was sent and has no answer yet."""
+class Line:
+    """One connection to a server, on which `commands` had good answers after the login. `timeout`: seconds for connecting and for
+    an answer."""
 
-    def __init__(self, place: Place, timeout: float, scripts: Iterable[str]) -> None:
-        self.unanswered: list[Question] = []
+    def __init__(
+        self, place: Place, timeout: float, commands: Iterable[Sequence[Argument]] = (), *, resp: int = 2
+    ) -> None:
         self.used_at = time.monotonic()
+        self._timeout = timeout
         self._parser = Parser()
-        self._sock: socket.socket = socket.create_connection((place.host, place.port), timeout)
+        self._sock: socket.socket = _connect(place, timeout)
         try:
-            self._log_in(place, scripts)
+            self._log_in(place, commands, resp)
         except BaseException:
             self._sock.close()
             raise
 
-    def _log_in(self, place: Place, scripts: Iterable[str]) -> None:
-        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it was used a short while ago."""
+        return time.monotonic() - self.used_at < IDLE_SECONDS
+
+    def _log_in(self, place: Place, commands: Iterable[Sequence[Argument]], resp: int) -> None:
         if place.tls is not None:
             self._sock = place.tls.wrap_socket(self._sock, server_hostname=place.host)
-        login = [("AUTH", place.user or "default", place.password)] if place.password or place.user else []
-        commands = [*login, ("SELECT", place.db), *(("SCRIPT", "LOAD", script) for script in scripts)]
-        self._sock.sendall(b"".join(command(*words) for words in commands))
-        for reply in self._replies(len(commands)):
+        login = ("AUTH", place.user or "default", place.password) if place.password or place.user else ()
+        hello: list[Sequence[Argument]] = [("HELLO", resp, *login)] if resp > 2 else [login] if login else []
+        sent = [*hello, ("SELECT", place.db), *commands]
+        self._sock.sendall(b"".join(command(*words) for words in sent))
+        for reply in self._replies(len(sent)):
             if isinstance(reply, ReplyError):
                 raise ConnectionError(str(reply))
+
+    def converse(self, commands: Sequence[Sequence[Argument]], deadline: float) -> list[Any]:
+        """Send these, and read their replies, errors among them. `deadline`: monotonic seconds.
+
+        Raises: TimeoutError at the deadline, another OSError when the connection breaks.
+        """
+        self._sock.settimeout(_until(deadline))
+        self._sock.sendall(b"".join([command(*words) for words in commands]))
+        try:
+            replies = self._replies(len(commands), deadline=deadline)
+        except ValueError as error:
+            raise ConnectionError(str(error)) from error
+        if any(reply.__class__ is ReplyError and reply.code == "MOVED" for reply in replies):
+            raise ConnectionError("the keys are on another master now")
+        return replies
+
+    def _replies(self, count: int, chunk: bytes | None = None, deadline: float | None = None) -> list[Any]:
+        replies: list[Any] = []
+        while len(replies) < count:
+            if deadline is not None:
+                self._sock.settimeout(_until(deadline))
+            chunk = self._sock.recv(CHUNK) if chunk is None else chunk
+            if not chunk:
+                raise ConnectionError("Redis closed the connection")
+            replies += self._parser.feed(chunk)
+            chunk = None
+        return replies
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def _until(deadline: float) -> float:
+    """Seconds that are left, for a socket."""
+    return min(LONGEST, max(0.001, deadline - time.monotonic()))
+
+
+def _connect(place: Place, timeout: float) -> socket.socket:
+    if place.path:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(timeout)
+        sock.connect(place.path)
+        return sock
+    sock = socket.create_connection((place.host, place.port), timeout)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+class _ScriptLine(Line):
+    """To a server that has the scripts. `unanswered`: what was sent and has no answer yet."""
+
+    def __init__(self, place: Place, timeout: float, scripts: Iterable[str]) -> None:
+        super().__init__(place, timeout, [("SCRIPT", "LOAD", script) for script in scripts])
+        self.unanswered: list[Question] = []
         if (
             type(self._sock).__module__ == "socket"
         ):  # neither TLS nor a green one: the kernel's limits cost no poll() each time
-            limit = struct.pack("@ll", math.ceil(self._sock.gettimeout() or 0), 0)
+            limit = struct.pack("@ll", math.ceil(timeout), 0)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             self._sock.settimeout(None)
@@ -86,19 +158,6 @@ class _Line:
         self.unanswered.clear()
         return last
 
-    def _replies(self, count: int, chunk: bytes | None = None) -> list[Any]:
-        replies: list[Any] = []
-        while len(replies) < count:
-            chunk = self._sock.recv(CHUNK) if chunk is None else chunk
-            if not chunk:
-                raise ConnectionError("Redis closed the connection")
-            replies += self._parser.feed(chunk)
-            chunk = None
-        return replies
-
-    def close(self) -> None:
-        self._sock.close()
-
 
 class Lines:
     """The lines of one process, which threads share. `slowly` asks over the ordinary client, and `client` is that, from which is
@@ -111,15 +170,15 @@ class Lines:
         self._slowly = slowly
         self._client = client
         self._timeout = timeout
-        self._idle: list[_Line] = []
+        self._idle: list[_ScriptLine] = []
 
-    def ask(self, script: str, key: str, argument: bytes, /) -> Any:
+    def ask(self, script: str, key: str, /, *arguments: bytes) -> Any:
         """The answer. Raises: what `slowly` raises."""
-        question, line = (script, key, argument), self._take()
+        question, line = Question(script, key, arguments), fresh(self._idle)
         if line is None:
             return self._ask_slowly([question])
         try:
-            line.send(question, self._packed(*question))
+            line.send(question, self._packed(question))
             answer = line.answer()
         except (OSError, ValueError):
             line.close()
@@ -130,14 +189,14 @@ class Lines:
         self._idle.append(line)
         return answer
 
-    def tell(self, script: str, key: str, argument: bytes, /) -> None:
+    def tell(self, script: str, key: str, /, *arguments: bytes) -> None:
         """Ask, and do not wait for the answer, which is WELL. Raises: what `slowly` raises."""
-        question, line = (script, key, argument), self._take()
+        question, line = Question(script, key, arguments), fresh(self._idle)
         if line is None:
             self._ask_slowly([question])
             return
         try:
-            line.send(question, self._packed(*question))
+            line.send(question, self._packed(question))
         except OSError:
             line.close()
             self._ask_slowly(line.unanswered)
@@ -158,42 +217,137 @@ class Lines:
                 pass
             line.close()
 
-    def _take(self) -> _Line | None:
-        now = time.monotonic()
-        while self._idle:
-            try:
-                line = self._idle.pop()
-            except IndexError:  # another thread has it
-                break
-            if now - line.used_at < IDLE_SECONDS:
-                line.used_at = now
-                return line
-            line.close()
-        return None
-
     def _ask_slowly(self, questions: list[Question]) -> Any:
         """The answer to the last one."""
         answer = [self._slowly(question) for question in questions][-1]
         try:
             place = place_of(self._client())
             if place is not None:
-                self._idle.append(_Line(place, self._timeout, self._heads))
+                self._idle.append(_ScriptLine(place, self._timeout, self._heads))
         except Exception:  # noqa: BLE001 - sentinels and TLS have errors of their own; the ordinary client does
             pass
         return answer
 
-    def _packed(self, script: str, key: str, argument: bytes) -> bytes:
-        name = key.encode()
-        return b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n" % (self._heads[script], len(name), name, len(argument), argument)
+    def _packed(self, question: Question) -> bytes:
+        words = (question.key.encode(), *question.arguments)
+        sized = b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+        return b"*%d%b%b" % (3 + len(words), self._heads[question.script], sized)
+
+
+class Watch(Line):
+    """A line on which values are waited for: it subscribes to the channels of keys and then looks at the keys, with one write. So
+    a value that is published when it is stored is seen, whichever comes first."""
+
+    def __init__(self, place: Place, timeout: float) -> None:
+        super().__init__(place, timeout, resp=3)
+        self._keys: Sequence[str] = ()
+        # The keys of each look that has no answer yet.
+        self._looks: deque[Sequence[str]] = deque()
+
+    def begin(self, keys: Sequence[str]) -> None:
+        """From now on these keys are waited for, and no others. Raises: OSError."""
+        self.used_at = time.monotonic()
+        before, self._keys = self._keys, keys
+        self._send(*([("UNSUBSCRIBE", *before)] if before else []), ("SUBSCRIBE", *keys))
+
+    def look(self) -> None:
+        """Look at the keys again. Raises: OSError; ConnectionError when the look before has no answer yet."""
+        if self._looks:
+            raise ConnectionError("Redis does not answer")
+        self._send()
+
+    def _send(self, *commands: Sequence[Argument]) -> None:
+        self._sock.settimeout(self._timeout)
+        self._looks.append(self._keys)
+        self._sock.sendall(b"".join(command(*words) for words in (*commands, ("MGET", *self._keys))))
+
+    def values(self, seconds: float) -> list[tuple[str, bytes]] | None:
+        """What comes first within so many seconds: keys and values, perhaps of keys that were waited for before; None: nothing
+        has come. Raises: OSError, ValueError."""
+        self._sock.settimeout(max(0.001, seconds))
+        try:
+            chunk = self._sock.recv(CHUNK)
+        except TimeoutError:
+            return None
+        if not chunk:
+            raise ConnectionError("Redis closed the connection")
+        found: list[tuple[str, bytes]] = []
+        for reply in self._parser.feed(chunk):
+            if isinstance(reply, Push):
+                kind, channel, value = reply.fields[:3]
+                if kind == b"message":
+                    found.append((channel.decode(), value))
+            elif isinstance(reply, list):
+                looked_at = zip(self._looks.popleft(), reply, strict=True)
+                found += ((key, value) for key, value in looked_at if value is not None)
+            else:
+                raise ConnectionError(f"Redis answered {reply}")
+        return found
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether it knows what was stored before."""
+        return not self._looks
+
+
+class Watches:
+    """The watches of one process, which threads share. `client` is the ordinary one: see Lines."""
+
+    def __init__(self, client: Callable[[], Any], timeout: float) -> None:
+        self._client = client
+        self._timeout = timeout
+        self._idle: list[Watch] = []
+
+    def idle(self) -> Watch | None:
+        """One that was used before, if there is one."""
+        return fresh(self._idle)
+
+    def open(self) -> Watch | None:
+        """A new one, when the client has just had an answer; None where there are none."""
+        try:
+            place = place_of(self._client())
+            return None if place is None else Watch(place, self._timeout)
+        except Exception:  # noqa: BLE001 - as with lines: a server before Redis 6, sentinels …
+            return None
+
+    def keep(self, watch: Watch) -> None:
+        """Nobody waits on it any more."""
+        if len(self._idle) < IDLE_WATCHES:
+            watch.used_at = time.monotonic()
+            self._idle.append(watch)
+        else:
+            watch.close()
+
+    def close(self) -> None:
+        """Close the idle ones."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+LineT = TypeVar("LineT", bound=Line)
+
+
+def fresh(idle: list[LineT]) -> LineT | None:
+    """The one that was used last; those that are not trusted any more are closed."""
+    while idle:
+        try:
+            line = idle.pop()
+        except IndexError:  # another thread has it
+            break
+        if line.is_fresh:
+            line.used_at = time.monotonic()
+            return line
+        line.close()
+    return None
 
 
 def run_script(client: Any, question: Question) -> Any:
     """Ask over redis-py's client. Raises: what that raises."""
-    script, *arguments = question
+    script, key, arguments = question
     try:
-        return client.evalsha(_sha(script), 1, *arguments)
+        return client.evalsha(_sha(script), 1, key, *arguments)
     except NoScriptError:
-        return client.eval(script, 1, *arguments)
+        return client.eval(script, 1, key, *arguments)
 
 
 @lru_cache
@@ -202,7 +356,7 @@ def _sha(script: str) -> str:
 
 
 def _head(script: str) -> bytes:
-    return b"*5\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n" % _sha(script).encode()
+    return b"\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n" % _sha(script).encode()
 
 
 def place_of(client: Any) -> Place | None:
