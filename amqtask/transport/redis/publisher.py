@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from amqtask.exceptions import AccessRefused, PublishError
+from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption
 from amqtask.transport.redis.envelope import Outgoing, incoming
 from amqtask.transport.redis.layout import OWN_SECONDS, Command, Layout, list_keys, owner
+from amqtask.transport.redis.lines import Line, fresh, place_of
 from amqtask.transport.redis.publishing import (
     Batch,
     Declared,
@@ -77,6 +79,51 @@ def borrowed(client: Any) -> Any:
         pool.release(connection)
 
 
+class Conversations:
+    """With one Redis, for the threads of one process: each over a line, where there is one, else over redis-py's connection."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._idle: list[Line] = []
+
+    def ask(self, commands: Callable[[], Sequence[Command]], deadline: float) -> list[Any]:
+        """As `converse`; `commands` is called when there is a connection. Raises: redis.RedisError, OSError."""
+        line = fresh(self._idle)
+        if line is None:
+            with borrowed(self._client) as connection:
+                replies = converse(connection, commands(), deadline)
+                line = self._opened()
+                if line is not None:
+                    connection.disconnect()  # so that there is one for each thread
+        else:
+            try:
+                replies = line.converse(commands(), deadline)
+            except BaseException:
+                line.close()
+                raise
+        if line is None:
+            return replies
+        # What refuses one command may be no master any more: redis-py finds the present one.
+        if any(isinstance(reply, Exception) for reply in replies):
+            line.close()
+        else:
+            self._idle.append(line)
+        return replies
+
+    def _opened(self) -> Line | None:
+        try:
+            place = place_of(self._client)
+            seconds = self._client.connection_pool.connection_kwargs["socket_connect_timeout"]
+            return None if place is None else Line(place, seconds)
+        except Exception:  # noqa: BLE001 - sentinels and TLS have errors of their own; redis-py tells them
+            return None
+
+    def close(self) -> None:
+        """Close those that nobody uses."""
+        while self._idle:
+            self._idle.pop().close()
+
+
 class RedisPublisher:
     """See amqtask.transport.contract.Publisher. redis-py's pool is safe for threads, greenlets and forks."""
 
@@ -85,6 +132,7 @@ class RedisPublisher:
     ) -> None:
         self._server = deployment.name
         self._client = deployment.client()
+        self._conversations = ByProcess(lambda: Conversations(self._client))
         self._timeout = timeout
         self._declared = Declared(layout, on_warning)
 
@@ -99,8 +147,7 @@ class RedisPublisher:
         batch = Batch(messages, self._declared, until(timeout, self._timeout), self._server)
         while not batch.is_done:
             try:
-                with borrowed(self._client) as connection:
-                    pause = batch.take(converse(connection, batch.commands(), batch.deadline))
+                pause = batch.take(self._conversations.get().ask(batch.commands, batch.deadline))
             except FAILURES as error:
                 pause = batch.failed(error)
             if pause:
@@ -125,6 +172,9 @@ class RedisPublisher:
 
     def close(self) -> None:
         """Close the connections."""
+        conversations = self._conversations.pop()
+        if conversations is not None:
+            conversations.close()
         self._client.close()
 
 
