@@ -294,6 +294,11 @@ def is_protected(serializer: str) -> bool:
     return _BY_NAME.get(serializer, serializer) in (AUTH, ENCRYPTED)
 
 
+def signs(serializer: str) -> bool:
+    """Whether it signs, which takes a millisecond or more."""
+    return _BY_NAME.get(serializer, serializer) == AUTH
+
+
 def control_serializer(task_serializer: str) -> str:
     """What commands and replies of remote control are written in: JSON, but signed or encrypted where tasks are (Celery takes
     task_serializer in any case)."""

@@ -16,6 +16,7 @@ import time
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from amqtask.events.workflow import message_workflow, workflow_fields
 from amqtask.exceptions import EncodeError
 from amqtask.execution.request import HELD, Answer
 from amqtask.ground import VERSION
-from amqtask.ground.loop import OneTimer, Ticker
+from amqtask.ground.loop import Aside, OneTimer, Ticker
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.event import (
     LARGEST_KEPT,
@@ -38,6 +39,7 @@ from amqtask.protocol.event import (
     utc_offset,
 )
 from amqtask.protocol.message import strip_transit_headers
+from amqtask.protocol.serialization import signs
 from amqtask.worker.report import Observer, name_of
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ class EventSender(Observer):
         self._make_publisher = make_publisher
         self._exchange = exchange
         self._serializer = serializer
+        self._writing = Aside(worker.loop, is_slow=signs(serializer))
         self._starts_enabled = task_events
         self._sent_events = sent_events
         self._heartbeat = heartbeat
@@ -138,6 +141,7 @@ class EventSender(Observer):
         self.disable()
         self._timer.cancel()
         self._hand_over(everything=True)
+        self._writing.finish()
         if self._heartbeat is not None and self._publisher is not None:
             self._tell_worker("worker-offline", **self._numbers(self._heartbeat))
         if self._publisher is not None:
@@ -238,8 +242,8 @@ class EventSender(Observer):
         while len(waiting) >= smallest_batch and self._on_their_way < WINDOW:
             batch = [waiting.popleft() for _ in range(min(BATCH, len(waiting)))]
             self._on_their_way += 1
-            message = texts_message(batch, self._exchange, hostname=self._hostname, serializer=self._serializer)
-            self._publish(message, self._arrived)
+            write = partial(texts_message, batch, self._exchange, hostname=self._hostname, serializer=self._serializer)
+            self._writing.make(write, partial(self._publish, on_done=self._arrived))
 
     def _publish(self, message: Message, on_done: Callable[[PublishError | None], None]) -> None:
         """`on_done` is called once for a message and its copy for history."""
@@ -307,13 +311,17 @@ class EventSender(Observer):
             **fields,
         }
         self._beat_is_on_its_way = True
-        message = event_message(event, self._exchange, serializer=self._serializer)
-        if event_type == "worker-heartbeat" and self._keeping is not None and self._keeping.copies:
-            self._to_publish().publish(
-                message, self._beat_arrived
-            )  # a queue that nobody reads must not fill with these
-        else:
+        write = partial(event_message, event, self._exchange, serializer=self._serializer)
+        is_heartbeat = event_type == "worker-heartbeat"
+        # A queue that nobody reads must not fill with heartbeats.
+        is_kept = not (is_heartbeat and self._keeping is not None and self._keeping.copies)
+        self._writing.make(write, partial(self._publish_beat, is_kept=is_kept))
+
+    def _publish_beat(self, message: Message, *, is_kept: bool) -> None:
+        if is_kept:
             self._publish(message, self._beat_arrived)
+        else:
+            self._to_publish().publish(message, self._beat_arrived)
 
     def _beat_arrived(self, error: PublishError | None) -> None:
         self._beat_is_on_its_way = False

@@ -7,15 +7,18 @@ has not noticed yet, its own name becomes free by itself.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import threading
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from amqtask.exceptions import AccessRefused, AmqTaskError, EncodeError, MessageError
-from amqtask.ground.loop import OneTimer
+from amqtask.ground.loop import Aside, OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.control import Command, mailbox, read_command, reply_exchange, reply_message
+from amqtask.protocol.serialization import signs
 from amqtask.remote.commands import find_custom
 from amqtask.services.command_context import Control, Later, PanelState
 from amqtask.services.commands import COMMANDS
@@ -65,6 +68,7 @@ class Panel(ConsumerListener):
         self._make_publisher = make_publisher
         self._accept = accept
         self._serializer = serializer
+        self._writing = Aside(loop, is_slow=signs(serializer))
         self._on_listening = on_listening
         self._prefix = prefix
         self._hostname = control.worker.setup.hostname
@@ -102,6 +106,7 @@ class Panel(ConsumerListener):
         self._timer.cancel()
         if self._mingle is not None:
             self._mingle.stop()
+        self._writing.finish()
         if self._publisher is not None:
             self._publisher.stop()
         self._drop_consumer()
@@ -176,12 +181,20 @@ class Panel(ConsumerListener):
         return function(self._control, command.arguments)
 
     def _reply(self, command: Command, payload: object) -> None:
+        if signs(self._serializer):
+            # What a thread signs must not change meanwhile; of what has no copy `_written` says that it cannot be sent.
+            with contextlib.suppress(Exception):
+                payload = copy.deepcopy(payload)
+        self._writing.make(partial(self._written, command, payload), partial(self._send, command))
+
+    def _written(self, command: Command, payload: object) -> Message:
         try:
-            message = self._reply_message(command, payload)
+            return self._reply_message(command, payload)
         except EncodeError as error:
             logger.error("control: the reply to %s cannot be sent: %s", command.method, error)
-            error_payload = {"error": f"the reply cannot be sent: {error}"}
-            message = self._reply_message(command, error_payload)
+            return self._reply_message(command, {"error": f"the reply cannot be sent: {error}"})
+
+    def _send(self, command: Command, message: Message) -> None:
         exchange = reply_exchange(self._prefix)
         if command.reply_exchange == exchange.name:
             message.declare = (exchange,)

@@ -7,6 +7,7 @@ import logging
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from hypothesis import strategies as st
 
 from amqtask import AmqTask, chain, chord, group
 from amqtask.exceptions import ConfigurationError, ContentDisallowed, EncodeError, MessageError, SecurityError
+from amqtask.ground.loop import Aside
+from amqtask.protocol import serialization as formats
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.serialization import AUTH, JSON, dumps, loads
 from amqtask.security import SEPARATOR, read_key, setup_security
 from amqtask.testing.worker import start_worker
+from amqtask.transport.loop import PikaLoop
 from integration.signers import Signers
+from integration.waiting import eventually
 
 ONLY_SIGNED = frozenset({AUTH})
 VALUE = [[1, "ü\x00\x01"], {"n": None}, None]
@@ -486,3 +491,50 @@ def test_a_command_that_is_not_signed_is_not_obeyed(signers: Signers) -> None:
         assert app.control.inspect([node], timeout=10).ping() == {node: {"ok": "pong"}}
         with app.conf.overridden({"task_serializer": "json", "accept_content": ["json"]}):
             assert app.control.inspect([node], timeout=1).ping() in (None, {})
+
+
+def test_a_worker_signs_answers_beside_its_loop(signers: Signers) -> None:
+    app = app_of(signers)
+    app.setup_security()
+    sign, verify = formats._DUMP[AUTH], formats._LOAD[AUTH]
+    # What was signed, by which thread.
+    signed: list[tuple[str, int]] = []
+    loops: list[int] = []
+
+    def noted(value: Any, subject: Any = None) -> bytes:
+        signed.append((str(value), threading.get_ident()))
+        return sign(value, subject)
+
+    formats.sign_with(noted, verify, is_private=False)
+    with start_worker(app) as worker:
+        node = worker.setup.hostname
+        worker.loop.call_soon_threadsafe(lambda: loops.append(threading.get_ident()))
+        assert app.control.inspect([node], timeout=10).ping() == {node: {"ok": "pong"}}
+
+    (answered,) = [thread for text, thread in signed if "pong" in text]
+    assert answered not in (loops[0], threading.get_ident())
+
+
+def test_what_is_made_beside_a_loop_comes_in_order_and_all_of_it_at_the_end() -> None:
+    loop, came = PikaLoop(), list[int]()
+    aside, first = Aside(loop, is_slow=True), threading.Event()
+
+    def turned() -> bool:
+        loop.run_once()
+        return len(came) == 2
+
+    aside.make(lambda: first.wait(60) and 1, came.append)
+    aside.make(lambda: 2, came.append)
+    loop.run_once()
+    assert came == []
+    first.set()
+    eventually(turned)
+    first.clear()
+    aside.make(lambda: first.is_set() and 3, came.append)
+    aside.make(lambda: 4, came.append)
+    aside.finish()
+    aside.make(lambda: 5, came.append)
+    loop.run_once()
+    loop.close()
+
+    assert came == [1, 2, False, 4, 5]
