@@ -15,6 +15,7 @@ POOLS = {"prefork": ("-P", "prefork", "-c", "2"), "threads": ("-P", "threads", "
 KINDS = (
     ("no-op", "plain", 20_000, ""),
     ("no-op with a limit", "limited", 20_000, "plain"),
+    ("no-op with a rate", "paced", 20_000, "plain"),
     ("no-op in batches of 100", "batched", 20_000, "plain"),
     ("a row, committed", "insert", 2_000, ""),
     ("rows in batches of 100", "insert_batched", 2_000, "insert"),

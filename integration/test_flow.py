@@ -43,6 +43,8 @@ def database(postgres_server: Postgres) -> Iterator[str]:
 
 
 class TestPostgresStore(FlowStoreSuite):
+    is_for_several = False
+
     @pytest.fixture
     def store(self, database: str) -> Iterator[FlowStore]:
         made = open_flow_store(database, {}, 30.0)

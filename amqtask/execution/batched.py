@@ -49,6 +49,8 @@ class BatchedExecutor(GatedExecutor):
         """See Executor."""
         if not is_batch(request):
             return super().execute_here(request)
+        if self.gate is not None:
+            self.gate.let_go()
         try:
             batch = self._begun(request)
             if isinstance(batch, Outcome):

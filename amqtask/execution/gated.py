@@ -42,6 +42,10 @@ class GateLike(Protocol):
 
     def leave(self, task: str, entry: Entry, seconds: float, lock: str, ended: str) -> None: ...
 
+    def rest(self) -> None: ...
+
+    def let_go(self) -> None: ...
+
     def ended_without_run(self, task: str, task_id: str, headers: Headers) -> None: ...
 
 
@@ -62,6 +66,8 @@ class GatedExecutor(Executor):
     def execute_here(self, request: Request) -> Outcome:
         """See Executor."""
         if request.task not in self._gated:
+            if self.gate is not None:
+                self.gate.let_go()
             return super().execute_here(request)
         entered = self._enter(request)
         if isinstance(entered, Outcome):
@@ -70,6 +76,11 @@ class GatedExecutor(Executor):
         outcome = super().execute_here(request)
         self._leave(request, entered, outcome, perf_counter() - started)
         return outcome
+
+    def rest(self) -> None:
+        """See Executor."""
+        if self.gate is not None:
+            self.gate.rest()
 
     async def aexecute(self, request: Request, run_blocking: RunBlocking) -> Outcome:
         """See Executor."""

@@ -23,6 +23,8 @@ SHORTEST, LONGEST, PATIENCE, UNKNOWN = 0.02, 600.0, 1.0, 0.02
 # The last runs from which their length is known; and while all places are taken, which part of the time since the last run began
 # is taken for a run's length: those who wait ask ever more rarely while runs do not end.
 NOTED_RUNS, DOUBT = 32, 0.1
+# One question for several runs gets, beside the first, this part of what a rate would let begin now.
+SPARE = 1 / 8
 # Seconds for which a pace and tickets are remembered; and how many keys of a limit a look counts, those that were used last.
 REMEMBERED, MOST_KEYS = 86_400, 1000
 
@@ -101,13 +103,15 @@ class Entry(NamedTuple):
 class Verdict(NamedTuple):
     """It may run; or ask again in `seconds` with these tickets, because of `reason`; or `other`, a call's id, has its key.
 
-    `changed` is what its breaker has become by this question: HALF_OPEN, where this run is the one that tries."""
+    `changed` is what its breaker has become by this question: HALF_OPEN, where this run is the one that tries. `runs`: so many
+    may begin with what it has, one after the other."""
 
     seconds: float = 0.0
     reason: str = ""
     other: str = ""
     tickets: Mapping[str, int] = NO_TICKETS
     changed: str = ""
+    runs: int = 1
 
 
 RUN = Verdict()
@@ -143,11 +147,13 @@ class FlowStore(Protocol):
     def free(self, key: str, task_id: str) -> None:
         """The call has ended, or was not published: give its lock back."""
 
-    def enter(self, entry: Entry, lease: float) -> Verdict:
-        """All that a run needs, or nothing."""
+    def enter(self, entry: Entry, lease: float, most: int = 1) -> Verdict:
+        """All that a run needs, or nothing. `most`: what it gets may be for so many, which the caller lets begin within moments;
+        only for one without lock, breaker and tickets. Where somebody waits it is for this one."""
 
-    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "") -> str:
-        """The run has ended after so many seconds. `lock`: "free" it, "wait" (the call comes again) or "keep" it for its ttl.
+    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "", runs: int = 1) -> str:
+        """The run has ended after so many seconds (so many of them, each after that on average). `lock`: "free" it, "wait" (the
+        call comes again) or "keep" it for its ttl.
         `ended`, for its breaker: "success", "failure", or "". Returns what the breaker has become by it ("": as it was)."""
 
     def circuits(self, keys: Sequence[str]) -> dict[str, Circuit]:

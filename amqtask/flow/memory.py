@@ -26,6 +26,7 @@ from amqtask.flow.contract import (
     SHARE,
     SHORTEST,
     SOONER,
+    SPARE,
     TRYING,
     UNKNOWN,
     Circuit,
@@ -134,7 +135,7 @@ class MemoryStore:
         with self._mutex:
             self._free(key, task_id)
 
-    def enter(self, entry: Entry, lease: float) -> Verdict:
+    def enter(self, entry: Entry, lease: float, most: int = 1) -> Verdict:
         """See FlowStore."""
         with self._mutex:
             now = self._clock()
@@ -156,18 +157,19 @@ class MemoryStore:
                 tickets = {label: ticket for label, (ticket, _) in refused.items()}
                 seconds, label = max((seconds, label) for label, (_, seconds) in refused.items())
                 return Verdict(seconds, label, tickets={**entry.tickets, **tickets})
+            runs = min((self._runs(bound, now, most) for bound in bounds), default=1)
             for bound in bounds:
-                self._let_in(bound, now, entry, now + lease)
+                self._let_in(bound, now, entry, now + lease, runs)
             lines = [bound.key for bound in bounds if bound.places]
             run = self.state.runs[entry.holder] = Run(entry.holder, now + lease, lines)
             if entry.lock is not None:
                 self._begin(entry.lock, entry, now, run)
-            return Verdict(changed=self._try(entry.guard, entry.holder, now + lease))
+            return Verdict(changed=self._try(entry.guard, entry.holder, now + lease), runs=runs)
 
-    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "") -> str:
+    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "", runs: int = 1) -> str:
         """See FlowStore."""
         with self._mutex:
-            self._give_back(entry, seconds, lock)
+            self._give_back(entry, seconds, lock, runs)
             return self._settle(entry.guard, entry.holder, ended) if entry.guard is not None else ""
 
     def circuits(self, keys: Sequence[str]) -> dict[str, Circuit]:
@@ -181,11 +183,12 @@ class MemoryStore:
                 if switch.state != CLOSED
             }
 
-    def _give_back(self, entry: Entry, seconds: float, lock: str) -> None:
+    def _give_back(self, entry: Entry, seconds: float, lock: str, runs: int) -> None:
         for bound in entry.bounds:
             line = self._line(bound)
             if line.holders.pop(entry.holder, None) is not None:
-                line.mean = seconds if line.mean is None else line.mean + (seconds - line.mean) / NOTED_RUNS
+                mean = seconds if line.mean is None else line.mean
+                line.mean = mean + (seconds - mean) * min(1.0, runs / NOTED_RUNS)
         self.state.runs.pop(entry.holder, None)
         if entry.lock is None or entry.lock.until in ("started", "ttl"):
             return
@@ -336,12 +339,21 @@ class MemoryStore:
             line.holders = {holder: ends for holder, ends in line.holders.items() if ends > now}
         return len(line.holders) < bound.places or entry.holder in line.holders
 
-    def _let_in(self, bound: Bound, now: float, entry: Entry, lease_ends: float) -> None:
+    def _runs(self, bound: Bound, now: float, most: int) -> int:
+        """How many of `most` runs may begin now."""
+        line = self._line(bound)
+        if most == 1 or line.issued > line.served:
+            return 1
+        if bound.places:
+            return most
+        return max(1, min(most, int((now - self._first(bound, line, now)) / bound.interval * SPARE) + 1))
+
+    def _let_in(self, bound: Bound, now: float, entry: Entry, lease_ends: float, runs: int) -> None:
         line = self._line(bound)
         if bound.places:
             line.holders[entry.holder] = lease_ends
         else:
-            line.next = self._taken(bound, line, now) + bound.interval
+            line.next = self._taken(bound, line, now) + runs * bound.interval
         line.began = now
         line.served = min(line.issued, max(line.served, entry.tickets.get(bound.label, 0)))
 

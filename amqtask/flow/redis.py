@@ -36,6 +36,7 @@ from amqtask.flow.contract import (
     SHARE,
     SHORTEST,
     SOONER,
+    SPARE,
     TRYING,
     UNKNOWN,
     Circuit,
@@ -224,21 +225,33 @@ if longest > 0 then
   if lock then keep(lock, 'w') end
   return {{string.format('%.3f', longest), reason, '', unpack(tickets)}}
 end
+local runs, has_lease = e.most, lock or guard
+for _, bound in ipairs(e.bounds) do
+  local line = line_of(bound)
+  if line.issued > line.served then runs = 1 end
+  if bound.places > 0 then
+    has_lease = true
+  else
+    runs = math.max(1, math.min(runs, math.floor((now - first(bound)) / bound.interval * {SPARE}) + 1))
+  end
+end
 for _, bound in ipairs(e.bounds) do
   local line = line_of(bound)
   if bound.places > 0 then
     redis.call('SADD', bound.key, e.holder)
     redis.call('EXPIRE', bound.key, {REMEMBERED})
   else
-    occupy(bound, taken(bound) + bound.interval)
+    occupy(bound, taken(bound) + runs * bound.interval)
   end
   note(bound, 'began', now)
   used(bound)
   local served = math.min(line.issued, math.max(line.served, e.tickets[bound.label] or 0))
   if served > line.served then note(bound, 'served', served) end
 end
-redis.call('ZADD', LEASES, string.format('%.6f', now + e.lease), e.holder)
-redis.call('EXPIRE', LEASES, {REMEMBERED})
+if has_lease then
+  redis.call('ZADD', LEASES, string.format('%.6f', now + e.lease), e.holder)
+  redis.call('EXPIRE', LEASES, {REMEMBERED})
+end
 if lock then
   if lock['until'] == 'started' then
     free(lock.key)
@@ -254,7 +267,7 @@ if breaker and breaker[1] then
   redis.call('HSET', guard.key, 'state', '{HALF_OPEN}', 'tries', e.holder)
   return {{'', '', '', '{HALF_OPEN}'}}
 end
-return 0
+return runs == e.most and 0 or runs
 """
 )
 _LEAVE = (
@@ -263,7 +276,7 @@ _LEAVE = (
 for _, bound in ipairs(e.bounds) do
   if bound.places > 0 and redis.call('SREM', bound.key, e.holder) == 1 then
     local mean = tonumber(redis.call('HGET', bound.key..':line', 'mean') or e.seconds)
-    note(bound, 'mean', mean + (e.seconds - mean) / {NOTED_RUNS})
+    note(bound, 'mean', mean + (e.seconds - mean) * math.min(1, e.runs / {NOTED_RUNS}))
   end
 end
 redis.call('ZREM', LEASES, e.holder)
@@ -390,23 +403,25 @@ class RedisStore:
         """See FlowStore."""
         self._server().ask(_FREE, key, _json(id=task_id))
 
-    def enter(self, entry: Entry, lease: float) -> Verdict:
+    def enter(self, entry: Entry, lease: float, most: int = 1) -> Verdict:
         """See FlowStore."""
-        fields: dict[str, object] = {"lease": lease, "tickets": dict(entry.tickets)}
+        fields: dict[str, object] = {"lease": lease, "tickets": dict(entry.tickets), "most": most}
         if entry.guard is not None:
             fields["random"] = random.random()
         answer = self._server().ask(_ENTER, entry.scope, _of(entry, **fields))
-        if not answer:
-            return RUN
+        if isinstance(answer, int):
+            return RUN if most == 1 else Verdict(runs=answer or most)
         seconds, reason, other, *tickets = answer
         if not seconds and not other:
             return Verdict(changed=_text(tickets[0]))
         drawn = {_text(label): int(ticket) for label, ticket in zip(tickets[::2], tickets[1::2], strict=True)}
         return Verdict(float(seconds or 0), _text(reason), _text(other), {**entry.tickets, **drawn})
 
-    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "") -> str:
+    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "", runs: int = 1) -> str:
         """See FlowStore. Places are given back without waiting for the answer; with a key, callers want to know at once."""
-        server, fields = self._server(), _of(entry, seconds=seconds, ending=lock, ended=ended)
+        if entry.lock is None and entry.guard is None and not any(bound.places for bound in entry.bounds):
+            return ""  # of a rate nothing is held
+        server, fields = self._server(), _of(entry, seconds=seconds, ending=lock, ended=ended, runs=runs)
         if entry.guard is not None:
             return _text(server.ask(_LEAVE, entry.scope, fields) or b"")
         send = server.tell if entry.lock is None else server.ask

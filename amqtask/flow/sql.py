@@ -102,14 +102,14 @@ class SqlStore:
         """See FlowStore."""
         self._step(*_lock(key), lambda store: store.free(key, task_id))
 
-    def enter(self, entry: Entry, lease: float) -> Verdict:
-        """See FlowStore."""
+    def enter(self, entry: Entry, lease: float, most: int = 1) -> Verdict:
+        """See FlowStore. Always for one run."""
         labels = [f"limit:{bound.label}" for bound in entry.bounds]
         return self._step(entry.scope, [*_names(entry), *labels], lambda store: store.enter(entry, lease))
 
-    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "") -> str:
+    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "", runs: int = 1) -> str:
         """See FlowStore."""
-        return self._step(entry.scope, _names(entry), lambda store: store.leave(entry, seconds, lock, ended))
+        return self._step(entry.scope, _names(entry), lambda store: store.leave(entry, seconds, lock, ended, runs))
 
     def circuits(self, keys: Sequence[str]) -> dict[str, Circuit]:
         """See FlowStore."""

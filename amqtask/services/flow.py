@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop, Pool
 
 logger = bounded_logger("amqtask.worker")
-# How often a lease is renewed before it would end.
-RENEWALS = 3
+# How often a lease is renewed before it would end; and seconds after which it is looked whose places runs have.
+RENEWALS, LOOK_EVERY = 3, 1.0
 # Calls that wait for a store that does not answer; more are dropped, and what they would free ends by itself.
 MOST_WAITING = 10_000
 STOP_SECONDS = 5.0
@@ -82,23 +82,30 @@ class Leases:
         self._read_limits = read_limits
         self.limits: list[LimitState] = []
         self._renewals = Ticker(loop, gate.lease / RENEWALS, self._renew)
+        self._looks = Ticker(loop, LOOK_EVERY, self._note)
 
     def start(self) -> None:
         """Renew them from now on."""
         self._renewals.start()
+        self._looks.start()
 
     def stop(self) -> None:
         """Renew them no more, and make the calls that wait."""
         self._renewals.stop()
+        self._looks.stop()
         self._later.stop()
 
+    def _note(self) -> None:
+        self._gate.note(request.number for request in self._running() if request.task in self._gate.plans)
+
     def _renew(self) -> None:
-        holders: defaultdict[str, list[str]] = defaultdict(list)
+        self._note()
+        numbers: defaultdict[str, list[int]] = defaultdict(list)
         for request in self._running():
             if request.task in self._gate.plans:
-                holders[request.task].append(self._gate.holder(request.id, request.number))
-        if holders:
-            self._later.call(self._gate.renew, holders)
+                numbers[request.task].append(request.number)
+        if numbers:
+            self._later.call(self._gate.renew, numbers)
         self._later.call(self._gate.look)
         if self._read_limits is not None:
             self._later.call(self._look)

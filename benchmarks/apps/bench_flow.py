@@ -3,7 +3,7 @@
 import os
 import sqlite3
 
-from amqtask import AmqTask, Batch, BatchCall, Concurrency
+from amqtask import AmqTask, Batch, BatchCall, Concurrency, Rate
 from benchmarks.apps import clients, marks
 
 app = AmqTask("bench_flow", flow_store=os.environ["AMQTASK_REDIS_URL"])
@@ -18,6 +18,11 @@ def plain(number: int) -> None:
 @app.task(name="bench.limited", limits=Concurrency(1000))
 def limited(number: int) -> None:
     """Nothing, with a limit that it never meets."""
+
+
+@app.task(name="bench.paced", limits=Rate("100000/s"))
+def paced(number: int) -> None:
+    """Nothing, with a rate that it never meets."""
 
 
 @app.task(name="bench.batched", batch=Batch(size=100, seconds=0.2))

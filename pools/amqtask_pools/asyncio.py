@@ -56,7 +56,7 @@ class AsyncioPool(SlotPool):
         self._in_threads: set[int] = set()
         self._given_up: set[int] = set()
         self._unlimited: set[str] = set()
-        self._crew = ThreadCrew(options.slots, "amqtask")
+        self._crew = ThreadCrew(options.slots, "amqtask", executor.rest)
         self._storing = ThreadCrew(STORING_THREADS, "amqtask-results")
         self._storing_now = 0
         self._aloop: asyncio.AbstractEventLoop | None = None

@@ -117,6 +117,8 @@ class SoloPool(PoolDefaults):
             signal.setitimer(signal.ITIMER_REAL, 0)
         if waiting:
             self._call_work()
+        else:
+            self._executor.rest()
         if outcomes:
             self._total += len(outcomes)
             self._on_outcomes(outcomes)

@@ -32,11 +32,12 @@ logger = bounded_logger("amqtask.pools")
 
 
 class ThreadCrew:
-    """At most `limit` threads. `call` is for one thread only (the loop's)."""
+    """At most `limit` threads. `call` is for one thread only (the loop's). Each thread calls `on_rest` before it waits."""
 
-    def __init__(self, limit: int, name: str) -> None:
+    def __init__(self, limit: int, name: str, on_rest: Callable[[], None] | None = None) -> None:
         self.limit = limit
         self._name = name
+        self._on_rest = on_rest
         self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._size = 0
 
@@ -80,7 +81,10 @@ class ThreadCrew:
         self.resize(0)
 
     def _work(self) -> None:
-        take = self._calls.get
+        take: Callable[[], tuple[Callable[..., object], tuple[Any, ...]] | None] = self._calls.get
+        if self._on_rest is not None:
+            self._on_rest()
+            take = self._take
         while (call := take()) is not None:
             function, arguments = call
             try:
@@ -88,6 +92,16 @@ class ThreadCrew:
             except Exception:  # the thread goes on
                 logger.exception("%s failed", function)
             del call, function, arguments
+        if self._on_rest is not None:
+            self._on_rest()
+
+    def _take(self) -> tuple[Callable[..., object], tuple[Any, ...]] | None:
+        assert self._on_rest is not None
+        try:
+            return self._calls.get_nowait()
+        except queue.Empty:
+            self._on_rest()
+            return self._calls.get()
 
 
 # While the mean runtime is below SHORT (seconds), so many requests per thread are taken.
@@ -102,7 +116,7 @@ class ThreadsPool(SlotPool):
 
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:
         super().__init__(executor, loop, on_outcomes, options)
-        self._crew = ThreadCrew(options.slots, "amqtask")
+        self._crew = ThreadCrew(options.slots, "amqtask", executor.rest)
         self._mean = 1.0
 
     @property

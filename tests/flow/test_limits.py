@@ -145,10 +145,10 @@ class Away(MemoryStore):
 
     is_away = True
 
-    def enter(self, entry: Entry, lease: float) -> Verdict:
+    def enter(self, entry: Entry, lease: float, most: int = 1) -> Verdict:
         if self.is_away:
             raise FlowStoreUnreachable("the store is away")
-        return super().enter(entry, lease)
+        return super().enter(entry, lease, most)
 
 
 @pytest.mark.parametrize("policy", ["wait", "run"])

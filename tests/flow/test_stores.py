@@ -25,6 +25,8 @@ class TestMemoryStore(FlowStoreSuite):
 
 
 class TestSqlStore(FlowStoreSuite):
+    is_for_several = False
+
     @pytest.fixture
     def store(self, tmp_path: Path) -> Iterator[FlowStore]:
         made = open_flow_store(f"sqlite:///{tmp_path}/flow.sqlite3", {}, 5.0)

@@ -27,6 +27,9 @@ LEASE = 30.0
 class FlowStoreSuite:
     """For the store of the fixture `store`."""
 
+    # Whether one question may be for several runs.
+    is_for_several = True
+
     @pytest.fixture
     def scope(self) -> str:
         """What the keys of one test have in common."""
@@ -154,6 +157,28 @@ class FlowStoreSuite:
         assert store.enter(self.entry(scope, "b", places, tenant), LEASE).reason == "concurrency by tenant"
         assert store.enter(self.entry(scope, "c", places), LEASE) == RUN
         assert store.enter(self.entry(scope, "d", places), LEASE) == RUN
+
+    def test_one_question_is_for_several_runs_where_nobody_waits(
+        self, store: FlowStore, scope: str, places: Bound
+    ) -> None:
+        one, several = places._replace(places=1), 5 if self.is_for_several else 1
+        first, waits, other = (self.entry(scope, name, one) for name in ("first", "waits", "other"))
+
+        assert store.enter(first, LEASE, 5).runs == several
+        assert store.enter(waits, LEASE, 5).seconds > 0
+        store.leave(first, 0.01, "free", runs=several)
+        assert store.enter(other, LEASE, 5) == RUN  # one of them waits
+        store.leave(other, 0.01, "free")
+        assert store.enter(waits._replace(tickets={"concurrency": 1}), LEASE) == RUN
+
+    def test_of_a_rate_one_question_is_for_those_that_may_begin_now(self, store: FlowStore, scope: str) -> None:
+        rate = Bound(f"{scope}:rate::x", "rate", interval=1000.0, burst=41)
+
+        runs: list[int] = []
+        while not (verdict := store.enter(self.entry(scope, str(len(runs)), rate), LEASE, 5)).seconds:
+            runs.append(verdict.runs)
+        assert sum(runs) == 41
+        assert (runs[0], runs[-1]) == ((5 if self.is_for_several else 1), 1)
 
     # -- operators
 

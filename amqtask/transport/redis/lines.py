@@ -148,10 +148,16 @@ class _ScriptLine(Line):
     def answer(self) -> Any:
         """The answer to the last question. Raises: ConnectionError when one of those before it had no good answer."""
         count = len(self.unanswered)
-        chunk = self._sock.recv(CHUNK)
-        if chunk == _WELL * count:  # nearly always
-            self.unanswered.clear()
-            return WELL
+        well, chunk = _WELL * (count - 1), self._sock.recv(CHUNK)
+        # Those to what was only told are mostly here before, and the last one comes by itself.
+        while chunk and len(chunk) <= len(well) and well.startswith(chunk):
+            more = self._sock.recv(CHUNK)
+            chunk = chunk + more if more else b""
+        if chunk and chunk.startswith(well):
+            chunk, count = chunk[len(well) :], 1
+            if chunk == _WELL:  # nearly always
+                self.unanswered.clear()
+                return WELL
         *earlier, last = self._replies(count, chunk)
         if isinstance(last, ReplyError) or any(reply != WELL for reply in earlier):
             raise ConnectionError(f"Redis answered {[*earlier, last]}")

@@ -134,6 +134,7 @@ class Child:
         self._view = memoryview(self._buffer)
         self._frame_reader = FrameReader()
         self._execute = executor.execute
+        self._rest = executor.rest
         self._steps = executor.steps
         self._accept = executor.accept
         self._parent = parent
@@ -149,11 +150,13 @@ class Child:
 
     def run(self) -> int:
         """Run until the parent ends it or is gone, or it should be replaced; the exit code."""
+        self._rest()
         self._sock.send(IS_READY)
         while (message := self._next()) is not None:
             self._run(decode_request(message))
             if self._use is not None and self._use.is_out():
                 break
+        self._rest()
         self._flush()
         return RETIRED
 
@@ -172,14 +175,17 @@ class Child:
                 return message
 
     def _receive(self) -> int:
-        """Receive a packet; its size. Outcomes are sent before this waits."""
+        """Receive a packet; its size. Outcomes are sent before this waits, and the slot keeps nothing."""
         if self._outcomes:
-            if self._mean < SHORT and len(self._outcomes) < BATCH and perf_counter() - self._since < BATCH_TIME:
-                try:
-                    return self._sock.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    pass
-            self._flush_between_tasks()
+            is_held_back = self._mean < SHORT and len(self._outcomes) < BATCH
+            if not is_held_back or perf_counter() - self._since >= BATCH_TIME:
+                self._flush_between_tasks()
+        try:
+            return self._sock.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._rest()
+            if self._outcomes:
+                self._flush_between_tasks()
         while True:
             try:
                 return self._sock.recv_into(self._buffer)
