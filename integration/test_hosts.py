@@ -258,7 +258,7 @@ def test_a_coroutines_publish_ends_at_its_deadline_while_no_host_confirms_and_on
         finally:
             await publisher.close()
 
-    with pytest.raises(PublishTimeout):
+    with pytest.raises(PublishTimeout, match=r"127\.0\.0\.1"):
         asyncio.run(publish())
 
 

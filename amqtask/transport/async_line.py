@@ -454,7 +454,14 @@ class Line:
             )
             if not is_lost:
                 raise
-            raise LineLost(error) from error
+            raise LineLost(self._cause(error)) from error
+
+    def _cause(self, error: BaseException) -> BaseException:
+        """What to tell: that we gave up waiting, or the connection ended, cancels who waits for it."""
+        if not isinstance(error, asyncio.CancelledError):
+            return error
+        what_was = "does not answer" if self._is_dead else "ended the connection"
+        return ConnectionError(f"{self.address.safe_url} {what_was}")
 
     async def _is_blocked(self) -> bool:
         transport = self._connection.transport
