@@ -32,8 +32,6 @@ T = TypeVar("T")
 Document = Mapping[str, Any]
 # What Celery calls them.
 DATABASE, TASKS, GROUPS = "celery", "celery_taskmeta", "celery_groupmeta"
-# Ids per question.
-AT_ONCE = 1_000
 # IndexOptionsConflict, IndexKeySpecsConflict (mongodb/src/mongo/base/error_codes.yml).
 _INDEX_IS_THERE = (85, 86)
 _ERRORS = (errors.PyMongoError, BSONError, OverflowError)
@@ -51,6 +49,7 @@ class MongoBackend(PatientBackend):
 
     keeps_runs = True
     errors = _ERRORS
+    at_once = 1_000
 
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
@@ -118,14 +117,10 @@ class MongoBackend(PatientBackend):
 
     # -- the caller's end
 
-    def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
-        """One query for each AT_ONCE ids. Raises: BackendUnreachable."""
-        results: list[ResultMessage] = []
-        for start in range(0, len(task_ids), AT_ONCE):
-            query = {"_id": {"$in": list(task_ids[start : start + AT_ONCE])}}
-            documents = self._run(lambda database, query=query: list(database[self._tasks].find(query)))  # type: ignore[misc]
-            results += (self._result(document) for document in documents)
-        return results
+    def read_some(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
+        """One query."""
+        query = {"_id": {"$in": list(task_ids)}}
+        return map(self._result, self._run(lambda database: list(database[self._tasks].find(query))))
 
     def _result(self, document: Document) -> ResultMessage:
         done = document.get("date_done")

@@ -122,11 +122,22 @@ class PatientBackend(PatientStore, PollingBackend):
 
     # What the store's library raises.
     errors: tuple[type[Exception], ...] = (OSError,)
+    # How many ids one question has at most: databases limit the number of parameters.
+    at_once: ClassVar[int] = 500
 
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
         self.always_retry = options.always_retry
         self._patience = RetryPolicy(seconds=float(dict(options.transport_options).get("retry_for", 5.0)))
+
+    def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
+        """The stored results of these tasks, by `read_some`. Raises: BackendUnreachable."""
+        starts = range(0, len(task_ids), self.at_once)
+        return [result for start in starts for result in self.read_some(task_ids[start : start + self.at_once])]
+
+    def read_some(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
+        """`read` for at most `at_once` of them, in one question."""
+        raise NotImplementedError
 
     def is_transient(self, error: Exception) -> bool:
         """Whether another attempt may do better."""

@@ -115,8 +115,6 @@ DRIVERS = {"postgresql": ("psycopg", "psycopg2", "pg8000"), "mysql": ("mysqldb",
 _CONNECT_TIMEOUT = frozenset({"psycopg", "psycopg2", "mysqldb", "pymysql"})
 # Celery's (celery/app/defaults.py): a connection that the server closed is replaced, an old one too.
 ENGINE_OPTIONS = {"pool_pre_ping": True, "pool_recycle": 3600}
-# Ids per SELECT: databases limit the number of parameters.
-AT_ONCE = 500
 # How each pickle of protocol 2 and later begins.
 _PICKLED = b"\x80"
 _EXTENDED = ("name", "worker", "retries", "queue")
@@ -197,14 +195,9 @@ class SqlBackend(PatientBackend):
 
     # -- the caller's end
 
-    def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
-        """One SELECT for each AT_ONCE of them. Raises: BackendUnreachable."""
-        results: list[ResultMessage] = []
-        for start in range(0, len(task_ids), AT_ONCE):
-            batch = task_ids[start : start + AT_ONCE]
-            rows = self._run(lambda database, batch=batch: self._select(database, batch))  # type: ignore[misc]
-            results += (self._result(row) for row in rows)
-        return results
+    def read_some(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
+        """One SELECT."""
+        return map(self._result, self._run(lambda database: self._select(database, task_ids)))
 
     def _select(self, database: _Database, task_ids: Sequence[str]) -> Sequence[Mapping[Any, object]]:
         table = self._tables.tasks

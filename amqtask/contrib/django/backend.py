@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
 
 T = TypeVar("T")
-# Ids per SELECT: databases limit the number of parameters.
-AT_ONCE = 500
 GONE = (db.OperationalError, db.InterfaceError)
 # Columns of their own; what else is known of a call goes into `meta`.
 _COLUMNS = {"name": "task_name", "args": "task_args", "kwargs": "task_kwargs", "worker": "worker"}
@@ -119,16 +117,10 @@ class DatabaseBackend(PatientBackend):
 
     # -- the caller's end
 
-    def read(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
-        """One SELECT for each AT_ONCE of them. Raises: BackendUnreachable."""
-        results: list[ResultMessage] = []
-        for start in range(0, len(task_ids), AT_ONCE):
-            batch = task_ids[start : start + AT_ONCE]
-            results += map(self._result, self._run(lambda batch=batch: self._select(batch)))  # type: ignore[misc]
-        return results
-
-    def _select(self, task_ids: Sequence[str]) -> list[Any]:
-        return list(self._results.objects.using(self._alias).filter(task_id__in=task_ids))
+    def read_some(self, task_ids: Sequence[str]) -> Iterable[ResultMessage]:
+        """One SELECT."""
+        rows = self._results.objects.using(self._alias).filter(task_id__in=task_ids)
+        return map(self._result, self._run(lambda: list(rows)))
 
     def _result(self, row: Any) -> ResultMessage:
         try:
