@@ -19,7 +19,7 @@ from amqtask.ground.plugins import WithOthersNames, others_names
 from amqtask.ground.printable import bounded_logger
 from amqtask.pipeline import flush_open, opened
 from amqtask.protocol.result import ResultMessage, exception_from_dict
-from amqtask.results import Cancellable, WithDescendants, check_not_in_task, each_end
+from amqtask.results import Cancellable, WithDescendants, as_task_id, check_not_in_task, each_end
 from amqtask.results import GroupResult as GroupResult
 from amqtask.results import ResultSet as ResultSet
 from amqtask.results import allow_join_result as allow_join_result
@@ -68,7 +68,7 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
             if application is not None:
                 backend, revoke = application.backend, application.revoke_call
         if id.__class__ is not str:
-            id = _as_text(id)
+            id = as_task_id(id)
         self.id = self.task_id = id
         self.parent = parent
         self._backend = backend
@@ -547,12 +547,9 @@ class EagerResult(AsyncResult[R]):
         self._eager_value = TaskRevokedError("revoked")
         self.final_meta = ResultMessage(self.id, states.REVOKED)
 
-
-def _as_text(task_id: object) -> str:
-    """An id as results have it. Raises: ValueError for None."""
-    if task_id is None:
-        raise ValueError("AsyncResult requires valid id, not None: was the call made?")
-    return str(task_id)
+    @property
+    def _revoker(self) -> Revoke:
+        return self.revoke
 
 
 def _unpickled(

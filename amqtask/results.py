@@ -32,6 +32,13 @@ _SHORTEST = 0.01
 _join_allowed: ContextVar[bool] = ContextVar("amqtask_join_allowed", default=False)
 
 
+def as_task_id(task_id: object) -> str:
+    """An id as results have it: text. Raises: ValueError for None."""
+    if task_id is None:
+        raise ValueError("AsyncResult requires valid id, not None: was the call made?")
+    return str(task_id)
+
+
 class WithDescendants:
     """A result that knows what its task led to."""
 

@@ -238,3 +238,12 @@ def test_an_eager_result_that_is_revoked_says_so() -> None:
     assert isinstance(eager.result, TaskRevokedError)
     with pytest.raises(TaskRevokedError):
         eager.get()
+
+
+def test_an_eager_result_can_be_cancelled_alone_or_with_others() -> None:
+    alone, member = (EagerResult[int](name, 7, states.SUCCESS) for name in "ab")
+
+    alone.cancel()
+    GroupResult("g", [member]).cancel()
+
+    assert (alone.state, member.state) == (states.REVOKED, states.REVOKED)
