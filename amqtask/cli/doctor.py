@@ -6,6 +6,7 @@ RabbitMQ's management plugin knows. None changes anything.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -21,9 +22,10 @@ from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.topology import planned, planned_delays
 from amqtask.client.registry import BUILT_IN
-from amqtask.exceptions import AmqTaskError, QueueNotFound
+from amqtask.exceptions import AmqTaskError, OperationalError, QueueNotFound
 from amqtask.ground.printable import count, first_of
 from amqtask.protocol.entities import Binding, Queue
+from amqtask.remote.pauses import pause_of
 from amqtask.settings.table import SETTINGS
 from amqtask.topology.declarations import all_bindings, dead_letter_queue, is_quorum, too_many
 from amqtask.transport.inventory import check as check_by_amqp
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.ground.shapes import JsonObject
     from amqtask.protocol.entities import Declaration
+    from amqtask.remote.pauses import Pause
     from amqtask.transport.contract import Admin, QueueState
     from amqtask.transport.inventory import ManagementApi
 
@@ -68,6 +71,7 @@ class Facts:
     # Exchanges and queues that delays need.
     delays: Sequence[Declaration] = ()
     states: Mapping[str, QueueState] = field(default_factory=dict)
+    paused: Mapping[str, Pause] = field(default_factory=dict)
     differences: Sequence[str] = ()
     policies: Sequence[JsonObject] = ()
     nodes: Sequence[JsonObject] = ()
@@ -251,6 +255,11 @@ def of_broker(facts: Facts) -> Iterator[Finding]:
                     "Tasks failed for good, or were not known.",
                     f"amqtask dead list -Q {name.removesuffix('.dead')}; amqtask dead retry, or purge.",
                 )  # fmt: skip
+        elif state.ready and (pause := pause_of(facts.paused, name)) is not None:
+            yield Finding(
+                "info", f"queue {name}", f"is paused by {pause.by}, and has {count(state.ready, 'message')}",
+                "No worker takes them meanwhile.", f"amqtask queues resume {pause.queue}",
+            )  # fmt: skip
         elif state.ready and not state.consumers and facts.product == "RabbitMQ":
             yield Finding(
                 "warning", f"queue {name}", f"has {count(state.ready, 'message')} and no consumer", "No worker takes them.",
@@ -497,6 +506,8 @@ def _read_broker(facts: Facts) -> None:
         if "server_time" in facts.server:
             facts.clock_ahead = float(facts.server["server_time"]) - (began + time.time()) / 2
         facts.states = dict(_states(admin, facts.queues))
+        with contextlib.suppress(OperationalError):  # who may not read that may not pause either
+            facts.paused = app.control.pauses.read()
         plan = [entity for entity in (*facts.queues, *facts.delays) if not isinstance(entity, Binding)]
         facts.differences = [
             f"{type(difference.entity).__name__.lower()} {difference.entity.name}: {difference.detail}"

@@ -14,6 +14,7 @@ from amqtask.cli.doctor import Facts, Finding, diagnose
 from amqtask.cli.main import run
 from amqtask.cli.topology import planned
 from amqtask.ground import current
+from amqtask.remote.pauses import Pause
 from amqtask.transport.contract import QueueState
 
 Seed = Callable[[AmqTask], dict[str, Any]]
@@ -66,6 +67,10 @@ def policy(**definition: Any) -> dict[str, Any]:
     return {"policies": policies}
 
 
+def paused() -> dict[str, Any]:
+    return {"states": {"work.fair.3": QueueState(7, 0)}, "paused": {"work": Pause("work", 0.0, "ann")}}
+
+
 def with_task(**options: Any) -> AmqTask:
     app = project()
 
@@ -116,6 +121,7 @@ SEEDS: list[tuple[str, Callable[[], Facts], str]] = [
     ("4.3.3", lambda: facts(project(), version=(4, 3, 3)), "warning RabbitMQ 4.3.3"),
     ("differs", lambda: facts(project(), differences=["queue work: x-queue-type is 'classic'"]), "error queue work"),
     ("no consumer", lambda: facts(project(), states={"work": QueueState(7, 0)}), "warning queue work has 7 messages"),
+    ("paused", lambda: facts(project(), **paused()), "info queue work.fair.3 is paused by ann, and has 7 messages"),
     ("crowd", lambda: facts(project(task_queues=[Queue(f"q{n}") for n in range(101)])), "warning queues 204 quorum"),
     ("dead", lambda: facts(project(), states={"work.dead": QueueState(3, 0)}), "warning queue work.dead has 3 dead"),
     ("ttl", lambda: facts(project(), **policy(**{"message-ttl": 1000})), "error policy p sets message-ttl"),
