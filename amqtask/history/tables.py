@@ -325,7 +325,7 @@ def _add_what_is_new(engine: sa.Engine) -> None:
 
 
 def _set_up_sqlite(connection: DBAPIConnection, record: Any) -> None:
-    """Readers beside the one writer; a commit is on the disk.
+    """Readers beside the one writer, whose journal is cut back to 64 MB; a commit is on the disk.
 
     A connection has little in memory: what it reads again and again the system has in its own."""
     assert isinstance(connection, sqlite3.Connection)
@@ -334,6 +334,7 @@ def _set_up_sqlite(connection: DBAPIConnection, record: Any) -> None:
         "PRAGMA synchronous = FULL",
         "PRAGMA busy_timeout = 30000",
         f"PRAGMA cache_size = -{CACHE_KIB}",
+        "PRAGMA journal_size_limit = 64000000",
         "PRAGMA temp_store = MEMORY",
     ):
         connection.execute(statement)
