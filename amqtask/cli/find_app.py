@@ -67,7 +67,7 @@ def load_app(name: str, source: str = "-A") -> AmqTask:
     if app is None:
         raise AppNotFound(
             f"{source} says {name!r}, but that module has no AmqTask application. "
-            f"Name it: -A {name}:<attribute>, or call it one of {', '.join(USUAL_ATTRIBUTES)}."
+            f"Name it, or a function that makes it: -A {name}:<attribute>; or call it one of {', '.join(USUAL_ATTRIBUTES)}."
         )
     return app
 
@@ -87,6 +87,8 @@ _SHADOWED = (
 
 
 def _attribute(module: ModuleType, path: str, source: str) -> AmqTask:
+    path = path.removesuffix("()")  # as for Flask and gunicorn
+    verb = "is"
     value: Any = module
     for part in path.split("."):
         if not hasattr(value, part):
@@ -97,12 +99,14 @@ def _attribute(module: ModuleType, path: str, source: str) -> AmqTask:
         if app is not None:
             return app
     if not isinstance(value, (AmqTask, Task)) and callable(value) and not hasattr(value, "wsgi_app"):
-        value = _made_by(value, f"{source}: {module.__name__}:{path}")
+        verb, value = "makes", _made_by(value, f"{source}: {module.__name__}:{path}")
     if not isinstance(value, AmqTask):
         value = app_of_flask(value) or value
     if not isinstance(value, AmqTask):
-        description = f"the task {value.name}" if isinstance(value, Task) else described(value)
-        raise AppNotFound(f"{source}: {module.__name__}:{path} is {description}, not an AmqTask application.")
+        description = "nothing" if value is None else described(value)
+        if isinstance(value, Task):
+            description = f"the task {value.name}"
+        raise AppNotFound(f"{source}: {module.__name__}:{path} {verb} {description}, not an AmqTask application.")
     return value
 
 

@@ -47,6 +47,17 @@ def test_a_module_and_attribute(folder: Path) -> None:
     assert find_app("elsewhere.queue_app", folder).main == "found"
 
 
+@pytest.mark.parametrize("name", ["elsewhere:make", "elsewhere:make()"])
+def test_a_function_that_makes_the_application(folder: Path, name: str) -> None:
+    write(folder / "elsewhere.py", name="_app", main="made")
+    with (folder / "elsewhere.py").open("a") as file:
+        file.write("app = None\ndef make(): return _app\ndef nothing(): return None\n")
+
+    assert find_app(name, folder).main == "made"
+    with pytest.raises(AppNotFound, match="elsewhere:nothing makes nothing"):
+        find_app("elsewhere:nothing", folder)
+
+
 def test_the_app_that_a_command_runs_is_the_current_one(folder: Path) -> None:
     (folder / "elsewhere.py").write_text(
         "from amqtask import AmqTask\nmine, other = AmqTask('mine'), AmqTask('other')\n"
