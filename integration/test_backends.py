@@ -32,6 +32,7 @@ from amqtask.protocol.result import ResultMessage
 from amqtask.result import AsyncResult
 from amqtask.testing.suites.backend import PATIENCE, BackendSuite, eventually
 from amqtask.transport.publisher import PikaPublisher
+from amqtask.transport.redis import lines
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
 from integration.faults import Forwarder
@@ -257,6 +258,23 @@ def test_results_lie_under_celerys_keys_and_expire(redis_url: str, seen: Any) ->
     assert 90 <= seen.ttl(f"celery-task-meta-{plain.task_id}") <= 100
     assert seen.ttl(f"mine_celery-task-meta-{other.task_id}") == -1
     seen.delete(f"mine_celery-task-meta-{other.task_id}")
+
+
+def test_connections_that_were_idle_are_used_again(
+    store: RedisBackend, seen: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store_and_wait() -> None:
+        result = success(1)
+        with stored_when_somebody_waits(store, seen, result):
+            assert store.wait(result.task_id, timeout=PATIENCE).result == 1
+
+    store_and_wait()
+    connections = {client["id"] for client in seen.client_list()}
+    monkeypatch.setattr(lines, "IDLE_SECONDS", 0.0)
+    store_and_wait()
+    store_and_wait()
+
+    assert {client["id"] for client in seen.client_list()} == connections
 
 
 @pytest.mark.parametrize("value", [b"{", b"[1]", b"\x80\x04K\x01."], ids=["cut off", "a list", "pickled"])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # The reply of a script that has nothing to tell.
 WELL = 0
 _WELL = b":0\r\n"
-# Seconds after which a line that was not used is not trusted any more: something on the way may have forgotten it.
+# Seconds after which a line that was not used is asked whether it still works: something on the way may have forgotten it.
 IDLE_SECONDS = 20.0
 # Watches that are kept for the next who waits.
 IDLE_WATCHES = 10
@@ -65,9 +65,21 @@ class Line:
             raise
 
     @property
-    def is_fresh(self) -> bool:
-        """Whether it was used a short while ago."""
-        return time.monotonic() - self.used_at < IDLE_SECONDS
+    def is_good(self) -> bool:
+        """Whether it was used a short while ago, or answers a PING."""
+        return time.monotonic() - self.used_at < IDLE_SECONDS or self._answers()
+
+    def _answers(self) -> bool:
+        timeout = self._sock.gettimeout()
+        try:
+            self._sock.settimeout(self._timeout)
+            self._sock.sendall(command("PING"))
+            while b"PONG" not in self._replies(1):
+                pass  # the rest of what was asked before
+            self._sock.settimeout(timeout)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def _log_in(self, place: Place, commands: Iterable[Sequence[Argument]], resp: int) -> None:
         if place.tls is not None:
@@ -140,6 +152,9 @@ class _ScriptLine(Line):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             self._sock.settimeout(None)
+
+    def _answers(self) -> bool:
+        return not self.unanswered and super()._answers()
 
     def send(self, question: Question, packed: bytes) -> None:
         self.unanswered.append(question)
@@ -290,6 +305,10 @@ class Watch(Line):
                 raise ConnectionError(f"Redis answered {reply}")
         return found
 
+    def _answers(self) -> bool:
+        self._looks.clear()  # their answers come before that
+        return super()._answers()
+
     @property
     def has_looked(self) -> bool:
         """Whether it knows what was stored before."""
@@ -334,13 +353,13 @@ LineT = TypeVar("LineT", bound=Line)
 
 
 def fresh(idle: list[LineT]) -> LineT | None:
-    """The one that was used last; those that are not trusted any more are closed."""
+    """The one that was used last; those that do not work any more are closed."""
     while idle:
         try:
             line = idle.pop()
         except IndexError:  # another thread has it
             break
-        if line.is_fresh:
+        if line.is_good:
             line.used_at = time.monotonic()
             return line
         line.close()
