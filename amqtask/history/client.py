@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, TypedDict
 
-from amqtask.exceptions import ConfigurationError
+from amqtask.exceptions import ConfigurationError, MessageError
 from amqtask.ground.lazy import lazy
 from amqtask.history.index import HistoryIndex, Question
 from amqtask.history.records import FAILED_MARK, KEY_BITS, LONG, TaskRow, WorkerRow, key_at, mark, short
 from amqtask.history.records import text as as_text
 from amqtask.history.tables import HAS_ROOT, TASKS
+from amqtask.protocol.serialization import JSON, loads
 from amqtask.states import FAILURE
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ MOST_RELATIVES = 500
 # Tasks of one workflow that are shown.
 MOST_OF_WORKFLOW = 1_000
 Moment = datetime | timedelta | float
+_JSON = frozenset((JSON,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,7 @@ class History:
 
     def get(self, task_id: str) -> TaskHistory | None:
         """One task with its parents and children; None where nothing is known of it."""
+        task_id = short(task_id) or ""
         rows = self.index.by_ids([task_id])
         if not rows:
             return None
@@ -461,9 +464,17 @@ def _message(written: str | None) -> KeptMessage | None:
     if written is None:
         return None
     try:
-        return KeptMessage(**json.loads(written))
-    except (TypeError, ValueError):
+        kept = KeptMessage(**loads(written.encode(), JSON, "utf-8", _JSON))
+    except (MessageError, TypeError):
         return None
+    properties = (kept.content_type, kept.content_encoding, kept.correlation_id, kept.reply_to)
+    is_one = (
+        isinstance(kept.body, str)
+        and isinstance(kept.headers, Mapping)
+        and all(isinstance(text, (str, type(None))) for text in properties)
+        and isinstance(kept.priority, (int, type(None)))
+    )
+    return kept if is_one else None
 
 
 def _following(written: str | None) -> tuple[Following, ...]:

@@ -150,4 +150,5 @@ class Indexer:
 def _offset(delivery: Delivery) -> int | None:
     """Where in the stream the message is; None in a queue."""
     offset = (delivery.properties.headers or {}).get(OFFSET)
-    return offset if isinstance(offset, int) else None
+    # In Redis a header may be any number.
+    return offset if isinstance(offset, int) and 0 <= offset < 2**63 else None

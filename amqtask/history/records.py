@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from amqtask import states
+from amqtask.exceptions import EncodeError
 from amqtask.protocol.event import RERUN_OF
+from amqtask.protocol.serialization import dumps
+from amqtask.protocol.task import saferepr
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import EventFields, JsonObject
@@ -213,7 +216,7 @@ class Batch:
                     minute["started"] += 1
                     minute["waited"] += max(0, round((moment - begun) * 1000))
             case "task-succeeded":
-                row.runtime, row.worker = _number(event.get("runtime")), hostname
+                row.runtime, row.worker = _runtime(event.get("runtime")), hostname
                 row.result = text(event.get("result"), LONG)
                 if row.runtime is not None:
                     self.minutes[int(moment // 60)]["runtime"] += round(row.runtime * 1000)
@@ -261,8 +264,10 @@ def _seconds(step: list[object]) -> float:
 
 
 _NAMES = ("name", "queue", "root_id", "parent_id", RERUN_OF, "group_id", "joins", "periodic", "eta", "expires")
-# Characters of what follows a task, as JSON.
-_LONGEST_FOLLOWS = 50_000
+# Characters of what follows a task, and of a whole message, as JSON.
+_LONGEST_FOLLOWS, _LONGEST_MESSAGE = 50_000, 1_000_000
+# Seconds: no task runs longer, so that what minutes add up fits a database's integers.
+_LONGEST_RUN = 1e9
 
 
 def _fill(row: TaskRow, event: EventFields) -> bool:
@@ -274,17 +279,25 @@ def _fill(row: TaskRow, event: EventFields) -> bool:
     if _whole(event.get("group_index")) is not None:
         row.group_index = event["group_index"]
     if isinstance(event.get("follows"), list):
-        follows = json.dumps(event["follows"])
-        row.follows = follows if len(follows) <= _LONGEST_FOLLOWS else row.follows
+        row.follows = _as_json(event["follows"], _LONGEST_FOLLOWS) or row.follows
     row.retries = max(row.retries, _whole(event.get("retries")) or 0)
     if isinstance(event.get("stamps"), Mapping):
-        row.stamps = json.dumps({short(name): _stamp_values(value) for name, value in event["stamps"].items()})
+        row.stamps = json.dumps({short(name) or "": _stamp_values(value) for name, value in event["stamps"].items()})
     if isinstance(event.get("message"), Mapping):
-        row.message = json.dumps(event["message"])
+        row.message = _as_json(event["message"], _LONGEST_MESSAGE) or row.message
     for name in ("args", "kwargs"):
         if event.get(name) is not None:
             setattr(row, name, text(event[name], LONG))
     return (row.name, row.queue, row.args, row.kwargs) != before
+
+
+def _as_json(value: object, limit: int) -> str | None:
+    """As JSON with kombu's types (a message's headers may hold times); None for what has no such form, or a longer one."""
+    try:
+        written = dumps(value, "json").body.decode()
+    except EncodeError:
+        return None
+    return written if len(written) <= limit else None
 
 
 def _stamp_values(value: object) -> list[str]:
@@ -352,7 +365,10 @@ def text(value: object, limit: int) -> str | None:
         return None
     if type(value) is str and len(value) <= limit and value.isascii() and "\0" not in value:
         return value
-    written = value if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        written = value
+    else:  # of lists within each other str() makes no text
+        written = saferepr(value, limit) if isinstance(value, (list, tuple, Mapping)) else str(value)
     if len(written) > limit:
         written = f"{written[: limit - 1]}…"
     if not written.isascii():
@@ -371,6 +387,11 @@ def _number(value: object) -> float | None:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and -1e12 < value < 1e12
         else None
     )
+
+
+def _runtime(value: object) -> float | None:
+    seconds = _number(value)
+    return seconds if seconds is not None and 0 <= seconds < _LONGEST_RUN else None
 
 
 def _whole(value: object) -> int | None:

@@ -430,3 +430,73 @@ def test_what_a_deletion_left_free_counts_no_more(history: History) -> None:
     for _ in range(5):
         forget(history, max_age=10**6, max_bytes=size // 2, now=NOON + 2999)
     assert len(history.find(limit=10_000)) > 1_000
+
+
+@pytest.mark.parametrize("task_id", ["i" * 1000, "a\0b", "\ud800", 5, ["a"]], ids=range(5))
+def test_a_task_has_one_row_whatever_its_id_is(history: History, task_id: Any) -> None:
+    for kind in ("received", "started", "succeeded"):
+        history.index.take([event(kind, 1, task_id), event("received", 0, "other")])
+
+    (task,) = history.find(state="SUCCESS")
+    found = history.get(task_id) if isinstance(task_id, str) else history.get(task.id)
+    assert found is not None
+    assert found.task.id == task.id
+
+
+def test_stamps_of_any_name_and_value_are_found(history: History) -> None:
+    stamps: dict[str, Any] = {"\ud800": "x", "a\0b": "\0", "n" * 300: ["y", {"z": 1}]}
+    for kind in ("received", "succeeded"):
+        history.index.take([event(kind, 0, stamps=stamps)])
+
+    for name, value in (("\ud800", "x"), ("a\0b", "\0"), ("n" * 300, "y"), ("n" * 300, "{'z': 1}")):
+        assert [task.id for task in history.find(stamp=(name, value))] == ["one"]
+
+
+def test_a_kept_message_has_the_times_in_its_headers(history: History) -> None:
+    at = datetime(2026, 11, 30, 12, tzinfo=timezone.utc)
+    history.index.take([event("received", 0, message={"body": "W10=", "headers": {"id": "one", "at": at}})])
+
+    (task,) = history.by_ids(["one"])
+    assert task.message is not None
+    assert task.message.headers == {"id": "one", "at": at}
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("name", ["uuid", "hostname", "args", "exception", "follows", "stamps", "message", "eta"])
+def test_what_is_within_each_other_too_deep_keeps_no_event_out(history: History, name: str) -> None:
+    value = nested(100_000)
+    fields = {name: {"x": value} if name in ("stamps", "message") else value}
+    for kind in ("received", "failed"):
+        history.index.take([{**event(kind, 0, "deep"), **fields}, event(kind, 0, "other")])
+
+    assert {task.state for task in history.find()} == {"FAILURE"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"body": 5, "headers": {}},
+        {"headers": {}},
+        {"body": "", "headers": [1]},
+        {"body": "", "headers": {}, "priority": "x"},
+    ],
+)
+def test_a_message_that_is_none_is_not_kept(history: History, message: dict[str, Any]) -> None:
+    history.index.take([event("received", 0, message=message)])
+
+    assert history.find()[0].message is None
+
+
+def test_times_that_no_run_takes_count_for_nothing(history: History) -> None:
+    for number in range(100):
+        ended = event("succeeded", 2, f"t{number}", runtime=9e11 * (-1) ** number)
+        history.index.take([*call(f"t{number}")[:3], ended])
+
+    (minute,) = history.minutes(NOON)
+    assert (minute.succeeded, minute.runtime) == (100, 0.0)
