@@ -36,7 +36,10 @@ def prepared(app: Roof, task: PastTask, *, queue: str | None = None) -> Message:
     where = queue or task.queue
     if not where:
         raise NotKept(f"no event has told the queue of task {task.id}: name one")
-    message = message_again(task.message, where)
+    try:
+        message = message_again(task.message, where)
+    except ValueError as error:  # any user of the broker may have told of it
+        raise NotKept(f"the message of task {task.id}, as an event told it, cannot be read: {error}") from error
     message.declare = app.queues.declarations(app.queues[where])
     return message
 
@@ -86,5 +89,5 @@ def _as_it_was(app: Any, task: PastTask, which: str) -> Any:
     try:
         body = loads(b64decode(kept.body), kept.content_type, kept.content_encoding, accept)
         return body[0] if which == "args" else body[1]
-    except (MessageError, LookupError, TypeError) as error:
+    except (MessageError, LookupError, TypeError, ValueError) as error:
         raise NotKept(f"the {which} of task {task.id} cannot be read: {error}") from error

@@ -72,7 +72,7 @@ def _meant(app: AmqTask, form: Form, *, has_ended: bool) -> Iterator[PastTask]:
     if not any(search[name] for name in search if name != "after"):  # type: ignore[literal-required]
         raise ConfigurationError("say which tasks: a search that all tasks fit is none")
     written = form.get("number", "")
-    remaining = int(written) if written.isascii() and written.isdigit() else None
+    remaining = int(written) if written.isascii() and written.isdigit() and len(written) < 19 else None
     while remaining is None or remaining > 0:
         page = app.history.find(**search, limit=PAGE)
         for task in page:

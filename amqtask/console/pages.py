@@ -31,6 +31,8 @@ PAGE_SIZE = 50
 MOST_DEAD = 500
 # Seconds that workers have to answer.
 ANSWER_SECONDS = 1.0
+# The longest and the latest time (seconds) that a node may tell: anything may answer as one.
+_LATEST = 1e10
 STATES = ("SUCCESS", "FAILURE", "RETRY", "STARTED", "RECEIVED", "PENDING", "REVOKED", "REJECTED")
 
 
@@ -254,13 +256,13 @@ def _worker_row(name: str, stats: Any, active: Any, queues: Any) -> JsonObject:
         "running": len(active) if isinstance(active, list) else None,
         "done": sum(number for number in total.values() if isinstance(number, int)),
         "prefetch": numbers.get("prefetch_count"),
-        "up": numbers.get("uptime"),
+        "up": _seconds(numbers.get("uptime")),
         "pid": numbers.get("pid"),
         "queues": [queue.get("name") for queue in queues if isinstance(queue, dict)]
         if isinstance(queues, list)
         else [],
-        "paused": numbers.get("paused") or [],
-        "tasks": [one for one in active if isinstance(one, dict)] if isinstance(active, list) else [],
+        "paused": paused if isinstance(paused := numbers.get("paused"), list) else [],
+        "tasks": [_task(one) for one in active if isinstance(one, dict)] if isinstance(active, list) else [],
     }
 
 
@@ -279,6 +281,17 @@ def _pool_name(pool: JsonObject) -> str | None:
     """A pool of Celery's tells its class, celery.concurrency.prefork:TaskPool."""
     name = pool.get("implementation")
     return f"celery {str(name).rpartition(':')[0].rpartition('.')[2]}" if is_celery({"pool": pool}) else name
+
+
+def _task(told: JsonObject) -> JsonObject:
+    """A task as a node tells of it; what is no id or no time is None."""
+    task_id, since = told.get("id"), told.get("time_start")
+    return {**told, "id": task_id if isinstance(task_id, str) else None, "time_start": _seconds(since)}
+
+
+def _seconds(value: object) -> float | None:
+    """A time that a node tells; None for what is none."""
+    return value if isinstance(value, (int, float)) and 0 <= value < _LATEST else None
 
 
 def _mapping(value: object) -> JsonObject:

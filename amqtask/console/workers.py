@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask.console.pages import ANSWER_SECONDS, is_celery
 from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.protocol.entities import Queue
+from amqtask.services.commands import MOST_MORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
 Form = Mapping[str, str]
-# More slots than this at once are a slip.
-MOST_SLOTS = 1000
 # Seconds that one worker has to answer an order: whoever does not is busy, or gone.
 ORDER_SECONDS = 3.0
 
@@ -25,8 +24,8 @@ ORDER_SECONDS = 3.0
 def resize(app: AmqTask, form: Form, user: str, *, command: str) -> str:
     """More slots, or fewer: `n` (default: 1)."""
     written = form.get("n", "").strip() or "1"
-    if not (written.isascii() and written.isdigit() and 1 <= int(written) <= MOST_SLOTS):
-        raise ConfigurationError(f"n is a number of slots from 1 to {MOST_SLOTS}, not {written!r}")
+    if not (written.isascii() and written.isdigit() and len(written) < 10 and 1 <= int(written) <= MOST_MORE):
+        raise ConfigurationError(f"n is a number of slots from 1 to {MOST_MORE}, not {written!r}")
     return _order(app, form["worker"], command, n=int(written))
 
 

@@ -63,8 +63,7 @@ class Command:
         if self.destination is not None:
             return nodename in self.destination
         if self.pattern:
-            rule = self.pattern if self.matcher == "pcre" else fnmatch.translate(self.pattern)
-            return re.match(rule, nodename) is not None
+            return re.match(_rule(self.pattern, self.matcher), nodename) is not None
         return True
 
 
@@ -200,6 +199,12 @@ def check_pattern(pattern: str, matcher: str | None) -> None:
             raise ValueError(
                 "the regular expression has too many repetitions or choices; take a glob, or name the nodes"
             )
+    re.compile(_rule(pattern, matcher))  # some faults only the compiler finds
+
+
+def _rule(pattern: str, matcher: str | None) -> str:
+    """The regular expression of a pattern."""
+    return pattern if matcher == "pcre" else fnmatch.translate(pattern)
 
 
 def _tries(items: Iterable[tuple[Any, Any]]) -> int:

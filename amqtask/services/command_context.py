@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from amqtask.events.dispatcher import LamportClock
+from amqtask.exceptions import ConfigurationError
+from amqtask.ground.printable import printable
+from amqtask.protocol.task import saferepr
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, JsonFields, SettingValues
@@ -20,6 +23,21 @@ if TYPE_CHECKING:
     from amqtask.topology.delays import Address
     from amqtask.worker.operations import Operations
     from amqtask.worker.worker import Worker
+
+
+Default = TypeVar("Default", int, None)
+
+
+def whole(arguments: CommandArguments, name: str, default: Default, most: int = 10_000) -> int | Default:
+    """A number among the arguments of a command. Raises: ConfigurationError for what is none, or too much."""
+    value = arguments.get(name)
+    if value is None:
+        return default
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        return whole({name: int(value)}, name, default, most)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ConfigurationError(f"{name} is a whole number, at most {most}, not {printable(saferepr(value), 50)}")
+    return value
 
 
 class Later(NamedTuple):

@@ -23,12 +23,13 @@ from amqtask.ground.processes import resident_bytes
 from amqtask.protocol.entities import Exchange
 from amqtask.protocol.serialization import dumps, is_private
 from amqtask.protocol.task import decode_body, saferepr
-from amqtask.services.command_context import Control, Later
+from amqtask.services.command_context import Control, Later, whole
 from amqtask.services.delayed import Which, as_task
 from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
-from amqtask.topology.declarations import work_queue
+from amqtask.topology.declarations import declarations, work_queue
 from amqtask.topology.delays import TO_HEADER, waiting_priority
 from amqtask.topology.slots import asked_slots
+from amqtask.transport.declare import check_declarable
 from amqtask.worker.strategy import as_limit, bare_request
 from amqtask.worker.throttle import parse_rate
 
@@ -194,7 +195,7 @@ def asked_queue(arguments: CommandArguments, defaults: QueueDefaults) -> Queue |
     """The queue by its description; only its name if there is no more in it.
 
     Options: `durable`, `exclusive`, `auto_delete`, `queue_arguments` (the broker's). Raises: ConfigurationError for
-    another option, for an unknown exchange type, and without a name.
+    another option, for an unknown exchange type, and without a name; PublishError for what no broker can have.
     """
     name = arguments.get("queue")
     if not name or not isinstance(name, str):
@@ -203,19 +204,22 @@ def asked_queue(arguments: CommandArguments, defaults: QueueDefaults) -> Queue |
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise ConfigurationError(f"add_consumer knows no option {', '.join(unknown)} (there are: {', '.join(OPTIONS)})")
-    exchange = arguments.get("exchange")
-    if not exchange and not options:
-        return name
-    return work_queue(
+    exchange, queue_arguments = arguments.get("exchange"), options.get("queue_arguments")
+    if not isinstance(queue_arguments, (Mapping, type(None))):
+        raise ConfigurationError("add_consumer wants queue_arguments as a mapping of names")
+    queue = work_queue(
         name,
         defaults,
         exchange=_exchange(str(exchange), arguments.get("exchange_type")) if exchange else None,
         routing_key=str(arguments.get("routing_key") or name),
-        queue_arguments=options.get("queue_arguments"),
+        queue_arguments=queue_arguments,
         durable=bool(options.get("durable", True)),
         exclusive=bool(options.get("exclusive")),
         auto_delete=bool(options.get("auto_delete")),
     )
+    for entity in declarations(queue, defaults):
+        check_declarable(entity)  # its consumer would try for ever
+    return queue if exchange or options else name
 
 
 def _exchange(name: str, exchange_type: object) -> Exchange:
@@ -275,6 +279,8 @@ logger = bounded_logger("amqtask.worker")
 
 # Delayed tasks in one answer.
 MOST_DELAYED = 500
+# More slots than these are a slip: in one order to grow or shrink, and as bounds of autoscale.
+MOST_MORE, MOST_SLOTS = 1_000, 10_000
 Command = Callable[[Control, "CommandArguments"], object]
 
 
@@ -385,7 +391,7 @@ def memsample(control: Control, arguments: CommandArguments) -> object:
 
 
 def memdump(control: Control, arguments: CommandArguments) -> object:
-    text = dump_samples(control.memory_samples, int(arguments.get("samples") or 10))
+    text = dump_samples(control.memory_samples, whole(arguments, "samples", 10))
     control.memory_samples.clear()
     return text
 
@@ -394,8 +400,8 @@ def objgraph(control: Control, arguments: CommandArguments) -> object:
     return {
         "filename": draw_references(
             str(arguments.get("type") or "Request"),
-            limit=int(arguments.get("num") or 200),
-            depth=int(arguments.get("max_depth") or 10),
+            limit=whole(arguments, "num", 200),
+            depth=whole(arguments, "max_depth", 10),
         )
     }
 
@@ -453,7 +459,8 @@ def pool_shrink(control: Control, arguments: CommandArguments) -> object:
 def autoscale(control: Control, arguments: CommandArguments) -> object:
     if control.autoscale is None:
         return {"error": "Autoscale not enabled in this worker (start it with --autoscale=MAX,MIN)"}
-    max_slots, min_slots = control.autoscale.set_bounds(_slots(arguments, "max"), _slots(arguments, "min"))
+    most, least = (whole(arguments, name, None, MOST_SLOTS) for name in ("max", "min"))
+    max_slots, min_slots = control.autoscale.set_bounds(most, least)
     return {"ok": f"autoscale now max={max_slots} min={min_slots}"}
 
 
@@ -572,18 +579,10 @@ COMMANDS: dict[str, Command] = {
 
 
 def _resized(control: Control, sign: int, arguments: CommandArguments) -> object:
-    by = sign * (_slots(arguments, "n") or 1)
+    by = sign * (whole(arguments, "n", 1, MOST_MORE) or 1)
     verb = "grow" if by > 0 else "shrink"
     pool = control.operations.pool(arguments.get("pool"))
     if control.autoscale is not None and pool is control.operations.pool():
         return {"error": f"pool_{verb} is not supported with autoscale. Adjust autoscale range instead."}
     control.operations.resize(pool.slots + by, pool)
     return {"ok": f"pool will {verb}"}
-
-
-def _slots(arguments: CommandArguments, name: str) -> int | None:
-    asked = arguments.get(name)
-    try:
-        return None if asked is None else int(asked)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigurationError(f"{name} is a whole number of slots, not {asked!r}") from None

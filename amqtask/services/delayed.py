@@ -137,13 +137,14 @@ def as_task(delivery: Delivery, level: int = 0) -> DelayedTask:
     """What a delayed message says of itself. Its headers may hold anything."""
     headers = delivery.properties.headers or {}
     exchange, key = address_of(delivery)
-    due = datetime.now(timezone.utc) + timedelta(seconds=min(seconds_until(headers, level), _LONGEST_SECONDS))
+    seconds = max(-_LONGEST_SECONDS, min(seconds_until(headers, level), _LONGEST_SECONDS))
+    due = datetime.now(timezone.utc) + timedelta(seconds=seconds)
     return DelayedTask(
         due, _text(headers.get("task")), _text(headers.get("id")), f"{exchange}/{key}" if exchange else key, None
     )
 
 
-# A time that is further away is shown as a century from now.
+# A time that is further away is shown as a century from now, or ago.
 _LONGEST_SECONDS = 100 * 365 * 86400.0
 
 

@@ -27,6 +27,8 @@ logger = bounded_logger("amqtask.worker")
 KEEP_SECONDS = 60.0
 # Of the 255 bytes that a queue's name may have.
 LONGEST_ID = 200
+# Elections at once: each has a connection of its own.
+MOST = 100
 
 
 class Elections:
@@ -52,13 +54,15 @@ class Elections:
         """Does nothing: an election begins with a command."""
 
     def hold(self, election_id: str, topic: str, action: object) -> None:
-        """Stand for election, once for each id. Raises: ValueError for an id or action that is not valid."""
+        """Stand for election, once for each id. Raises: ValueError for an id or action that is not valid, and for too many."""
         if topic != "task":
             raise ValueError(f"an election is about the topic 'task', not {topic!r}")
         if not isinstance(action, Mapping) or not isinstance(action.get("task"), str):
             raise ValueError(f"an election's action is a task's signature, not {action!r}")
         if not election_id or len(election_id.encode()) > LONGEST_ID:
             raise ValueError(f"an election's id has 1 to {LONGEST_ID} bytes, not {election_id[:LONGEST_ID]!r}")
+        if len(self._candidates) >= MOST and election_id not in self._candidates:
+            raise ValueError(f"this worker takes part in {MOST} elections already")
         if election_id not in self._candidates:
             candidate = _Candidate(election_id, lambda: self._won(election_id, action))
             self._candidates[election_id] = candidate

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from amqtask.client.rerun import NotKept, prepared
+from amqtask.client.rerun import prepared
 from amqtask.exceptions import AmqTaskError, QueueNotFound
 from amqtask.services.dead_letters import back_to_work, work_queue_of
 from amqtask.topology.fair import base_of
@@ -82,7 +82,7 @@ def _from_dead_letters(
 
     def wanted(delivery: Delivery) -> Message | None:
         task_id = (delivery.properties.headers or {}).get("id")
-        if task_id not in meant:
+        if not isinstance(task_id, str) or task_id not in meant:
             return None
         moved[task_id] = None
         return convert(delivery)
@@ -104,7 +104,7 @@ def _publish(app: AmqTask, ids: list[str], queue: str | None, pace: Pace, done: 
     for task in app.history.by_ids(ids):
         try:
             messages.append((task.id, prepared(app, task, queue=queue)))
-        except NotKept as error:
+        except AmqTaskError as error:  # it is not kept, or its queue is none
             done.failed.append((task.id, error))
     if not messages:
         return

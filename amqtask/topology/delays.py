@@ -380,7 +380,8 @@ _LONG_AGO = "2000-01-01T00:00:00+00:00"
 def due_at(headers: Headers) -> float | None:
     """Unix time at which a delayed message is due; None where its header is missing or unreadable."""
     until = headers.get(UNTIL_HEADER)
-    return until / 1000 if isinstance(until, int) and not isinstance(until, bool) else None
+    # In Redis a header may be any number.
+    return until / 1000 if isinstance(until, int) and not isinstance(until, bool) and abs(until) < 2**63 else None
 
 
 def address_of(delivery: Delivery) -> Address:

@@ -198,6 +198,19 @@ def check_name(entity: Declaration) -> None:
         )
 
 
+def check_declarable(entity: Declaration) -> None:
+    """Raises: PublishError for an entity that AMQP cannot name or write, before a broker is asked."""
+    check_name(entity)
+    try:
+        declaration(entity, passive=False)[0].encode()  # type: ignore[attr-defined] # of pika, untyped
+    except UNWRITABLE as error:
+        raise _unwritable(entity, error) from error
+
+
+def _unwritable(entity: Declaration, error: Exception) -> PublishError:
+    return PublishError(f"{entity_name(entity)} cannot be declared: {type(error).__name__}: {error}")
+
+
 @dataclass(slots=True)
 class _Run:
     """A list of entities to declare, for one caller."""
@@ -293,8 +306,7 @@ class Declarer:
         except PublishError as error:
             self._end(run, error)
         except UNWRITABLE as error:
-            name = entity_name(entity)
-            self._end(run, PublishError(f"{name} cannot be declared: {type(error).__name__}: {error}"))
+            self._end(run, _unwritable(entity, error))
 
     def _declared(self, run: _Run, entity: Declaration) -> None:
         if not self._runs or self._runs[0] is not run:

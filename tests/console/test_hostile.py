@@ -8,7 +8,9 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +19,10 @@ from amqtask import AmqTask
 from amqtask.console.actions import ACTIONS
 from amqtask.console.openapi import FIELDS, PAGES, api_path
 from amqtask.console.web import console
+from amqtask.protocol.message import Message, Properties
+from amqtask.remote.commands import inspect_command
+from amqtask.testing.worker import start_worker
+from amqtask.topology.delays import TO_HEADER, UNTIL_HEADER
 from tests.console.test_console import EVIL, LOCAL, Client, Shown
 
 LONG = "x" * 1_000_000
@@ -150,3 +156,71 @@ def test_an_index_that_may_only_be_read_is_read(shown: Shown, tmp_path: Path) ->
     assert (refused.status_code, "cannot be written" in refused.json()["error"]) == (503, True)
     assert app.control.pauses.read() == {}
     app.close()
+
+
+def test_a_kept_message_that_is_none_keeps_no_other_from_running_again(shown: Shown) -> None:
+    headers = {"id": "again", "task": "shop.send"}
+    for number, message in enumerate(
+        [
+            {"body": 5, "headers": headers},
+            {"body": "W10", "headers": headers},
+            {"body": "W10=", "headers": headers, "priority": 10**9},
+            {"body": "W10=", "content_type": "application/json", "headers": headers},
+        ]
+    ):
+        shown.tell(time.time(), f"again{number}", "failed", exception="KeyError('x')", message=message)
+
+    answer = shown.client.post("/api/do/rerun-all", json={"error": "KeyError"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["done"].startswith("1 task run again; 3 tasks not")
+
+
+def put(shown: Shown, message: Message) -> None:
+    queue = shown.app.queues["mail"]
+    shown.app.publisher.publish(replace(message, declare=(*shown.app.queues.declarations(queue), *message.declare)))
+
+
+def test_a_dead_letter_of_any_id_keeps_no_other_from_running_again(shown: Shown) -> None:
+    for odd in ([1], {"a": 1}, 5, b"\xff"):
+        put(shown, Message(b"[]", Properties(headers={"id": odd, "task": "shop.send"}), "", "mail.dead"))
+    kept = {"body": "W10=", "content_type": "application/json", "headers": {"id": "again", "task": "shop.send"}}
+    shown.tell(time.time(), "again", "failed", exception="KeyError('x')", message=kept)
+
+    answer = shown.client.post("/api/do/rerun", json={"id": "again"})
+    assert (answer.status_code, answer.json()) == (200, {"done": "shop.send runs again"})
+
+
+@pytest.mark.parametrize(
+    "odd", [{"eta": "0001-01-01T00:00:00+23:59"}, {UNTIL_HEADER: -(2**62)}, {UNTIL_HEADER: 2**62}, {TO_HEADER: 5}]
+)
+def test_a_delayed_message_of_any_time_hides_no_other(shown: Shown, odd: dict[str, object]) -> None:
+    for task_id, fields in (("odd", odd), ("other", {})):
+        message = Message(b"[]", Properties(headers={"id": task_id, "task": "shop.send"}), "", "mail")
+        delayed = shown.app.delays.delayed(message, 3600.0)
+        delayed.properties.headers.update(fields)
+        put(shown, delayed)
+
+    answer = shown.client.get("/api/queues/delayed", params={"task": "shop.send"})
+    assert answer.status_code == 200, answer.text
+    assert {task["id"] for task in answer.json()["tasks"]} == {"odd", "other"}
+    released = shown.client.post("/api/do/send-now", json={"id": "other"})
+    assert released.json() == {"done": "1 delayed task sent now"}
+
+
+ODD_ANSWERS: list[Any] = [
+    {"uptime": "long", "paused": 5, "pool": [], "total": 3, "autoscaler": "x", "prefetch_count": [1]},
+    {"uptime": 10**400, "paused": {}, "pool": {"processes": 5, "implementation": ["p"]}, "total": {"a": "b"}},
+]
+
+
+@pytest.mark.parametrize("stats", ODD_ANSWERS, ids=range(len(ODD_ANSWERS)))
+def test_whatever_a_node_answers_the_page_of_workers_is_shown(
+    shown: Shown, stats: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amqtask.remote.commands._custom", {})
+    inspect_command(name="stats")(lambda state: stats)
+    inspect_command(name="active_queues")(lambda state: [5, {}])
+    inspect_command(name="active")(lambda state, safe: [5, {"id": [1]}, {"id": "x", "time_start": 1e300, "args": 5}])
+
+    with start_worker(shown.app, hostname="odd@host"):
+        assert "odd@host" in shown.page("/workers")

@@ -102,6 +102,7 @@ def test_other_bodies_are_no_commands(body: bytes) -> None:
         {"pattern": "a?" * 60 + "a" * 60, "matcher": "pcre"},
         {"pattern": ".*($){4000000000}", "matcher": "pcre"},
         {"pattern": "((($){100}){100}){100}", "matcher": "pcre"},
+        {"pattern": "(?<=w*)1", "matcher": "pcre"},
         {"destination": 5},
         {"destination": [5]},
         {"destination": {"w@h": 1}},

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from amqtask.exceptions import ConfigurationError
+from amqtask.exceptions import ConfigurationError, PublishError
 from amqtask.protocol.entities import Queue
 from amqtask.services.commands import asked_queue
 from amqtask.topology.declarations import QueueDefaults
@@ -42,8 +42,26 @@ def test_options_are_the_queue_s() -> None:
         ({"queue": 5}, "needs the name"),
         ({"queue": "q", "alias": "r"}, "knows no option alias"),
         ({"queue": "q", "exchange": "x", "exchange_type": "fan-out"}, "no exchange type 'fan-out'"),
+        ({"queue": "q", "queue_arguments": ["x-max-length"]}, "as a mapping"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
+        asked_queue(arguments, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"queue": "q" * 300},
+        {"queue": "q" * 252},  # its dead letters' queue has a longer name
+        {"queue": "line\nend"},
+        {"queue": "q", "exchange": "x" * 300},
+        {"queue": "q", "exchange": "x", "routing_key": "k" * 300},
+        {"queue": "q", "queue_arguments": {"x-max-length": 10**30}},
+        {"queue": "q", "queue_arguments": {"n" * 300: 1}},
+    ],
+)
+def test_what_no_broker_can_have_is_refused_before_it_is_asked(arguments: dict[str, Any]) -> None:
+    with pytest.raises(PublishError, match="cannot be declared"):
         asked_queue(arguments, DEFAULTS)

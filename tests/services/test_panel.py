@@ -7,6 +7,7 @@ import queue
 import signal
 import threading
 import time
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -430,6 +431,15 @@ class TestElections:
         assert consumer.words == ["start", "stop"]
         assert remote.called.empty()
 
+    def test_a_worker_stands_in_so_many_at_once(self) -> None:
+        remote = Remote()
+        answers = [self.hold(remote, f"e{number}") for number in range(150)]
+
+        assert len(remote.stood) == sum("ok" in answer for answer in answers) == 100
+        assert "100 elections already" in answers[-1]["error"]
+        remote.bench.loop.advance(61)
+        assert "ok" in self.hold(remote, "later")
+
     def test_an_election_is_forgotten_after_a_minute(self) -> None:
         remote = Remote()
         self.hold(remote)
@@ -552,14 +562,23 @@ def test_the_pool_grows_and_shrinks_but_keeps_one_slot() -> None:
     assert remote.bench.pool.slots == 1
 
 
-@pytest.mark.parametrize("number", ["x", [1], 1e400])
-def test_a_number_of_slots_that_is_none_is_refused_and_said(number: Any) -> None:
-    remote, scaled = Remote(), Remote(autoscale=True)
+NO_NUMBERS = [10**9, -1, 1.5, float("inf"), True, "many", "9" * 5000, [1], Decimal("1e999999999")]
 
-    assert remote.ask("pool_grow", n=number) == {"error": f"n is a whole number of slots, not {number!r}"}
-    assert remote.ask("pool_shrink", n=number) == {"error": f"n is a whole number of slots, not {number!r}"}
-    assert scaled.ask("autoscale", max=number) == {"error": f"max is a whole number of slots, not {number!r}"}
+
+@pytest.mark.parametrize("number", NO_NUMBERS, ids=range(len(NO_NUMBERS)))
+def test_a_number_of_slots_that_is_none_is_refused_and_changes_nothing(number: Any) -> None:
+    remote, scaled = Remote(slots=2), Remote(autoscale=True)
+
+    for order, arguments in (
+        ("pool_grow", {"n": number}),
+        ("pool_shrink", {"n": number}),
+        ("memdump", {"samples": number}),
+    ):
+        assert "is a whole number" in remote.ask(order, **arguments)["error"]
+    for name in ("max", "min"):
+        assert f"{name} is a whole number" in scaled.ask("autoscale", **{name: number})["error"]
     assert remote.bench.pool.slots == 2
+    assert scaled.ask("stats")["autoscaler"] == {"max": 4, "min": 1, "current": 2}
 
 
 def test_autoscale_bounds_are_changed_where_it_is_on() -> None:
