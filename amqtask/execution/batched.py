@@ -148,7 +148,10 @@ class BatchedExecutor(GatedExecutor):
             raised = RuntimeError(
                 f"task {batch.plan.task.name}: in a batch retry(throw=False) is of no call: use call.retry()"
             )
-        settle(batch.calls, batch.given, value, raised)
+        try:
+            settle(batch.calls, batch.given, value, raised)
+        except Exception as error:  # noqa: BLE001 - of a list of the task's own kind
+            settle(batch.calls, batch.calls, None, error)
         runtime = perf_counter() - batch.started
         share = runtime / max(1, len(batch.calls))
         ended = [self._outcome_of(batch, call)._replace(runtime=share) for call in batch.calls]

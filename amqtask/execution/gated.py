@@ -86,13 +86,28 @@ class GatedExecutor(Executor):
         """See Executor."""
         if request.task not in self._gated:
             return await super().aexecute(request, run_blocking)
-        entered: Outcome | Entry | None = await run_blocking(self._enter, request)
+        given_up: list[BaseException] = []
+        try:
+            entered: Outcome | Entry | None = await run_blocking(self._enter_for, request, given_up)
+        except BaseException as error:  # noqa: BLE001 - a pool ends it while it asks, and the thread goes on
+            given_up.append(error)
+            return self._interrupted(request, error)
         if isinstance(entered, Outcome):
             return entered
         started = perf_counter()
         outcome = await super().aexecute(request, run_blocking)
-        await run_blocking(self._leave, request, entered, outcome, perf_counter() - started)
+        try:
+            await run_blocking(self._leave, request, entered, outcome, perf_counter() - started)
+        except BaseException as error:  # noqa: BLE001 - a limit that came late: the thread goes on, and the outcome counts
+            logger.debug("%r while task %s[%s] left the gate", error, request.task, request.id)
         return outcome
+
+    def _enter_for(self, request: Request, given_up: Sequence[BaseException]) -> Outcome | Entry | None:
+        """As _enter, in a thread; what came too late is given back."""
+        entered = self._enter(request)
+        if given_up and entered is not None and not isinstance(entered, Outcome):
+            self.gate.leave(request.task, entered, 0.0, "wait", "")
+        return entered
 
     def _enter(self, request: Request) -> Outcome | Entry | None:
         """What it has now; or the outcome of a request that does not run. Never raises."""
@@ -156,7 +171,10 @@ class GatedExecutor(Executor):
         else:
             lock = "keep" if entry.lock is not None and entry.lock.until == "success" else "free"
         ended = "failure" if has_failed else "success" if outcome.state == states.SUCCESS else ""
-        self.gate.leave(request.task, entry, seconds, lock, ended)
+        try:
+            self.gate.leave(request.task, entry, seconds, lock, ended)
+        except BaseException as error:  # noqa: BLE001 - a limit that came late, or a bug: the outcome counts
+            logger.warning("task %s[%s] keeps its place until its lease ends: %r", request.task, request.id, error)
 
     def _ended(self, request: Request, *args: Any, **kwargs: Any) -> Outcome:
         outcome = super()._ended(request, *args, **kwargs)

@@ -18,7 +18,7 @@ from itertools import count
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from amqtask.exceptions import ConfigurationError
+from amqtask.exceptions import ConfigurationError, Reject
 from amqtask.execution.context import current
 from amqtask.execution.results import is_wanted
 from amqtask.ground.printable import bounded_logger
@@ -140,6 +140,8 @@ def _ids_from(task_id: str | None) -> Callable[[], str]:
 def _context() -> Context:
     context = current.get()
     assert context is not None, "the executor has set it"
+    if not context.id:
+        raise Reject(f"its message has no id, by which the inbox would know that task {context.task} has run")
     return context
 
 

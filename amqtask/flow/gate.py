@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from amqtask.exceptions import FlowStoreUnreachable
+from amqtask.exceptions import FlowStoreUnreachable, InvalidTaskError
 from amqtask.flow.contract import CLOSED, HALF_OPEN, NO_TICKETS, OPEN, RUN, Bound, Entry, Verdict
 from amqtask.flow.keys import TAKEN, TICKETS, UNIQUE
 from amqtask.ground.printable import bounded_logger
@@ -100,6 +100,8 @@ class Gate:
         plan = self.plans[task]
         lock = None
         if plan.unique is not None:
+            if not task_id:
+                raise InvalidTaskError(f"the message has no id, which a call of task {task}, that is unique, needs")
             callers_key = headers.get(UNIQUE)
             key = str(callers_key) if plan.is_key(callers_key) else plan.unique_key(args, kwargs)
             lock = plan.lock(key, is_taken=bool(headers.get(TAKEN)))

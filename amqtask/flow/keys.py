@@ -110,7 +110,7 @@ class FlowPlan:
                 continue
             values = self.values(limit.by, args, kwargs)
             parts = values if values.__class__ is list else [values]
-            if not all(value.__class__ in _PLAIN for value in parts):
+            if not all(map(_is_small, parts)):
                 limit_bounds.append(self._bound_of(limit, values))
                 continue
             # 1, 1.0 and True are one key of a dictionary, and three of ours.
@@ -187,6 +187,11 @@ def plan_of(
     if unique is None and not limits and breaker is None:
         return None
     return FlowPlan(name, function, unique, limits or (), breaker, tells_keys=tells_keys)
+
+
+def _is_small(value: object) -> bool:
+    """Whether a part of a key is plain, and short enough to be remembered in each process."""
+    return value.__class__ in _PLAIN and (not isinstance(value, str) or len(value) <= _LONGEST_TEXT)
 
 
 def _title(limit: Limit) -> str:

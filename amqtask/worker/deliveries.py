@@ -165,7 +165,7 @@ class Redeliveries:
             self._answers.pop(key, None)
         for request in alive:
             key = key_of(request)
-            if request_counts[key] == 1:
+            if request_counts[key] == 1 and key[0]:  # without an id it may be any other
                 self._orphans[key] = request.number
         while self._acked:
             headers = self._acked.popleft()

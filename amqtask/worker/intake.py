@@ -19,7 +19,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.task import light_limit
 from amqtask.topology.delays import second_delay
 from amqtask.worker.finisher import back_to_its_queue
-from amqtask.worker.strategy import Action, Verdict, judge
+from amqtask.worker.strategy import Action, Verdict, as_limit, judge
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Answer, Outcome, Request
@@ -126,7 +126,7 @@ class Intake:
             self._expire(request)
             return False
         if DEADLINE in request.headers:
-            request.soft_limit = bound_limit(request.headers, request.soft_limit, self._wall_clock())
+            request.soft_limit = as_limit(bound_limit(request.headers, request.soft_limit, self._wall_clock()))
         return True
 
     def _is_known(self, request: Request) -> bool:

@@ -115,6 +115,17 @@ def test_a_wrong_list_of_results_fails_the_calls(app: AmqTask, returned: object,
         assert [error in str(call.get(timeout=60, propagate=False)) for call in calls] == [True, True]
 
 
+def test_a_list_of_results_that_cannot_be_read_fails_the_calls(app: AmqTask) -> None:
+    class Torn(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            raise LookupError("torn")
+
+    pay = app.task(name="pay", batch=Batch(2, 600))(lambda calls: Torn(range(len(calls))))
+    calls = [pay.apply_async(), pay.apply_async()]
+    with start_worker(app):
+        assert [repr(call.get(timeout=30, propagate=False)) for call in calls] == ["LookupError('torn')"] * 2
+
+
 @pytest.mark.parametrize("pool", ["solo", "asyncio"])
 def test_the_function_may_take_calls_out_of_its_list_and_sort_it(app: AmqTask, pool: str) -> None:
     def take(calls: list[BatchCall]) -> list[int] | None:

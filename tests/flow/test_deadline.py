@@ -203,3 +203,16 @@ def test_a_deadline_that_cannot_be_read_harms_nothing(app: AmqTask) -> None:
     with start_worker(app):
         results = [tell.apply_async(headers={HEADER: text}, expires=60) for text in ("soon", "9" * 400, 7)]
         assert [result.get(timeout=60) for result in results] == [None] * 3
+
+
+@pytest.mark.parametrize("pool", ["solo", "asyncio"])
+def test_one_that_no_clock_here_will_see_is_no_limit(app: AmqTask, pool: str) -> None:
+    last = "9999-12-31T23:59:59+00:00"
+
+    @app.task(name="limits", bind=True)
+    async def limits(self: Any) -> list[object]:
+        return [self.request.deadline.year, self.request.timelimit]
+
+    with start_worker(app, pool=pool):
+        result = app.send_task("limits", headers={HEADER: last}, expires=datetime.fromisoformat(last))
+        assert result.get(timeout=60) == [9999, [None, None]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ import pytest
 
 from amqtask import AmqTask, Concurrency, Rate, group
 from amqtask.cli.main import run
-from amqtask.exceptions import FlowStoreUnreachable, WrongValue
+from amqtask.exceptions import FlowStoreUnreachable, SoftTimeLimitExceeded, WrongValue
 from amqtask.flow.contract import Entry, Verdict
 from amqtask.flow.memory import MemoryStore
 from amqtask.testing.apps import in_memory
@@ -300,3 +301,65 @@ def test_tests_on_the_broker_in_memory_ask_no_server() -> None:
     with in_memory(app, {}), start_worker(app):
         assert one.delay().get(timeout=60) == 1
     assert app.conf.flow_store == "redis://nowhere.invalid"
+
+
+class Slow(MemoryStore):
+    """A store whose first answer takes a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def enter(self, entry: Entry, lease: float, most: int = 1) -> Verdict:
+        self.asked += 1
+        if self.asked == 1:
+            time.sleep(1)
+        return super().enter(entry, lease, most)
+
+
+def test_a_limit_that_strikes_while_the_store_is_asked_loses_no_task(
+    app: AmqTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amqtask.execution.gated.INTERRUPTED_SECONDS", 0.05)
+
+    @app.task(name="limited", limits=Concurrency(1), soft_time_limit=0.2)
+    async def limited() -> str:
+        return "ran"
+
+    app.runtime._kept.flow_store = Slow()
+    with start_worker(app, pool="asyncio"):
+        assert limited.delay().get(timeout=30) == "ran"
+
+
+class Struck(MemoryStore):
+    """A store whose answer to what ends is cut off by a limit that came late."""
+
+    def leave(self, entry: Entry, seconds: float, lock: str, ended: str = "", runs: int = 1) -> str:
+        super().leave(entry, seconds, lock, ended, runs)
+        raise SoftTimeLimitExceeded(1.0)
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads", "asyncio"])
+def test_a_limit_that_strikes_when_a_place_is_given_back_loses_no_outcome(app: AmqTask, pool: str) -> None:
+    @app.task(name="limited", limits=Concurrency(1), unique=True)
+    async def limited(number: int) -> int:
+        return number
+
+    app.runtime._kept.flow_store = Struck()
+    with start_worker(app, pool=pool):
+        assert [limited.delay(number).get(timeout=30) for number in range(3)] == [0, 1, 2]
+
+
+def test_long_keys_are_not_remembered(app: AmqTask) -> None:
+    task = app.task(name="by document", limits=Concurrency(1, by="text"))(lambda text: None)
+    app.finalize()
+    assert task.flow_plan is not None
+
+    tracemalloc.start()
+    try:
+        for number in range(30):
+            task.flow_plan.bounds((f"{number}{'x' * 200_000}",), {})
+        remembered, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert remembered < 1_000_000

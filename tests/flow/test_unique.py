@@ -19,6 +19,7 @@ from amqtask.exceptions import (
     WrongValue,
 )
 from amqtask.flow.keys import TAKEN, UNIQUE
+from amqtask.protocol.message import Message, Properties
 from amqtask.testing.worker import start_worker
 from integration.waiting import eventually
 
@@ -279,3 +280,16 @@ def test_without_a_store_callers_and_workers_are_told() -> None:
     with pytest.raises(ConfigurationError, match="set flow_store to redis://"):
         app.runtime.make_gate()
     assert states.REVOKED
+
+
+def test_a_call_without_an_id_is_refused_as_its_key_would_be_nobodys(app: AmqTask) -> None:
+    count = counts(app, True)
+    queue = app.queues[app.conf.task_default_queue]
+    properties = Properties(content_type="application/json", headers={"task": "count"})
+    app.publisher.publish(Message(b"[[], {}, {}]", properties, "", queue.name, app.queues.declarations(queue)))
+    broker = app.memory_broker
+    assert broker is not None
+
+    with start_worker(app):
+        eventually(lambda: broker.count(f"{queue.name}.dead") == 1)
+        assert count.delay().get(timeout=60) == [[1, ""]]

@@ -18,6 +18,7 @@ from amqtask import AmqTask, chain, chord, group, states
 from amqtask.beat.settings_store import entries_of
 from amqtask.contrib.sqlalchemy import SqlAlchemyInbox, SqlAlchemyOutbox, inbox_table, outbox_table
 from amqtask.exceptions import ConfigurationError
+from amqtask.protocol.message import Message, Properties
 from amqtask.testing.worker import start_worker
 
 
@@ -379,3 +380,21 @@ def test_beat_sends_it_where_a_task_needs_it(bank: Bank) -> None:
     assert [entry.name for entry in entries_of(bank.app)] == ["celery.backend_cleanup"]
     bank.app.conf.inbox_expires = None
     assert [entry.name for entry in entries_of(bank.app)] == []
+
+
+def test_messages_without_an_id_are_refused_not_taken_for_each_other(bank: Bank) -> None:
+    @bank.task(name="pay")
+    def pay(amount: int) -> None:
+        bank.book(f"paid {amount}")
+
+    app = bank.app
+    declare = app.queues.declarations(app.queues["amqtask"])
+    for amount in range(2):
+        properties = Properties(content_type="application/json", headers={"task": "pay"})
+        app.publisher.publish(Message(b"[[%d], {}, {}]" % amount, properties, "", "amqtask", declare))
+    bank.worked(pay.delay(7))
+
+    assert app.memory_broker is not None
+    reasons = [properties.headers["x-amqtask-reason"] for properties, _ in app.memory_broker.messages("amqtask.dead")]
+    assert bank.booked == ["paid 7"]
+    assert ["no id" in reason for reason in reasons] == [True, True]

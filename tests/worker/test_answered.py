@@ -111,3 +111,13 @@ def test_only_the_newest_are_remembered() -> None:
 
     assert redeliveries.recall(request(9, "id-0")) is None
     assert redeliveries.recall(request(9, "id-2")) is Answer.ACK
+
+
+def test_messages_without_an_id_are_not_taken_for_each_other() -> None:
+    redeliveries = Redeliveries()
+    running = request(1, "")
+    redeliveries.adopt([running], [])
+
+    assert not redeliveries.park(request(2, ""))
+    redeliveries.ended(running, Answer.ACK)
+    assert redeliveries.recall(request(3, "")) is None
