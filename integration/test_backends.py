@@ -308,6 +308,15 @@ def test_a_stored_result_is_published_too(store: RedisBackend, seen: Any) -> Non
         assert listening.get_message(timeout=PATIENCE)["data"] == seen.get(key)
 
 
+def test_a_value_of_another_type_under_the_key_is_written_over(store: RedisBackend, seen: Any) -> None:
+    result = success(1)
+    seen.lpush(f"celery-task-meta-{result.task_id}", "something else")
+
+    store.store(result)
+
+    assert store.find(result.task_id) == result
+
+
 def test_a_forked_child_has_connections_of_its_own(store: RedisBackend, redis_url: str, seen: Any) -> None:
     before, during, after = success("before"), success("during"), success("after")
     with stored_when_somebody_waits(store, seen, before):

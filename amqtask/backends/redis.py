@@ -139,7 +139,7 @@ class RedisChords:
             raise EncodeError(
                 f"the result of task {part.task_id}, {described(part.result)}, cannot go to its chord: {error}"
             ) from error
-        score = "+inf" if index is None else str(index)
+        score = str(index) if index.__class__ is int else "+inf"  # the index of a later step is what its sender wrote
         keys = [self._key(group_id, suffix) for suffix in (".j", ".t", ".s", ".d", ".b", ".c")]
         arguments = [
             f"{part.task_id}:{score}",
@@ -218,10 +218,11 @@ def _in_shape(member: Any, parts: Mapping[str, ResultMessage]) -> object:
 
 
 PREFIX = "celery-task-meta-"
-# What is there is returned, and only written over when it is what the caller has seen (ARGV[3]): Redis cannot read it.
+# What is there is returned, and only written over when it is what the caller has seen (ARGV[3]): Redis cannot read it. A value of
+# another type is no result: it is written over, as with SET alone.
 STORE = """
-local known = redis.call('GET', KEYS[1])
-if known and known ~= ARGV[3] then return known end
+local known = redis.pcall('GET', KEYS[1])
+if type(known) == 'string' and known ~= ARGV[3] then return known end
 if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
 redis.call('PUBLISH', KEYS[1], ARGV[1])
 return 0

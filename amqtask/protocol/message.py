@@ -170,8 +170,7 @@ def dead_headers(
     headers: Headers, queue: str, reason: str, *, exchange: str, routing_key: str, expiration: str | None
 ) -> HeaderDict:
     """The headers of a message that died in `queue`; `exchange` and `routing_key` are how it had come there."""
-    letter = dict(headers)
-    deaths = [dict(entry) for entry in headers.get("x-death") or []]
+    letter, deaths = dict(headers), deaths_in(headers)
     letter["x-death"] = _counted(deaths, queue, reason) or [
         _death(queue, reason, exchange, routing_key, expiration),
         *deaths,
@@ -182,12 +181,19 @@ def dead_headers(
     return letter
 
 
+def deaths_in(headers: Headers) -> list[JsonObject]:
+    """Copies of the entries of x-death. Publishers may have written anything there: only mappings are taken."""
+    deaths = headers.get("x-death")
+    return [dict(death) for death in deaths if isinstance(death, Mapping)] if isinstance(deaths, list) else []
+
+
 def _counted(deaths: list[JsonObject], queue: str, reason: str) -> list[JsonObject] | None:
     """There is one entry per queue and reason, the latest first; None when this is a new one."""
     for entry in deaths:
         if entry.get("queue") == queue and entry.get("reason") == reason:
             deaths.remove(entry)
-            return [{**entry, "count": entry["count"] + 1}, *deaths]
+            count = entry.get("count")
+            return [{**entry, "count": count + 1 if isinstance(count, int) else 1}, *deaths]
     return None
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from amqtask.flow.deadline import HEADER as DEADLINE
-from amqtask.protocol.message import Delivery, Message
+from amqtask.protocol.message import Delivery, Message, deaths_in
 from amqtask.protocol.task import PUBLISHED_AT, saferepr, timestamp
 from amqtask.worker.finisher import copied_properties
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import Headers, JsonFields, JsonObject
+    from amqtask.ground.shapes import Headers, JsonObject
 
 REASON = "x-amqtask-reason"
 OURS = "x-amqtask-"
@@ -22,15 +21,9 @@ def reason(headers: Headers) -> str:
     """Why a message died: by our header, else by the broker's x-death entry."""
     if REASON in headers:
         return str(headers[REASON])
-    for death in _deaths(headers):
+    for death in deaths_in(headers):
         return f"{death.get('reason')} in {death.get('queue')} ({death.get('count')}×)"
     return "unknown"
-
-
-def _deaths(headers: Headers) -> list[JsonFields]:
-    """The broker's x-death entries. Publishers may have written anything there: only mappings are taken."""
-    deaths = headers.get("x-death")
-    return [death for death in deaths if isinstance(death, Mapping)] if isinstance(deaths, list) else []
 
 
 def header_text(value: object) -> str | None:
@@ -43,7 +36,7 @@ def work_queue_of(delivery: Delivery, suffix: str) -> str:
     headers = delivery.properties.headers or {}
     queue = headers.get(f"{OURS}queue")
     if queue is None:
-        queue = next((death.get("queue") for death in _deaths(headers)), None)
+        queue = next((death.get("queue") for death in deaths_in(headers)), None)
     return queue if queue and isinstance(queue, str) else delivery.queue.removesuffix(suffix)
 
 
@@ -91,5 +84,5 @@ def _died_at(headers: Headers) -> str | None:
     died_at = headers.get(f"{OURS}died-at")
     if died_at is not None:
         return header_text(died_at)
-    times = (death.get("time") for death in _deaths(headers))
+    times = (death.get("time") for death in deaths_in(headers))
     return next((when.isoformat() for when in times if isinstance(when, datetime)), None)

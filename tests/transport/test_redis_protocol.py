@@ -17,6 +17,7 @@ from amqtask.exceptions import ConfigurationError, PublishError
 from amqtask.protocol.entities import Binding, Exchange, Queue
 from amqtask.protocol.message import Message, Properties
 from amqtask.topology.delays import DelayPlan
+from amqtask.transport.redis.answers import Consumed, Held, dead_letter
 from amqtask.transport.redis.envelope import incoming, outgoing
 from amqtask.transport.redis.layout import Layout, list_keys, step_of
 from amqtask.transport.redis.publishing import Batch, Declared
@@ -244,3 +245,21 @@ def test_urls_are_shown_without_passwords() -> None:
     assert app.broker_name == "redis://host:6380/2"
     assert app.broker.info()["hostname"] == "host"
     assert "secret" not in str(app.broker.info())
+
+
+ODD_DEATHS: list[Any] = [
+    5, "abc", [1], [{}], {"queue": "q"}, [{"queue": "q", "reason": "rejected"}],
+    [{"queue": "q", "reason": "rejected", "count": "many"}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("deaths", ODD_DEATHS, ids=range(len(ODD_DEATHS)))
+def test_a_message_with_odd_deaths_is_buried_like_any_other(deaths: Any) -> None:
+    queue = Queue("q", queue_arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q.dead"})
+    message = incoming(outgoing(Message(b"1", Properties(headers={"x-death": deaths}), "", "q")).envelope)
+
+    letter = dead_letter(Held(Consumed(queue, (), 1, None), message, 0, 1), "rejected")
+
+    assert letter is not None
+    newest = json.loads(letter.envelope)["headers"]["x-death"][0]
+    assert (letter.routing_key, newest["queue"], newest["reason"], newest["count"]) == ("q.dead", "q", "rejected", 1)

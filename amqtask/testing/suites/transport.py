@@ -22,7 +22,7 @@ import pytest
 
 from amqtask.exceptions import MessageTooLarge, PublishError, PublishRefused, Unroutable
 from amqtask.protocol.entities import Arguments, Binding, Declaration, Exchange, Queue, arguments
-from amqtask.protocol.message import Message, Properties
+from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.testing.suites.transport_parts import CLASSIC as CLASSIC
 from amqtask.testing.suites.transport_parts import DELIVERIES_OF_ONE_CONNECTION as DELIVERIES_OF_ONE_CONNECTION
 from amqtask.testing.suites.transport_parts import EXCHANGE_BINDINGS as EXCHANGE_BINDINGS
@@ -171,6 +171,23 @@ class TransportSuite(TransportParts):
 
         with pytest.raises(MessageTooLarge, match=r"200,\d\d\d bytes.*frame_max"):
             self.publisher.publish(message)
+
+    def test_a_listener_that_fails_fails_for_one_message(self) -> None:
+        queue = Queue(self.name(), arguments=CLASSIC)
+        listener, _ = self.consume(queue)
+
+        class Fails(list[Delivery]):
+            def append(self, delivery: Delivery) -> None:
+                super().append(delivery)
+                if len(self) == 1:
+                    raise ValueError("this one")
+
+        listener.deliveries = Fails()
+        self.publish(queue, b"1", b"2")
+        self.until(lambda: len(listener.deliveries) == 2)
+
+        assert listener.bodies == [b"1", b"2"]
+        assert not listener.lost
 
     # -- routing
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 
 from amqtask.protocol.entities import Binding, Exchange, Queue
-from amqtask.protocol.message import REJECTED, dead_headers
+from amqtask.protocol.message import REJECTED, dead_headers, deaths_in
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def dead(stored: Stored, queue: str, reason: str, exchange: str, routing_key: st
 
 def is_cycle(stored: Stored, queue: str) -> bool:
     """Whether the broker drops the message: it comes back to a queue and was not rejected in between."""
-    deaths = stored.headers.get("x-death") or []
+    deaths = deaths_in(stored.headers)
     names = [entry.get("queue") for entry in deaths]
     if queue not in names:
         return False

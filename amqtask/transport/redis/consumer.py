@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import AccessRefused, OperationalError, PublishError
-from amqtask.ground.printable import clause
+from amqtask.ground.printable import bounded_logger, clause
 from amqtask.protocol.entities import Declaration, Queue
 from amqtask.protocol.message import DELIVERY_LIMIT, REJECTED
 from amqtask.topology.declarations import consumption
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from amqtask.transport.contract import ConsumerListener
     from amqtask.transport.redis.servers import Way
 
+logger = bounded_logger("amqtask.transport")
 # Seconds between two attempts to declare what Redis refused.
 RETRY_SECONDS = 0.5
 
@@ -390,11 +391,13 @@ class RedisConsumer:
         if not self._no_ack:
             held.consumed.held += 1
             self._held[self._number] = held
-        self._listener.on_delivery(
-            held.message.delivery(
-                held.consumed.queue.name, self._number, failures=held.failures, is_again=is_again, epoch=self._epoch
-            )
+        delivery = held.message.delivery(
+            held.consumed.queue.name, self._number, failures=held.failures, is_again=is_again, epoch=self._epoch
         )
+        try:
+            self._listener.on_delivery(delivery)
+        except Exception:  # as over AMQP: it must not end the loop
+            logger.exception("a message on %s could not be handled", held.consumed.queue.name)
 
     def deleted(self, queue: str) -> None:
         """An operator has deleted a queue: it is declared again."""
