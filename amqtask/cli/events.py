@@ -92,7 +92,7 @@ class Screen:
 def _worker_line(worker: Worker, now: float) -> str:
     loadavg: object = worker.loadavg  # anybody may have told it
     loads = loadavg if isinstance(loadavg, list) else []
-    load = " ".join(f"{figure:.2f}" for figure in loads if isinstance(figure, (int, float)))
+    load = " ".join(f"{figure:.2f}" for figure in loads if isinstance(figure, (int, float)) and 0 <= figure < 1e6)
     heard = f"{max(0.0, now - worker.heartbeats[-1]):.0f} s ago" if worker.heartbeats else "-"
     active, processed = (_or_dash(number) for number in (worker.active, worker.processed))
     return f"{worker.hostname:<32} {worker.status_string:<8} {active:>6} {processed:>10}  {load:<18} {heard}"

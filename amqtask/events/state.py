@@ -395,8 +395,9 @@ class State:
             if parent is not None:
                 parent.children.add(task)
             else:
-                self._keep(self._orphans, task.parent_id, self._orphans.get(task.parent_id, set()) | {task.uuid},
-                           self.max_tasks_in_memory)  # fmt: skip
+                if task.parent_id not in self._orphans:
+                    self._keep(self._orphans, task.parent_id, set[str](), self.max_tasks_in_memory)
+                self._orphans[task.parent_id].add(task.uuid)
         for uuid in self._orphans.pop(task.uuid, ()):
             if uuid in self.tasks:
                 task.children.add(self.tasks[uuid])
@@ -435,6 +436,9 @@ class State:
         parent = task.parent
         if parent is not None:
             parent.children.discard(task)
+        orphans = self._orphans.get(task.parent_id or "")
+        if orphans is not None:
+            orphans.discard(uuid)
 
     # -- reading
 
@@ -461,7 +465,8 @@ class State:
 
     def note_type(self, name: str) -> None:
         """A task of that name had events."""
-        self._seen_types.add(name)
+        if len(self._seen_types) < self.max_tasks_in_memory:
+            self._seen_types.add(name)
 
     def task_types(self) -> list[str]:
         """The names of all tasks that had events."""

@@ -30,6 +30,12 @@ NOTE = "amqtask.config"
 # Where in the document the queues are.
 QUEUES = "paused"
 _ATTEMPTS = 5
+# The latest time of a pause (Unix time).
+_LATEST = 1e10
+
+
+class NotOurs(OperationalError):
+    """Somebody else has written the note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ def of_beat(leader: str) -> str:
 class Pauses:
     """Reads and changes what is paused in the virtual host: queues, or those of another section of the document.
 
-    Each method raises OperationalError."""
+    Each method raises OperationalError, and NotOurs."""
 
     def __init__(self, note: Note, clock: Callable[[], float] = time.time, *, section: str = QUEUES) -> None:
         self._note = note
@@ -102,10 +108,10 @@ class Pauses:
             return {}
         try:
             document = json.loads(written)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict) or not isinstance(document.get(self._section, {}), dict):
-            raise OperationalError(f"{NOTE} on the broker is not what amqtask writes there; delete it and pause again")
+            raise NotOurs(f"{NOTE} on the broker is not what amqtask writes there; delete it and pause again")
         return document
 
 
@@ -116,7 +122,12 @@ def pause_of(paused: Mapping[str, Pause], queue: str) -> Pause | None:
 
 def _pauses(entries: JsonObject) -> dict[str, Pause]:
     return {
-        name: Pause(name, float(entry.get("since") or 0.0), str(entry.get("by") or ""))
+        name: Pause(name, _moment(entry.get("since")), str(entry.get("by") or ""))
         for name, entry in entries.items()
         if isinstance(entry, dict)
     }
+
+
+def _moment(since: object) -> float:
+    """A Unix time that the calendar has."""
+    return float(since) if isinstance(since, (int, float)) and 0 <= since < _LATEST else 0.0

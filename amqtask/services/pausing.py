@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, OperationalError
 from amqtask.ground.printable import bounded_logger
+from amqtask.remote.pauses import NotOurs
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop, Timer
@@ -53,7 +54,7 @@ class Pausing:
 
     def _ask(self) -> None:
         try:
-            paused = read_pauses(self._pauses)
+            paused = read_pauses(self._pauses, knows=self._knows)
         except Exception:
             logger.exception("worker: the paused queues cannot be read")
             paused = None
@@ -71,13 +72,19 @@ class Pausing:
             self._timer = self._loop.call_later(RETRY_SECONDS, self.look)
 
 
-def read_pauses(pauses: Pauses) -> frozenset[str] | None:
-    """The paused queues; None when the broker cannot be asked now. Who may not ask is told that once, and none is paused."""
+def read_pauses(pauses: Pauses, *, knows: bool = False) -> frozenset[str] | None:
+    """The paused queues; None when the broker cannot be asked now. Who may not ask is told that, and none is paused.
+
+    What somebody else has written there is nothing new to who `knows`, else none is paused: no worker would ever consume.
+    """
     try:
         return frozenset(pauses.read())
     except AccessRefused as error:
         logger.warning("worker: the paused queues cannot be read, so none is taken for paused: %s", error)
         return frozenset()
+    except NotOurs as error:
+        logger.warning("worker: which queues are paused now is not known: %s", error)
+        return None if knows else frozenset()
     except OperationalError as error:
         logger.debug("worker: the paused queues cannot be read now: %s", error)
         return None

@@ -71,6 +71,11 @@ def test_strangers_cannot_send_commands_to_the_terminal() -> None:
     assert "\x1b" not in _as_line({"type": "\x1b]0;title", "hostname": "h"})
 
 
+@pytest.mark.parametrize("loads", [[10**400], [float("nan"), float("inf")], [-1, "x", None, True], {"a": 1}])
+def test_loads_that_are_none_end_no_view(loads: object) -> None:
+    assert "one@h" in picture(state_of({"type": "worker-heartbeat", "freq": 3600.0, "loadavg": loads}))
+
+
 def test_the_rate_of_events_is_that_of_the_last_seconds() -> None:
     now = [NOW]
     state = State()
