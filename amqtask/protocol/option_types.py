@@ -49,6 +49,8 @@ def convert(subject: str, kind: Kind, value: object) -> Any:
     """The value as it is used; `subject` says whose it is. Raises: WrongValue, which says what is wanted."""
     try:
         return kind.convert(value)
+    except _OfOption as error:
+        raise WrongValue(f"{subject}: {error}") from None
     except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
         reason = f" ({error})" if isinstance(error, _Because) else ""
         raise WrongValue(f"{subject} wants {kind.wants}, not {shown(value)}{reason}") from None
@@ -65,6 +67,10 @@ def shown(value: object) -> str:
 
 class _Because(ValueError):
     """A value that is refused for a reason of its own, which the error adds to the kind's words."""
+
+
+class _OfOption(ValueError):
+    """One value of a dictionary that is refused. The others are not shown: they may be secrets."""
 
 
 # -- numbers and times
@@ -312,6 +318,23 @@ HEADERS = Kind("a dictionary of headers", _headers)
 # Of settings: names are the application's business.
 MAPPING = Kind("a dictionary", lambda value: value if isinstance(value, dict) else dict(value))
 TABLE = Kind("a dictionary", _table)
+
+
+def with_options(wants: str, kinds: Mapping[str, Kind]) -> Kind:
+    """A dictionary; what it has under these names is of these kinds, or None."""
+
+    def convert(value: object) -> object:
+        options = MAPPING.convert(value)
+        for name, kind in kinds.items():
+            if options.get(name) is None:
+                continue
+            try:
+                options = {**options, name: kind.convert(options[name])}
+            except (ValueError, TypeError, ArithmeticError):
+                raise _OfOption(f"{name} wants {kind.wants}, not {shown(options[name])}") from None
+        return options
+
+    return Kind(wants, convert)
 
 
 def signature_of(value: object) -> SignatureFields:

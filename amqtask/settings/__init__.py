@@ -449,6 +449,18 @@ KINDS: dict[str, Kind] = {
     "bool": option_types.BOOLEAN,
     "list": option_types.TEXTS,
     "dict": option_types.MAPPING,
+    "transport_options": option_types.with_options(
+        "a dictionary",
+        {
+            "retry_for": option_types.SECONDS,
+            "polling_interval": option_types.PAUSE,
+            "socket_timeout": option_types.PAUSE,
+            "socket_connect_timeout": option_types.PAUSE,
+            "health_check_interval": option_types.SECONDS,
+            "max_connections": option_types.COUNT,
+            "unread_results": option_types.COUNT,
+        },
+    ),
     "any": option_types.ANY,
     "name": option_types.NAME,
     "key": option_types.KEY,

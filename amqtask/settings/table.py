@@ -62,7 +62,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "broker_transport_options",
         {},
-        "dict",
+        "transport_options",
         None,
         "With a Redis broker: `master_name`, `global_keyprefix` … (docs/redis.md).",
     ),
@@ -182,7 +182,7 @@ SETTINGS: tuple[Setting, ...] = (
             "Attempts after the first, with result_backend_always_retry."),
     Setting("result_backend_max_sleep_between_retries_ms", 10000, "int", "CELERY_RESULT_BACKEND_MAX_SLEEP_BETWEEN_RETRIES_MS",
             "Milliseconds of the longest pause."),
-    Setting("result_backend_transport_options", {}, "dict", "CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS",
+    Setting("result_backend_transport_options", {}, "transport_options", "CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS",
             "For the result store: global_keyprefix, master_name, retry_for, polling_interval and others "
             "(docs/results.md)."),
     Setting("result_cache_max", -1, "any", "CELERY_MAX_CACHED_RESULTS", ""),

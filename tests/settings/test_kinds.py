@@ -65,6 +65,28 @@ def test_a_setting_that_is_a_number_takes_no_other(app: AmqTask, name: str) -> N
             app.conf[name] = value
 
 
+OPTIONS = (
+    "retry_for",
+    "polling_interval",
+    "socket_timeout",
+    "socket_connect_timeout",
+    "max_connections",
+    "unread_results",
+)
+
+
+@pytest.mark.parametrize("name", ["broker_transport_options", "result_backend_transport_options"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_of_a_transport_that_is_a_number_takes_no_other(app: AmqTask, name: str, option: str) -> None:
+    for value in NO_NUMBERS:
+        with pytest.raises(WrongValue, match=f"setting {name}: {option} wants a") as caught:
+            app.conf[name] = {option: value, "password": "hidden"}
+        assert "hidden" not in str(caught.value)
+    app.conf[name] = {option: "5", "other": [5], "socket_keepalive": None}
+
+    assert app.conf[name] == {option: 5, "other": [5], "socket_keepalive": None}
+
+
 @pytest.mark.parametrize("name", sorted(SWITCHES))
 def test_a_setting_that_is_a_switch_takes_no_other(app: AmqTask, name: str) -> None:
     for value in NO_SWITCHES:
