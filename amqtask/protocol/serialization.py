@@ -174,6 +174,8 @@ def _load_json(body: bytes, encoding: str, subject: Headers | None = None) -> ob
 
 # PyYAML's own end, by Python's limit of recursion, is at about 330.
 _DEEPEST_YAML = 250
+# Values that the aliases of a YAML document may stand for; a long text counts as several.
+_MOST_ALIASED = 1_000_000
 
 
 def _dump_yaml(value: object, subject: Headers | None) -> bytes:
@@ -199,7 +201,27 @@ def _yaml_loader() -> type[SafeLoader]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """PyYAML looks at all open brackets for each further one, and took seconds for 3,000 of them before it gave up."""
+        """PyYAML looks at all open brackets for each further one, and took seconds for 3,000 of them before it gave up.
+
+        What an alias stands for is no copy, but becomes one in JSON, and aliases of aliases become any number of them."""
+
+        def __init__(self, stream: Any) -> None:
+            super().__init__(stream)
+            # How many values each node stands for, by its id; and those that aliases have added.
+            self._sizes: dict[int, int] = {}
+            self._added = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            is_alias = self.check_event(yaml.AliasEvent)
+            node: Any = super().compose_node(parent, index)
+            if is_alias:
+                self._added += self._sizes.get(id(node), _MOST_ALIASED)  # one within itself has no end
+                if self._added >= _MOST_ALIASED:
+                    raise yaml.YAMLError(f"aliases that stand for more than {_MOST_ALIASED} values")
+            else:
+                long = len(node.value) // 100 if isinstance(node.value, str) else 0
+                self._sizes[id(node)] = 1 + long + sum(self._sizes[id(part)] for part in _nodes_in(node))
+            return node
 
         def fetch_flow_collection_start(self, TokenClass: Any) -> None:
             if self.flow_level >= _DEEPEST_YAML:
@@ -207,6 +229,13 @@ def _yaml_loader() -> type[SafeLoader]:
             super().fetch_flow_collection_start(TokenClass)
 
     return Loader
+
+
+def _nodes_in(node: Any) -> Iterable[Any]:
+    """The nodes of which a list or a mapping of YAML consists."""
+    if not isinstance(node.value, list):
+        return ()
+    return (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
 
 
 def _dump_msgpack(value: object, subject: Headers | None) -> bytes:

@@ -134,6 +134,18 @@ def test_yaml_has_a_depth(brackets: tuple[bytes, bytes]) -> None:
         loads(begin * 251 + end * 251, "application/x-yaml", "utf-8", ALL)
 
 
+def test_aliases_of_yaml_are_read_as_long_as_they_stand_for_what_can_be_written_down() -> None:
+    shared = [1, 2]
+    assert loads(*dumps([shared, {"a": shared}], "yaml"), ALL) == [shared, {"a": shared}]
+
+    bomb = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10))])
+    text = f"[&a {'x' * 100_000}, {', '.join(['*a'] * 2_000)}]"
+    merged = "\n".join(["- &a0 {k: 1}", *(f"- &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 10))])
+    for body in (bomb, text, merged, "&a [*a]", "&a {b: *a}"):
+        with pytest.raises(Undecodable, match="aliases"):
+            loads(body.encode(), "application/x-yaml", "utf-8", ALL)
+
+
 def test_yaml_makes_no_objects() -> None:
     with pytest.raises(Undecodable):
         loads(b"!!python/object/apply:os.getpid []", "application/x-yaml", "utf-8", ALL)
