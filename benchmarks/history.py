@@ -302,7 +302,7 @@ def rows(kind: str) -> list[tuple[str, ...]]:
         source = take_in(history, MORE, length=60.0, seed=4)
         found.append(
             (
-                f"the last {MORE:,}: {rate(source)}, {size / EVENTS:.0f} bytes each, {memory():.0f} MB",
+                f"the last {MORE:,}: {rate(source)}, {size / EVENTS:.0f} bytes each",
                 "",
                 "",
                 "≥ 5,000/s",
