@@ -8,7 +8,7 @@ WITH_BROKER := $(PYTHON) -m integration.nodes run
 EXTRAS_STAMP := $(VENV)/.amqtask-all
 DEV_STAMP := $(VENV)/.amqtask-dev
 
-.PHONY: help demo test unit integration check lint format bench soak faults redrive cluster fuzz docs release clean
+.PHONY: help demo test unit integration check lint format bench soak flow faults redrive cluster fuzz docs release clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ bench: $(DEV_STAMP)  ## Ours beside bare pika, Celery, Dramatiq and Taskiq, in o
 
 soak: $(DEV_STAMP)  ## Nothing lost: 2,000 tasks under each fault (SOAK_ARGS="--root DIR" for another RabbitMQ)
 	@$(BIN)/python -m integration.soak $(SOAK_ARGS)
+
+flow: $(DEV_STAMP)  ## Limits, unique tasks and the inbox hold in a million calls while workers are killed (FLOW_ARGS="--calls 100000")
+	@$(WITH_BROKER) --redis -- $(BIN)/python -m integration.flow_soak $(FLOW_ARGS)
 
 cluster: $(DEV_STAMP)  ## Nothing lost on three nodes that fail (VERSIONS="3.10 4.0 4.3", CLUSTER_ARGS="--scenario NAME")
 	@$(BIN)/python -m integration.cluster $(if $(VERSIONS),--versions $(VERSIONS)) $(CLUSTER_ARGS)
