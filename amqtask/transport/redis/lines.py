@@ -195,11 +195,12 @@ class Lines:
 
     def ask(self, script: str, key: str, /, *arguments: bytes) -> Any:
         """The answer. Raises: what `slowly` raises."""
-        question, line = Question(script, key, arguments), fresh(self._idle)
+        question = Question(script, key, arguments)
+        packed, line = self._packed(question), fresh(self._idle)
         if line is None:
             return self._ask_slowly([question])
         try:
-            line.send(question, self._packed(question))
+            line.send(question, packed)
             answer = line.answer()
         except (OSError, ValueError):
             line.close()
@@ -212,12 +213,13 @@ class Lines:
 
     def tell(self, script: str, key: str, /, *arguments: bytes) -> None:
         """Ask, and do not wait for the answer, which is WELL. Raises: what `slowly` raises."""
-        question, line = Question(script, key, arguments), fresh(self._idle)
+        question = Question(script, key, arguments)
+        packed, line = self._packed(question), fresh(self._idle)
         if line is None:
             self._ask_slowly([question])
             return
         try:
-            line.send(question, self._packed(question))
+            line.send(question, packed)
         except OSError:
             line.close()
             self._ask_slowly(line.unanswered)
