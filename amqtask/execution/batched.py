@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from amqtask import signals
 from amqtask.execution.batches import BatchCall, settle
 from amqtask.execution.context import AT_END, Context, current
-from amqtask.execution.gated import INTERRUPTED_SECONDS, GatedExecutor
-from amqtask.execution.no_run import requeued
+from amqtask.execution.gated import GatedExecutor
+from amqtask.execution.no_run import INTERRUPTED_SECONDS, requeued
 from amqtask.execution.request import Outcome, calls_of, is_batch
 from amqtask.ground.processes import FORKS, end_forked
 
@@ -61,7 +61,7 @@ class BatchedExecutor(GatedExecutor):
                 end_forked(raised)
             return self._ended_batch(batch, value, raised)
         except BaseException as error:  # noqa: BLE001 - a limit that came late
-            return _interrupted(request, error)
+            return self._interrupted(request, error)
         finally:
             for call in AT_END:
                 call()
@@ -101,7 +101,7 @@ class BatchedExecutor(GatedExecutor):
                 return outcome
             return self._ended_batch(batch, value, raised)
         except BaseException as error:  # noqa: BLE001 - a limit that came late
-            return _interrupted(request, error)
+            return self._interrupted(request, error)
         finally:
             for call in AT_END:
                 call()
@@ -181,17 +181,18 @@ class BatchedExecutor(GatedExecutor):
         """See Endings."""
         return _of_each(request, partial(super().revoked, reason=reason, in_slot=in_slot))
 
+    def _interrupted(self, request: Request, error: BaseException) -> Outcome:
+        if is_batch(request):
+            reason = f"its batch was interrupted: {error!r}"
+            return _of_each(request, lambda call: requeued(call, reason)._replace(pause=INTERRUPTED_SECONDS))
+        return super()._interrupted(request, error)
+
     def refused(self, request: Request, error: Exception, *, in_slot: bool = False) -> Outcome:
         """See Endings. A batch is refused as a whole when a pool cannot hand it to a slot. One of its calls is to blame, so that
         counts as if its process had died: they come again, at last alone."""
         if is_batch(request):
             return _of_each(request, lambda call: requeued(call, str(error))._replace(summary=repr(error)))
         return super().refused(request, error, in_slot=in_slot)
-
-
-def _interrupted(request: Request, error: BaseException) -> Outcome:
-    reason = f"its batch was interrupted: {error!r}"
-    return _of_each(request, lambda call: requeued(call, reason)._replace(pause=INTERRUPTED_SECONDS))
 
 
 def _of_each(request: Request, end: Callable[[Request], Outcome]) -> Outcome:

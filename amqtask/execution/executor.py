@@ -31,7 +31,7 @@ from amqtask.execution.context import AT_END, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
 from amqtask.execution.follow_ups import NOTHING, FollowUpComposer, FollowUps
 from amqtask.execution.inbox import in_inbox
-from amqtask.execution.no_run import DEFAULT, Bounds, Endings, not_stored, requeued
+from amqtask.execution.no_run import DEFAULT, INTERRUPTED_SECONDS, Bounds, Endings, not_stored, requeued
 from amqtask.execution.request import (
     HIDDEN,
     Abandoned,
@@ -159,7 +159,22 @@ class Executor(Endings):
     def execute(self, request: Request) -> Outcome:
         """Run a request to its end. Never raises: every error becomes an outcome. Context variables that the task sets end with
         it."""
-        return copy_context().run(self.execute_here, request)
+        try:
+            return copy_context().run(self.execute_here, request)
+        except BaseException as error:  # noqa: BLE001 - a limit that struck where nothing else takes it: the message stays
+            logger.warning("task %s[%s] was interrupted before or after its run: %r", request.task, request.id, error)
+            return self._interrupted(request, error)
+
+    def _interrupted(self, request: Request, error: BaseException) -> Outcome:
+        """The outcome of a request that was ended where its task did not run. Never raises."""
+        match error:
+            case HardLimitReached():
+                return self.lost(request, TimeLimitExceeded(str(error)))
+            case Terminated() if not isinstance(error, Abandoned):
+                return self.revoked(request, str(error) or "terminated", in_slot=True)
+            case _:
+                reason = f"it was interrupted before it ran: {error!r}"
+                return requeued(request, reason)._replace(pause=INTERRUPTED_SECONDS)
 
     def execute_here(self, request: Request) -> Outcome:
         """`execute` in the present context, where variables that the task sets stay."""

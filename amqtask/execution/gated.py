@@ -7,11 +7,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amqtask import states
-from amqtask.exceptions import Terminated, TimeLimitExceeded
 from amqtask.execution.context import current_context
 from amqtask.execution.executor import Executor
-from amqtask.execution.no_run import requeued
-from amqtask.execution.request import HELD, Abandoned, Answer, HardLimitReached, Outcome
+from amqtask.execution.request import HELD, Answer, Outcome
 from amqtask.flow.keys import TICKETS
 from amqtask.ground.printable import bounded_logger
 
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from amqtask.protocol.flow_options import Breaker
 
 logger = bounded_logger("amqtask.execution")
-# Seconds after which a run that was interrupted while it asked comes again.
-INTERRUPTED_SECONDS = 1.0
 
 
 class GateLike(Protocol):
@@ -136,17 +132,6 @@ class GatedExecutor(Executor):
 
     def _without_key(self, request: Request, error: Exception) -> Outcome:
         return self.refused(request, error, in_slot=True)
-
-    def _interrupted(self, request: Request, error: BaseException) -> Outcome:
-        match error:
-            case HardLimitReached():
-                return self.lost(request, TimeLimitExceeded(str(error)))
-            case Terminated() if not isinstance(error, Abandoned):
-                return self.revoked(request, str(error) or "terminated", in_slot=True)
-            case _:
-                return requeued(request, f"it was interrupted before it ran: {error!r}")._replace(
-                    pause=INTERRUPTED_SECONDS
-                )
 
     def _duplicate(self, request: Request, other: str) -> Outcome:
         return self.revoked(request, f"a call with the same unique key is there: {other}", in_slot=True)

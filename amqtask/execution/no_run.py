@@ -19,7 +19,9 @@ from amqtask.exceptions import (
     BackendUnreachable,
     InvalidTaskError,
     MessageError,
+    SoftTimeLimitExceeded,
     TaskRevokedError,
+    Terminated,
     TimeLimitExceeded,
     WorkerLostError,
 )
@@ -44,6 +46,8 @@ _COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
 logger = bounded_logger("amqtask.execution")
 
 STORE_PAUSE = 5.0
+# Seconds after which a message comes again whose run was interrupted where it had not begun, or had ended.
+INTERRUPTED_SECONDS = 1.0
 # Characters of a reason: it becomes a header, and headers have to fit into one frame.
 LONGEST_REASON = 1000
 
@@ -191,12 +195,16 @@ class Endings:
     ) -> Outcome:
         summary = saferepr(error, 500)
         after, result = NOTHING, None
-        try:
-            if self._results is not None and request.id and request.headers.get("ignore_result") is not True:
-                result = self._results.ended(request, state, error)
-            after = self._after(request, state, error, summary, reads_all=reads_all)
-        except Exception as trouble:  # noqa: BLE001 - the store's; the answer must be given all the same
-            logger.error("%s of task %s[%s] was not stored: %s", state, request.task, request.id, trouble)
+        for is_last in (False, False, True):
+            try:
+                if self._results is not None and request.id and request.headers.get("ignore_result") is not True:
+                    result = self._results.ended(request, state, error)
+                after = self._after(request, state, error, summary, reads_all=reads_all)
+            except (Exception, Terminated) as trouble:  # noqa: BLE001 - the store's; the answer must be given all the same
+                if isinstance(trouble, (SoftTimeLimitExceeded, Terminated)) and not is_last:
+                    continue  # a soft and a hard limit strike once each, and it is as short to tell it again as to tell of that
+                logger.error("%s of task %s[%s] was not stored: %s", state, request.task, request.id, trouble)
+            break
         return Outcome(
             request.number,
             state,

@@ -94,6 +94,48 @@ def test_only_what_a_slot_has_to_keep_may_wait_for_the_store_without_end() -> No
     assert store.briefly == [states.STARTED, states.REVOKED, states.REVOKED]
 
 
+class Struck(KeptStore):
+    """A store of which the first writes are cut off."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        super().__init__()
+        self.errors = list(errors)
+
+    def store(self, result: ResultMessage) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        super().store(result)
+
+
+@pytest.mark.parametrize("name", ["there is no such task", "t"])
+def test_limits_that_strike_while_a_refusal_is_stored_keep_neither_it_nor_the_answer_back(name: str) -> None:
+    store = Struck(SoftTimeLimitExceeded(1.0), HardLimitReached(2.0))
+    executor = make_executor(PlainTask(lambda: 1, "t"), store=store)
+
+    outcome = executor.execute(request(1, name, content_type="text/wrong"))
+
+    assert (outcome.state, outcome.answer) == (states.FAILURE, Answer.DEAD_LETTER)
+    assert [result.status for result in store.results] == [states.FAILURE]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "answer"),
+    [
+        (SoftTimeLimitExceeded(1.0), states.REJECTED, Answer.REQUEUE),
+        (HardLimitReached(1.0), states.FAILURE, Answer.ACK),
+        (Terminated("by hand"), states.REVOKED, Answer.ACK),
+    ],
+)
+def test_an_interruption_where_nothing_else_takes_it_is_an_outcome(
+    error: BaseException, state: str, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amqtask.execution.executor.AT_END", [raising(error)])
+
+    outcome = run(lambda: 1)
+
+    assert (outcome.number, outcome.state, outcome.answer) == (1, state, answer)
+
+
 # -- the task returns
 
 

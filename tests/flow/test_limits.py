@@ -320,7 +320,7 @@ class Slow(MemoryStore):
 def test_a_limit_that_strikes_while_the_store_is_asked_loses_no_task(
     app: AmqTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amqtask.execution.gated.INTERRUPTED_SECONDS", 0.05)
+    monkeypatch.setattr("amqtask.execution.executor.INTERRUPTED_SECONDS", 0.05)
 
     @app.task(name="limited", limits=Concurrency(1), soft_time_limit=0.2)
     async def limited() -> str:
