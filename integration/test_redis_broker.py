@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -552,6 +554,18 @@ def test_a_replica_a_wrong_password_and_nobody_are_errors_of_their_own(node: Red
         assert time.monotonic() - began < 30.0  # it does not wait for what waiting does not mend
     with pytest.raises(BrokerUnreachable, match="no Redis answers"):
         _publisher(f"redis://127.0.0.1:{free_port()}").publish(_message("q"))
+
+
+def test_a_publisher_that_nobody_closes_leaves_no_socket_open(node: RedisServer) -> None:
+    publisher = _publisher(node.url)
+    publisher.publish(_message("q"))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del publisher
+        gc.collect()
+
+    assert not [str(each.message) for each in caught if each.category is ResourceWarning]
 
 
 def test_a_redis_that_evicts_queues_is_told_of(node: RedisServer) -> None:

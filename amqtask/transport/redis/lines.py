@@ -122,6 +122,11 @@ class Line:
     def close(self) -> None:
         self._sock.close()
 
+    def __del__(self) -> None:
+        # An application that nobody closes leaves its connections to the garbage collector, as redis-py's are left.
+        if (sock := getattr(self, "_sock", None)) is not None:
+            sock.close()
+
 
 def _until(deadline: float) -> float:
     """Seconds that are left, for a socket."""
@@ -131,8 +136,12 @@ def _until(deadline: float) -> float:
 def _connect(place: Place, timeout: float) -> socket.socket:
     if place.path:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(timeout)
-        sock.connect(place.path)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(place.path)
+        except BaseException:
+            sock.close()
+            raise
         return sock
     sock = socket.create_connection((place.host, place.port), timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
