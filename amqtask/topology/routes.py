@@ -132,8 +132,9 @@ class Queues:
     def add(self, queue: Queue) -> Queue:
         """Add a queue, with the default arguments where it has none; it replaces a queue of the same name."""
         queue = with_defaults(queue, self.defaults)
-        self._queues[queue.name] = queue
+        # Before the queue can be found: another thread may look for both.
         self._declared[queue.name] = declarations(queue, self.defaults)
+        self._queues[queue.name] = queue
         return queue
 
     def __getitem__(self, name: str) -> Queue:

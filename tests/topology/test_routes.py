@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from amqtask import AmqTask
 from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.topology.declarations import QueueDefaults
@@ -213,3 +216,22 @@ def test_an_unknown_queue_is_not_selected_when_missing_queues_are_not_created() 
 
     with pytest.raises(QueueNotFound):
         strict.select(["jobz"])
+
+
+def test_threads_that_call_for_the_first_time_find_the_same_queues() -> None:
+    app = AmqTask("threads", broker="memory://")
+    barrier = threading.Barrier(4)
+
+    def call(_: int) -> None:
+        barrier.wait(60)
+        for number in range(200):
+            app.send_task("t", queue=f"q{number}", ignore_result=True)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(call, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+        app.close()
