@@ -202,7 +202,7 @@ class Endings:
                 after = self._after(request, state, error, summary, reads_all=reads_all)
             except (Exception, Terminated) as trouble:  # noqa: BLE001 - the store's; the answer must be given all the same
                 if isinstance(trouble, (SoftTimeLimitExceeded, Terminated)) and not is_last:
-                    continue  # a soft and a hard limit strike once each, and it is as short to tell it again as to tell of that
+                    continue  # a soft and a hard limit strike once each; after them the result can be stored
                 logger.error("%s of task %s[%s] was not stored: %s", state, request.task, request.id, trouble)
             break
         return Outcome(

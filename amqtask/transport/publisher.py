@@ -519,7 +519,7 @@ class PikaPublisher:
         self._addresses = beginning_with(self._addresses, link.address)
 
     def _has_another_host(self, link: PublishingLink, work: _Work) -> bool:
-        """Whether there are a host besides this link's that has not been silent during this call, and time to ask it."""
+        """Whether a host besides this link's has not been silent during this call, and there is time to ask it."""
         return time.monotonic() < work.deadline and {*self._addresses} > {*work.silent, link.address}
 
     def _leave(self, link: PublishingLink) -> None:
