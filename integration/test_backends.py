@@ -440,7 +440,7 @@ def test_coroutines_leave_no_subscriptions_behind_while_others_wait(store: Redis
 
 
 def test_threads_that_wait_go_on_when_the_store_is_closed(redis_url: str) -> None:
-    """It opens again when it is needed; redis-py trips over what is left of a connection that another thread closes."""
+    """It opens again when it is needed."""
     store = RedisBackend(BackendOptions(url=redis_url))
     ends: list[BaseException] = []
 

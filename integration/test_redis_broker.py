@@ -9,11 +9,14 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import pytest
 import redis
 
+from amqtask.backends.contract import BackendOptions
+from amqtask.backends.redis import RedisBackend
 from amqtask.exceptions import (
     AccessRefused,
     BrokerUnreachable,
@@ -25,6 +28,7 @@ from amqtask.exceptions import (
 )
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from amqtask.protocol.message import Delivery, Message, Properties
+from amqtask.protocol.result import ResultMessage
 from amqtask.testing.suites import transport
 from amqtask.testing.suites.transport import CLASSIC, PATIENCE, Listener, TransportSuite
 from amqtask.topology.delays import DelayPlan
@@ -566,6 +570,34 @@ def test_a_publisher_that_nobody_closes_leaves_no_socket_open(node: RedisServer)
         gc.collect()
 
     assert not [str(each.message) for each in caught if each.category is ResourceWarning]
+
+
+def _store(url: str) -> RedisBackend:
+    return RedisBackend(BackendOptions(url, transport_options=(("retry_for", 0),)))
+
+
+@pytest.mark.parametrize(
+    ("make", "use"),
+    [
+        (_store, lambda store: store.store(ResultMessage("an-id", "SUCCESS", 1))),
+        (_publisher, lambda publisher: publisher.publish(_message("q"))),
+    ],
+    ids=["store", "publisher"],
+)
+def test_what_is_closed_by_one_thread_goes_on_in_another(
+    node: RedisServer, make: Callable[[str], Any], use: Callable[[Any], None]
+) -> None:
+    """redis-py's own `close` takes the sockets away that others read from: ValueError, I/O operation on closed file."""
+    shared = make(node.url)
+    with redis.Redis.from_url(node.url) as client, ThreadPoolExecutor() as threads:
+        client.client_pause(60_000, all=False)
+        used = threads.submit(use, shared)
+        eventually(lambda: [each for each in client.client_list() if each["flags"] == "b"])
+        shared.close()
+        client.client_unpause()
+        used.result(PATIENCE)
+    use(shared)  # it opens again
+    shared.close()
 
 
 def test_a_redis_that_evicts_queues_is_told_of(node: RedisServer) -> None:

@@ -19,7 +19,7 @@ from amqtask.exceptions import BackendUnreachable
 from amqtask.ground.deadlines import arrival
 from amqtask.ground.printable import bounded_logger, clause
 from amqtask.protocol.result import ResultMessage
-from amqtask.transport.redis.servers import Deployment
+from amqtask.transport.redis.servers import Deployment, close_idle
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CoroutineOf
@@ -61,17 +61,6 @@ def unreachable(name: str, error: BaseException) -> BackendUnreachable:
     return BackendUnreachable(f"Redis at {name} refused: {error}")
 
 
-def or_connection_error(work: Callable[..., T], *args: object, **kwargs: object) -> T:
-    """What `work` returns. Raises: redis.ConnectionError, also when another thread has closed the connection meanwhile (redis-py
-    trips over what is left of it)."""
-    try:
-        return work(*args, **kwargs)
-    except (ValueError, AttributeError) as error:
-        if "closed file" in str(error) or "'NoneType' object" in str(error):
-            raise redis.ConnectionError("the connection was closed while it was used") from error
-        raise
-
-
 class Event(NamedTuple):
     """A message of a subscription; `value` None: the server has confirmed the channel, so look at the key now."""
 
@@ -91,17 +80,17 @@ class Subscription:
         names = list(keys)
         self.most_keys = max(self.most_keys, len(names))
         for start in range(0, len(names), 1_000):
-            or_connection_error(self._pubsub.subscribe, *names[start : start + 1_000])
+            self._pubsub.subscribe(*names[start : start + 1_000])
 
     def remove(self, *keys: str) -> None:
         """Unsubscribe; without keys from all."""
-        or_connection_error(self._pubsub.unsubscribe, *keys)
+        self._pubsub.unsubscribe(*keys)
 
     def next(self, timeout: float) -> Event | None:
         """The next event within so many seconds. Raises: redis.ConnectionError."""
         deadline = time.monotonic() + timeout
         while True:
-            message = or_connection_error(self._pubsub.get_message, timeout=max(0.0, deadline - time.monotonic()))
+            message = self._pubsub.get_message(timeout=max(0.0, deadline - time.monotonic()))
             if message is not None and message["type"] in ("message", "subscribe"):
                 return Event(message["channel"].decode(), message["data"] if message["type"] == "message" else None)
             if time.monotonic() >= deadline:
@@ -131,7 +120,7 @@ class RedisServer:
     def retrying(self, work: Callable[[Any], T], policy: RetryPolicy | None = None) -> T:
         """`work(client)`, again while the server is away. Raises: BackendUnreachable when the policy's time is over."""
         return retrying(
-            lambda: or_connection_error(work, self.client),
+            lambda: work(self.client),
             policy or self._patience,
             errors=ERRORS,
             is_transient=lambda error: not is_hopeless(error),
@@ -162,7 +151,7 @@ class RedisServer:
         while self._idle:
             self._idle.pop().close()
         if self._client is not None:
-            self._client.close()
+            close_idle(self._client)
 
 
 # -- Callbacks for results in Redis: one thread and one subscription for all that somebody waits for.

@@ -24,6 +24,7 @@ from amqtask.transport.redis.layout import LEASE_SECONDS, SEPARATOR, Command, La
 from amqtask.transport.redis.publisher import FAILURES, borrowed, converse
 from amqtask.transport.redis.publishing import publish_error
 from amqtask.transport.redis.scripts import ACK, DELETE, GIVE_BACK, RENEW, RESERVE, SWEEP, TRIM, Script
+from amqtask.transport.redis.servers import close_idle
 from amqtask.transport.redis.taking import NO_LIST
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class RedisJobs:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
+        close_idle(self._client)
 
     def state(self, queue: str) -> QueueState:
         """How many messages are ready; Redis does not know consumers. Raises: QueueNotFound, PublishError."""
@@ -131,7 +132,7 @@ class RedisTail(RedisJobs):
 
     def close(self) -> None:
         """See the contract."""
-        self._client.close()
+        close_idle(self._client)
 
 
 class RedisNote(RedisJobs):
@@ -144,13 +145,13 @@ class RedisNote(RedisJobs):
     def read(self) -> str | None:
         """See the contract."""
         (text,) = self._ask(("GET", self._key))
-        self._client.close()
+        close_idle(self._client)
         return None if text is None else text.decode(errors="replace")
 
     def write(self, text: str) -> None:
         """See the contract."""
         self._ask(("SET", self._key, text))
-        self._client.close()
+        close_idle(self._client)
 
 
 # Messages that a journal has at most, about.
@@ -169,7 +170,7 @@ class RedisJournal(RedisJobs):
     def write(self, message: Message) -> None:
         """See the contract."""
         self._ask(_entry(message, self._layout, self._name))
-        self._client.close()
+        close_idle(self._client)
 
     def tail(self, position: object) -> RedisJournalTail:
         """See the contract."""
@@ -214,7 +215,7 @@ class RedisJournalTail(RedisJobs):
 
     def close(self) -> None:
         """See the contract."""
-        self._client.close()
+        close_idle(self._client)
 
 
 # The queue in which delayed messages are for those who look at queues.

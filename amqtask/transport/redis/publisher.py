@@ -32,6 +32,7 @@ from amqtask.transport.redis.publishing import (
     until,
 )
 from amqtask.transport.redis.scripts import DISOWN, OWN, PUBLISH
+from amqtask.transport.redis.servers import close_idle
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
@@ -175,7 +176,7 @@ class RedisPublisher:
         conversations = self._conversations.pop()
         if conversations is not None:
             conversations.close()
-        self._client.close()
+        close_idle(self._client)
 
 
 class RedisAsyncPublisher:
@@ -269,7 +270,7 @@ class RedisEventPublisher:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        close_idle(self._client)
 
 
 def _is_unknown(reply: object) -> bool:
@@ -354,7 +355,7 @@ class RedisQueueReader:
         except FAILURES:
             pass  # workers delete it when nobody says any more that it is needed
         self._ready_at = None
-        self._client.close()
+        close_idle(self._client)
 
     def _set_up(self, deadline: float) -> None:
         if self._pattern is not None:
