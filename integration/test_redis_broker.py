@@ -10,6 +10,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -570,6 +571,32 @@ def test_a_publisher_that_nobody_closes_leaves_no_socket_open(node: RedisServer)
         gc.collect()
 
     assert not [str(each.message) for each in caught if each.category is ResourceWarning]
+
+
+def test_a_socket_of_this_machine_is_a_way_to_queues_and_results(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    server = RedisServer("--unixsocket", str(path), "--requirepass", "secret")
+    try:
+        server.start()
+        url = f"redis+socket://:secret@{path}?virtual_host=3"
+        broker, loop, listener = open_broker(BrokerOptions(url), {}), PikaLoop(), Listener(acks=True)
+        consumer = listener.consumer = broker.consumer(loop, listener, name="test", heartbeat=None)
+        consumer.add_queue(Queue("q"), prefetch=10)
+        consumer.start()
+        publisher = broker.publisher(name="test", on_warning=lambda text: None)
+        publisher.publish(_message("q"))
+        publisher.publish(_message("q"))  # over a line
+        _turn(loop, lambda: len(listener.deliveries) == 2)
+        publisher.close()
+        _stop(loop, consumer)
+        store = RedisBackend(BackendOptions(url))
+        store.store(ResultMessage("an-id", "SUCCESS", 1))
+        assert store.wait("an-id", timeout=PATIENCE).result == 1
+        store.close()
+        with redis.Redis(unix_socket_path=str(path), password="secret", db=3) as client:
+            assert client.exists("celery-task-meta-an-id", "amqtask.queues") == 2
+    finally:
+        server.remove()
 
 
 def _store(url: str) -> RedisBackend:

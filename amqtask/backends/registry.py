@@ -11,6 +11,7 @@ from amqtask.backends.contract import MadeForApp, StoreDefaults
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import completed, load_path, near_names, plugins
 from amqtask.ground.printable import mask_urls
+from amqtask.transport.redis.urls import SCHEMES
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend
@@ -63,7 +64,9 @@ def find_backend(scheme: str) -> object:
     """The class of a scheme. Raises: ConfigurationError for an unknown one or a missing library."""
     # What follows db+ is SQLAlchemy's: db+postgresql://, db+mysql+pymysql://.
     scheme = "db" if scheme.startswith("db+") else scheme
-    find, extra = OURS.get(scheme) or (partial(_other_backend, scheme), scheme)
+    find, extra = (
+        (_redis, "redis") if scheme in SCHEMES else OURS.get(scheme) or (partial(_other_backend, scheme), scheme)
+    )
     try:
         return find()
     except ImportError as error:
@@ -139,7 +142,7 @@ def _other_backend(scheme: str) -> object:
     paths = {point.name: point.value for group in reversed(GROUPS) for point in entry_points(group=group)}
     if scheme in paths:
         return load_path(paths[scheme])
-    schemes = sorted({*OURS, *paths})
+    schemes = sorted({*OURS, *SCHEMES, *paths})
     near = near_names(scheme, schemes)
     hint = f" Did you mean {near[0]}://?" if near else ""
     raise ConfigurationError(f"no result backend for {scheme}://.{hint} There are: {', '.join(schemes)}.")

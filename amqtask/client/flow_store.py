@@ -39,12 +39,11 @@ def flow_store_of(conf: Settings, broker: Broker, in_process: Callable[[], FlowS
 
 def open_flow_store(url: str, options: Options, connect_timeout: float) -> FlowStore:
     """The store of a URL. Raises: ConfigurationError for one that there is not, or a library that is missing."""
+    from amqtask.transport.redis.urls import SCHEMES
+
     scheme = url.partition("://")[0]
-    if scheme in ("valkey", "valkeys"):
-        url = url.replace("valkey", "redis", 1)
-        scheme = url.partition("://")[0]
     is_sql = scheme.partition("+")[0] in ("postgresql", "postgres", "sqlite")
-    if not is_sql and scheme not in ("redis", "rediss", "redis+cluster", "rediss+cluster", "sentinel"):
+    if not is_sql and scheme not in SCHEMES:
         raise ConfigurationError(
             f"flow_store is {mask_urls(url)!r}; there are redis://, rediss://, sentinel://, redis+cluster://, postgresql://, "
             "sqlite:// and memory://"

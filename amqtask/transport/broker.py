@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from amqtask.transport.redis.urls import SCHEMES
+
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
     from amqtask.ground.shapes import JsonObject
@@ -32,14 +34,6 @@ if TYPE_CHECKING:
     )
     from amqtask.transport.memory.broker import MemoryBroker
     from amqtask.transport.url import BrokerAddress
-
-
-_REDIS = frozenset(
-    {
-        *("redis", "rediss", "redis+socket", "redis+cluster", "rediss+cluster", "sentinel"),
-        *("valkey", "valkeys", "valkey+socket", "valkey+cluster", "valkeys+cluster"),
-    }
-)
 
 
 class Broker(Protocol):
@@ -155,7 +149,7 @@ def open_broker(options: BrokerOptions, kept: dict[str, object]) -> Broker:
         from amqtask.transport.dev import DevBroker
 
         return DevBroker(options, kept)
-    if scheme in _REDIS:
+    if scheme in SCHEMES:
         from amqtask.transport.redis.broker import RedisBroker
 
         return RedisBroker(options, kept)

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from amqtask import AmqTask
+from amqtask.backends.redis import RedisBackend
 from amqtask.exceptions import ConfigurationError
+from amqtask.flow.redis import RedisStore
 from amqtask.transport.redis.servers import client_arguments, deployment_of
 
 
@@ -18,7 +21,11 @@ from amqtask.transport.redis.servers import client_arguments, deployment_of
         ("redis", {"redis_host": "h"}, "redis://h:6379/0"),
         ("redis://other:1/3", {"redis_host": "h", "redis_db": 2}, "redis://other:1/3"),
         ("redis://:secret@h/1", {"redis_backend_use_ssl": {"ssl_ca_certs": "ca.pem"}}, "rediss://h:6379/1"),
+        ("valkey://:secret@h:1/2", {}, "redis://h:1/2"),
+        ("valkeys://h:1/2", {}, "rediss://h:1/2"),
+        ("redis+socket://:secret@/run/redis.sock?virtual_host=2", {}, "unix:///run/redis.sock"),
         ("redis+cluster://:secret@a:1;redis+cluster://b:2", {}, "cluster redis://a:1, redis://b:2"),
+        ("valkey+cluster://:secret@a:1;b:2", {}, "cluster redis://a:1, redis://b:2"),
         (
             "redis+cluster://:secret@a:1",
             {"redis_backend_use_ssl": {"ssl_ca_certs": "ca.pem"}},
@@ -28,6 +35,38 @@ from amqtask.transport.redis.servers import client_arguments, deployment_of
 )
 def test_url_and_settings_name_a_place(url: str, settings: dict[str, Any], name: str) -> None:
     assert deployment_of(url, {}, 4.0, settings).name == name
+
+
+def test_a_user_is_not_taken_for_a_scheme() -> None:
+    tls = {"redis_backend_use_ssl": {"ssl_ca_certs": "ca.pem"}}
+
+    client = deployment_of("redis://redis:redis:@h/1", {}, 4.0, tls).client()
+
+    assert [client.connection_pool.connection_kwargs[name] for name in ("username", "password")] == ["redis", "redis:"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "redis://h/1",
+            "redis+socket:///run/redis.sock?virtual_host=2",
+            "unix:///run/redis.sock",
+            "redis+cluster://a:1;b:2",
+        ),
+        *("valkey://h/1", "valkeys://h/1", "valkey+socket:///run/valkey.sock", "valkey+cluster://a:1;b:2"),
+    ],
+)
+def test_what_names_the_broker_names_results_chords_and_locks_too(url: str) -> None:
+    app = AmqTask("one", broker=url, backend=url, set_as_current=False)
+    other = AmqTask("no results", broker=url, set_as_current=False)
+
+    assert isinstance(app.backend, RedisBackend)
+    assert isinstance(other.runtime.chord_store, RedisBackend)
+    assert isinstance(other.runtime.flow_store, RedisStore)
+    assert isinstance(
+        AmqTask("locks", broker="memory://", flow_store=url, set_as_current=False).runtime.flow_store, RedisStore
+    )
 
 
 def test_sentinels_are_named_with_their_master() -> None:

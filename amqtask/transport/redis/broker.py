@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.lazy import lazy
 from amqtask.transport.redis.layout import LEASE_SECONDS, Layout
+from amqtask.transport.redis.urls import SCHEMES, in_clients_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,16 +32,6 @@ if TYPE_CHECKING:
     from amqtask.transport.redis.servers import Deployment, Way
 
 MISSING = "a broker URL of Redis needs the package `{}`, which is not installed: pip install amqtask[redis]"
-# Schemes of ours and of kombu, and what redis-py calls them.
-_SCHEMES = {
-    "redis": "redis",
-    "rediss": "rediss",
-    "redis+socket": "unix",
-    "sentinel": "sentinel",
-    "redis+cluster": "redis+cluster",
-    "rediss+cluster": "rediss+cluster",
-}
-_SCHEMES |= {name.replace("redis", "valkey"): meant for name, meant in _SCHEMES.items() if name.startswith("redis")}
 # Seconds that `lease` may have.
 SHORTEST_LEASE, LONGEST_LEASE = 3.0, 86_400.0
 # In front of the keys in a cluster: what is in braces says in which slot they are.
@@ -222,7 +213,7 @@ def _server(urls: str | Sequence[str] | None, options: BrokerOptions) -> _Server
     """Raises: ConfigurationError."""
     from amqtask.transport.redis.servers import ClusterMaster, client_arguments, deployment_of, way_to
 
-    url = _in_clients_words(urls, has_tls=bool(options.use_ssl))
+    url = _one_url(urls, has_tls=bool(options.use_ssl))
     settings = {"redis_backend_use_ssl": dict(options.use_ssl) if isinstance(options.use_ssl, Mapping) else None}
     prefix = str(options.transport_options.get("global_keyprefix") or "")
     deployment: Deployment
@@ -250,31 +241,21 @@ def _lease(options: Options) -> float:
     return float(value)
 
 
-def _in_clients_words(urls: str | Sequence[str] | None, *, has_tls: bool) -> str:
+def _one_url(urls: str | Sequence[str] | None, *, has_tls: bool) -> str:
     """The one URL, as redis-py writes it. Raises: ConfigurationError."""
     joined = urls if isinstance(urls, str) else ";".join(urls or ())
-    scheme, _, location = joined.partition("://")
-    name = _SCHEMES.get(scheme.strip().lower())
-    if name is None:
+    scheme, _, location = in_clients_words(joined, has_tls=has_tls).partition("://")
+    if scheme not in SCHEMES.values():
         raise ConfigurationError(
             f"the URL of a Redis broker cannot begin with {scheme}://. Name one server (redis://), sentinels (sentinel://) or "
             "nodes of a cluster (redis+cluster://)"
         )
-    if name == "redis+cluster" and has_tls:
-        name = "rediss+cluster"
-    if name.endswith("+cluster"):
-        hosts = [part.rpartition("://")[2] for part in joined.split(";") if part.strip()]
-        return ";".join(f"{name}://{host}" for host in hosts)
-    if name != "sentinel" and ";" in location:
+    if ";" in location and scheme not in ("sentinel", "redis+cluster", "rediss+cluster"):
         raise ConfigurationError(
             "a Redis broker has one URL: a second server would have other messages. For several that follow each other use "
             "sentinel://host:26379/0;sentinel://other:26379 and broker_transport_options = {'master_name': …}, or a cluster"
         )
-    if name == "unix":
-        path, _, query = location.partition("?")
-        query = query.replace("virtual_host=", "db=")
-        return f"unix://{path}" + (f"?{query}" if query else "")
-    return f"{'rediss' if has_tls and name == 'redis' else name}://{location}"
+    return f"{scheme}://{location}"
 
 
 def _tagged(prefix: str) -> str:

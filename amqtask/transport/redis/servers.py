@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis
 import redis.asyncio
@@ -24,6 +24,7 @@ from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.transport.redis.urls import in_clients_words
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options, SettingValues
@@ -74,14 +75,15 @@ def client_arguments(
 
 def client_url(url: str) -> str:
     """The URL with Celery's spelling of `ssl_cert_reqs` in redis-py's."""
-    split = urlsplit(url)
-    query = [(name, _CERT_REQS.get(value, value)) for name, value in parse_qsl(split.query)]
-    return urlunsplit(split._replace(query=urlencode(query)))
+    address, mark, query = url.partition("?")
+    return address + mark + urlencode([(name, _CERT_REQS.get(value, value)) for name, value in parse_qsl(query)])
 
 
 def safe_url(url: str, port: int = 6379) -> str:
     """The URL without user and password."""
     split = urlsplit(url)
+    if split.scheme == "unix":
+        return f"unix://{split.path}"
     return f"{split.scheme}://{split.hostname or 'localhost'}:{split.port or port}{split.path}"
 
 
@@ -113,12 +115,14 @@ def _async_once() -> redis.asyncio.retry.Retry:
 
 
 class SingleServer:
-    """`redis://` and `rediss://`."""
+    """`redis://`, `rediss://`, `unix://`."""
 
     def __init__(self, url: str, arguments: Options) -> None:
         self.name = safe_url(url)
         self._url = client_url(url)
-        self._arguments = arguments
+        self._arguments = dict(arguments)
+        if url.startswith("unix:"):
+            self._arguments.pop("socket_keepalive", None)  # of TCP
 
     def client(self) -> Any:
         """Connects when it is used."""
@@ -408,16 +412,15 @@ def deployment_of(
 
     Raises: ConfigurationError."""
     arguments = client_arguments(options, connect_timeout, settings)
-    _check_database(url)
     has_tls = bool(settings.get("redis_backend_use_ssl"))
-    scheme, _, after_scheme = url.partition("://")
-    if scheme == "sentinel":
-        return SentinelMaster(url, {**arguments, "ssl": True} if has_tls else arguments, options, options_name)
-    if has_tls and scheme.startswith("redis"):
-        url = url.replace("redis:", "rediss:").replace("redis+", "rediss+")
-    if not after_scheme.strip("/"):  # Celery's way to name it without a URL
+    if not url.partition("://")[2].strip("/"):  # Celery's way to name it without a URL
         host, port, db = (settings.get(f"redis_{name}") for name in ("host", "port", "db"))
         url = f"{url.partition('://')[0]}://{host or 'localhost'}:{port or 6379}/{db or 0}"
+    url = in_clients_words(url, has_tls=has_tls)
+    _check_database(url)
+    scheme = url.partition("://")[0]
+    if scheme == "sentinel":
+        return SentinelMaster(url, {**arguments, "ssl": True} if has_tls else arguments, options, options_name)
     if scheme.endswith("+cluster"):
         return Cluster(url, arguments)
     return SingleServer(url, arguments)

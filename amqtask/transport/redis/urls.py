@@ -1,0 +1,37 @@
+"""The URLs of Redis and Valkey: brokers, results, locks and places are named by the same ones."""
+
+from __future__ import annotations
+
+# Schemes of ours, of kombu and of redis-py, and what redis-py calls them.
+SCHEMES = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "redis+socket": "unix",
+    "sentinel": "sentinel",
+    "redis+cluster": "redis+cluster",
+    "rediss+cluster": "rediss+cluster",
+}
+SCHEMES |= {name.replace("redis", "valkey"): meant for name, meant in SCHEMES.items() if name.startswith("redis")}
+SCHEMES["unix"] = "unix"
+
+
+# What `…_use_ssl` makes of them.
+_WITH_TLS = {"redis": "rediss", "redis+cluster": "rediss+cluster"}
+
+
+def in_clients_words(url: str, *, has_tls: bool = False) -> str:
+    """The URL as redis-py writes it; one of another scheme as it is. Nodes of a cluster may be named without their scheme."""
+    scheme, mark, location = url.partition("://")
+    name = SCHEMES.get(scheme.strip().lower())
+    if name is None or not mark:
+        return url
+    if has_tls:
+        name = _WITH_TLS.get(name, name)
+    if name.endswith("+cluster"):
+        hosts = [part.rpartition("://")[2] for part in url.split(";") if part.strip()]
+        return ";".join(f"{name}://{host}" for host in hosts)
+    if name == "unix":
+        path, _, query = location.partition("?")
+        query = query.replace("virtual_host=", "db=")
+        return f"unix://{path}" + (f"?{query}" if query else "")
+    return f"{name}://{location}"
