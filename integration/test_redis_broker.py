@@ -666,6 +666,30 @@ def test_a_failover_of_sentinels_is_followed(sentinel: Sentinel) -> None:
     )
     broker = open_broker(options, {})
     publisher = broker.publisher(name="test", on_warning=lambda text: None)
+def test_acknowledgements_leave_together_while_redis_has_not_answered(node: RedisServer) -> None:
+    """A worker that runs one short task in a turn of its loop had a script run for each."""
+    publisher, loop, listener = _publisher(node.url), PikaLoop(), Listener()
+    publisher.publish_many([_message("q")] * 100)
+    consumer = open_broker(BrokerOptions(node.url), {}).consumer(loop, listener, name="test", heartbeat=None)
+    consumer.add_queue(Queue("q"), prefetch=100)
+    consumer.start()
+    _turn(loop, lambda: len(listener.deliveries) == 100)
+
+    def scripts() -> int:
+        return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+    with redis.Redis.from_url(node.url) as client:
+        before = scripts()
+        client.client_pause(60_000, all=False)
+        for delivery in listener.deliveries:
+            consumer.ack(delivery.tag)
+            loop.run_once(0.0)
+        client.client_unpause()
+        _turn(loop, lambda: not client.exists("unacked"))
+        assert scripts() - before < 20
+    _stop(loop, consumer)
+
+
     loop, listener = PikaLoop(), Listener(acks=True)
     consumer = listener.consumer = broker.consumer(loop, listener, name="test", heartbeat=None)
     consumer.add_queue(Queue("q"), prefetch=10)

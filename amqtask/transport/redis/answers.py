@@ -1,6 +1,6 @@
 """What a consumer knows of its queues and of the messages that it holds, and its answers on the way to Redis.
 
-All answers of one loop turn go together.
+All answers of one loop turn go together, and acknowledgements of all turns until Redis has answered to those before.
 """
 
 from __future__ import annotations
@@ -162,6 +162,9 @@ class Answers:
         self._on_sent = on_sent
         self._complain = complain
         self._acks: list[int] = []
+        # Whether some are on their way. Those that come meanwhile leave together: a script for each task of a worker that runs
+        # one in a turn costs more than the task.
+        self._is_acking = False
         self._replacements: list[Replacement] = []
         self._returns: list[tuple[int, int]] = []
         self._is_due = False
@@ -184,6 +187,7 @@ class Answers:
     def give_back_all(self, pairs: Iterable[tuple[int, int]]) -> None:
         """These too, now: tags and failures, the newest first, so that the oldest is the first again."""
         self._returns = sorted([*self._returns, *pairs], reverse=True)
+        self._is_acking = False
         self.send()
 
     def bury(self, held: Held, reason: str) -> None:
@@ -221,10 +225,12 @@ class Answers:
         self._is_due = False
         if not self._link.is_open:
             return
-        acks, self._acks = self._acks, []
-        for start in range(0, len(acks), MOST_ANSWERS):
-            batch = acks[start : start + MOST_ANSWERS]
-            self._link.run(partial(self._acked, batch), ACK, self._consumer, *batch)
+        if not self._is_acking:
+            acks, self._acks = self._acks, []
+            for start in range(0, len(acks), MOST_ANSWERS):
+                batch = acks[start : start + MOST_ANSWERS]
+                self._is_acking = True
+                self._link.run(partial(self._acked, batch), ACK, self._consumer, *batch)
         replacements, self._replacements = self._replacements, []
         for replacement in replacements:
             self._replace(replacement)
@@ -271,9 +277,12 @@ class Answers:
         replacement.on_done(is_done)
 
     def _acked(self, tags: list[int], reply: Any) -> None:
+        self._is_acking = False
         if isinstance(reply, Exception):
             self._acks += tags
             self._send_later(reply)
+        elif self._acks:
+            self._send_soon()
 
     def _returned(self, pairs: list[tuple[int, int]], reply: Any) -> None:
         if isinstance(reply, Exception):

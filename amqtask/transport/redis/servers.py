@@ -101,7 +101,7 @@ def _check_database(url: str) -> None:
 def close_idle(client: Any) -> None:
     """Close a client's connections, but for those that other threads use at this moment: redis-py's `close` would pull these from
     under them. They close when they are used no more, and the client is gone."""
-    nodes = client.get_nodes() if isinstance(client, RedisCluster) else ()
+    nodes: Any = getattr(client, "get_nodes", tuple)()  # of a cluster
     for part in [node.redis_connection for node in nodes if node.redis_connection is not None] or [client]:
         part.connection_pool.disconnect(inuse_connections=False)
 
