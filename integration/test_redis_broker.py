@@ -433,6 +433,73 @@ class RedisSuite(TransportSuite):
         assert not self.held(queue)
         assert len({delivery.tag for delivery in listener.deliveries}) == 40
 
+    def test_a_delayed_message_for_all_comes_to_all(self) -> None:
+        exchange = Exchange(self.name("x"), "fanout")
+        queues = [Queue(self.name(), exchange=exchange, exclusive=True) for _ in range(2)]
+        listeners = [self.consume(queue, acks=True)[0] for queue in queues]
+        self.settle()
+
+        message = Message(b"to all", Properties(), exchange.name, "", (exchange,))
+        self.publisher.publish(DelayPlan().delayed(message, 0.2))
+        self.until(lambda: all(listener.deliveries for listener in listeners))
+
+        assert [listener.bodies for listener in listeners] == [[b"to all"], [b"to all"]]
+
+    def test_a_pattern_with_many_wildcards_keeps_redis_from_nobody(self) -> None:
+        exchange, queue = Exchange(self.name("x"), "topic"), Queue(self.name(), arguments=CLASSIC)
+        declared = (exchange, queue, Binding(exchange, queue.name, "#.a." * 10 + "b"))
+        self.publisher.declare(declared)
+
+        with pytest.raises(Unroutable):
+            self.publisher.publish(Message(b"", Properties(), exchange.name, "a." * 60 + "c"), timeout=10.0)
+        self.publisher.publish(Message(b"", Properties(), exchange.name, "a." * 60 + "b"))
+
+    # -- what others have deleted, or what Redis has, to make room
+
+    def test_a_message_goes_back_and_is_followed_though_the_note_of_its_queue_is_gone(self) -> None:
+        queue, _ = self.work_queue()
+        urgent = Properties(priority=6)
+        self.publisher.publish(Message(b"1", urgent, "", queue.name, (queue,)))
+        self.publisher.publish(Message(b"2", urgent, "", queue.name, (queue,)))
+        listener, consumer = self.consume(queue)
+        self.until(lambda: len(listener.deliveries) == 2)
+        self.client.delete(f"{self.prefix}amqtask.held")
+
+        assert self.replaced(consumer, listener.deliveries[0], self.follow_up(queue)) == [True]
+        consumer.nack(listener.deliveries[1].tag)
+
+        self.until(lambda: len(listener.deliveries) == 4)
+        assert sorted(listener.bodies) == [b"1", b"2", b"2", b"next"]
+
+    def test_leases_that_are_gone_are_made_again(self) -> None:
+        queue, _ = self.work_queue()
+        listener, _ = self.consume(queue)
+        self.publish(queue, b"1")
+        self.until(lambda: listener.deliveries)
+        self.client.delete(f"{self.prefix}amqtask.lease", f"{self.prefix}unacked_index")
+        self.cut()
+
+        (tag,) = self.held(queue)
+        self.until(lambda: self.client.zscore(f"{self.prefix}amqtask.lease", tag) is not None)
+        assert self.client.zscore(f"{self.prefix}unacked_index", tag) is not None
+
+    def test_when_nobody_has_looked_for_long_the_living_keep_what_they_hold(self) -> None:
+        """Redis was away for longer than a lease, or its clock has jumped: the first one who is back must not rob the others."""
+        queue, _ = self.work_queue()
+        listener, _ = self.consume(queue)
+        self.publish(queue, b"1")
+        self.until(lambda: listener.deliveries)
+        self.settle()
+        self.client.hset(f"{self.prefix}amqtask.swept", "looked", 1.0)
+        self.client.zadd(f"{self.prefix}amqtask.lease", dict.fromkeys(self.held(queue), 1.0))
+
+        other, _ = self.consume(queue)
+        self.settle()
+        self.settle()
+
+        assert not other.deliveries
+        assert listener.bodies == [b"1"]
+
     # -- what Redis does not have
 
     def test_what_redis_lacks_is_refused_with_the_alternative(self) -> None:
@@ -599,6 +666,30 @@ def test_a_socket_of_this_machine_is_a_way_to_queues_and_results(tmp_path: Path)
         server.remove()
 
 
+def test_acknowledgements_leave_together_while_redis_has_not_answered(node: RedisServer) -> None:
+    """A worker that runs one short task in a turn of its loop had a script run for each."""
+    publisher, loop, listener = _publisher(node.url), PikaLoop(), Listener()
+    publisher.publish_many([_message("q")] * 100)
+    consumer = open_broker(BrokerOptions(node.url), {}).consumer(loop, listener, name="test", heartbeat=None)
+    consumer.add_queue(Queue("q"), prefetch=100)
+    consumer.start()
+    _turn(loop, lambda: len(listener.deliveries) == 100)
+
+    def scripts() -> int:
+        return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+    with redis.Redis.from_url(node.url) as client:
+        before = scripts()
+        client.client_pause(60_000, all=False)
+        for delivery in listener.deliveries:
+            consumer.ack(delivery.tag)
+            loop.run_once(0.0)
+        client.client_unpause()
+        _turn(loop, lambda: not client.exists("unacked"))
+        assert scripts() - before < 20
+    _stop(loop, consumer)
+
+
 def _store(url: str) -> RedisBackend:
     return RedisBackend(BackendOptions(url, transport_options=(("retry_for", 0),)))
 
@@ -666,30 +757,6 @@ def test_a_failover_of_sentinels_is_followed(sentinel: Sentinel) -> None:
     )
     broker = open_broker(options, {})
     publisher = broker.publisher(name="test", on_warning=lambda text: None)
-def test_acknowledgements_leave_together_while_redis_has_not_answered(node: RedisServer) -> None:
-    """A worker that runs one short task in a turn of its loop had a script run for each."""
-    publisher, loop, listener = _publisher(node.url), PikaLoop(), Listener()
-    publisher.publish_many([_message("q")] * 100)
-    consumer = open_broker(BrokerOptions(node.url), {}).consumer(loop, listener, name="test", heartbeat=None)
-    consumer.add_queue(Queue("q"), prefetch=100)
-    consumer.start()
-    _turn(loop, lambda: len(listener.deliveries) == 100)
-
-    def scripts() -> int:
-        return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
-
-    with redis.Redis.from_url(node.url) as client:
-        before = scripts()
-        client.client_pause(60_000, all=False)
-        for delivery in listener.deliveries:
-            consumer.ack(delivery.tag)
-            loop.run_once(0.0)
-        client.client_unpause()
-        _turn(loop, lambda: not client.exists("unacked"))
-        assert scripts() - before < 20
-    _stop(loop, consumer)
-
-
     loop, listener = PikaLoop(), Listener(acks=True)
     consumer = listener.consumer = broker.consumer(loop, listener, name="test", heartbeat=None)
     consumer.add_queue(Queue("q"), prefetch=10)

@@ -231,18 +231,22 @@ def _shown(value: object) -> str:
 
 @lru_cache(maxsize=4096)
 def matches_topic(pattern: str, routing_key: str) -> bool:
-    """`*` is one word, `#` any number of words."""
-    return _match_words(tuple(pattern.split(".")), tuple(routing_key.split(".")) if routing_key else ())
-
-
-def _match_words(pattern: tuple[str, ...], key_words: tuple[str, ...]) -> bool:
-    if not pattern:
-        return not key_words
-    if pattern[0] == "#":
-        return any(_match_words(pattern[1:], key_words[skipped:]) for skipped in range(len(key_words) + 1))
-    if pattern == ("",):
-        return not key_words
-    return bool(key_words) and pattern[0] in ("*", key_words[0]) and _match_words(pattern[1:], key_words[1:])
+    """`*` is one word, `#` any number of words. Goes back to the last `#` only: many of them would take for ever."""
+    wanted, words = (text.split(".") if text else [] for text in (pattern, routing_key))
+    at = word = tried = 0
+    after: int | None = None
+    while word < len(words):
+        if at < len(wanted) and wanted[at] == "#":
+            at += 1
+            after, tried = at, word
+        elif at < len(wanted) and wanted[at] in ("*", words[word]):
+            at, word = at + 1, word + 1
+        elif after is not None:
+            tried += 1
+            at, word = after, tried
+        else:
+            return False
+    return all(rest == "#" for rest in wanted[at:])
 
 
 def matches_headers(arguments: QueueArguments, headers: Headers) -> bool:

@@ -7,6 +7,7 @@ Keys are kombu's (kombu/transport/redis.py) and ours. All begin with `global_key
 `_kombu.binding_permanent.<…>`     the same members, where kombu's sweep may not take them
 `unacked`, `unacked_index`         what consumers hold: tag -> [message, exchange, routing key]; tag by time (seconds)
 `amqtask.lease`                    tags of ours by the time at which their consumer must have renewed them (seconds)
+`amqtask.swept`                    when somebody has looked last for leases that are over; from when on that counts (seconds)
 `amqtask.held`                     tag -> queue and step that it came from
 `amqtask.tries`                    hash of a message -> how often its delivery failed; there at all: it is redelivered
 `amqtask.queues`                   queue -> its arguments, as it was declared first

@@ -18,7 +18,7 @@ _COMMON = r"""
 local P, SEP = KEYS[1], '\6\22'
 local UNACKED, INDEX, LEASE, HELD = P..'unacked', P..'unacked_index', P..'amqtask.lease', P..'amqtask.held'
 local TRIES, QUEUES, DELAY, DELAYED = P..'amqtask.tries', P..'amqtask.queues', P..'amqtask.delay', P..'amqtask.delayed'
-local OWNED = P..'amqtask.owned'
+local OWNED, SWEPT = P..'amqtask.owned', P..'amqtask.swept'
 local STEPS = {'0', '3', '6', '9'}
 
 local function seconds()
@@ -68,16 +68,24 @@ local function words(text)
   return found
 end
 
-local function fits(pattern, key, i, j)
-  if i > #pattern then return j > #key end
-  if pattern[i] == '#' then
-    for after = j, #key + 1 do
-      if fits(pattern, key, i + 1, after) then return true end
+-- Goes back to the last # only: a pattern with many of them must not keep Redis from others.
+local function fits(pattern, key)
+  local i, j, after, from = 1, 1, nil, nil
+  while j <= #key do
+    if pattern[i] == '#' then
+      i = i + 1
+      after, from = i, j
+    elseif pattern[i] and (pattern[i] == '*' or pattern[i] == key[j]) then
+      i, j = i + 1, j + 1
+    elseif after then
+      from = from + 1
+      i, j = after, from
+    else
+      return false
     end
-    return false
   end
-  if j > #key then return false end
-  return (pattern[i] == '*' or pattern[i] == key[j]) and fits(pattern, key, i + 1, j + 1)
+  while pattern[i] == '#' do i = i + 1 end
+  return i > #pattern
 end
 
 -- The queues, or nil when there is no such exchange.
@@ -95,7 +103,7 @@ local function route(exchange, key)
     local queue = parts[3]
     if queue and not seen[queue] then
       local is_topic = parts[2] ~= ''
-      if (is_topic and fits(words(parts[1]), wanted, 1, 1)) or (not is_topic and parts[1] == key) then
+      if (is_topic and fits(words(parts[1]), wanted)) or (not is_topic and parts[1] == key) then
         seen[queue] = true
         found[#found + 1] = queue
       end
@@ -147,11 +155,25 @@ local function forget(tag)
   return redis.call('HDEL', UNACKED, tag)
 end
 
+-- Where a message came from, by itself: somebody has deleted the note, or Redis has, to make room.
+local function origin(entry)
+  local is_read, words = pcall(cjson.decode, entry)
+  if not is_read or type(words) ~= 'table' or type(words[3]) ~= 'string' then return {} end
+  local properties = type(words[1]) == 'table' and words[1].properties
+  local priority, own = type(properties) == 'table' and tonumber(properties.priority) or 0, '0'
+  for _, step in ipairs(STEPS) do
+    if tonumber(step) <= priority then own = step end
+  end
+  return {words[3], own}
+end
+
 -- queue, step and message of a tag that is still held.
 local function held(tag)
-  local entry, place = redis.call('HGET', UNACKED, tag), redis.call('HGET', HELD, tag)
-  if not entry or not place then return nil end
-  local parts = split(place, 2)
+  local entry = redis.call('HGET', UNACKED, tag)
+  if not entry then return nil end
+  local parts = split(redis.call('HGET', HELD, tag) or '', 2)
+  if not parts[2] then parts = origin(entry) end
+  if not parts[2] then return nil end
   local tail = ',"",'..cjson.encode(parts[1])..']'
   return parts[1], parts[2], string.sub(entry, 2, -(#tail + 1))
 end
@@ -238,8 +260,8 @@ postpone(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6])
 return 1
 """
 
-# ARGV: how many at most. How many have left, when the next is due (ms from now, -1: none waits), how many have no queue, or one
-# that is no list: these are tried again ten seconds later.
+# ARGV: how many at most, beginning of fanout channels. How many have left, when the next is due (ms from now, -1: none waits),
+# how many have no queue, or one that is no list: these are tried again ten seconds later.
 _RELEASE_DUE = r"""
 local now = math.floor(seconds() * 1000)
 local left, homeless = 0, 0
@@ -248,8 +270,12 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAY, '-inf', now, 'LIMIT', 0, 
   redis.call('ZREM', DELAY, id)
   redis.call('HDEL', DELAYED, id)
   local parts = entry and split(entry, 4) or {}
-  local queues = parts[4] and (parts[1] == '' and {parts[2]} or route(parts[1], parts[2]))
-  if parts[4] and (not queues or #queues == 0) then
+  local to_all = parts[4] and is_fanout(parts[1])
+  local queues = parts[4] and not to_all and (parts[1] == '' and {parts[2]} or route(parts[1], parts[2]))
+  if to_all then
+    tell(ARGV[2], parts[1], parts[2], parts[4])
+    left = left + 1
+  elseif parts[4] and (not queues or #queues == 0) then
     redis.call('HSET', DELAYED, id, entry)
     redis.call('ZADD', DELAY, now + 10000, id)
     homeless = homeless + 1
@@ -450,8 +476,8 @@ end
 for i = 4 + alone, #ARGV do
   local tag = ARGV[1]..':'..ARGV[i]
   if redis.call('HEXISTS', UNACKED, tag) == 1 then
-    redis.call('ZADD', LEASE, 'XX', score(now + lease), tag)
-    redis.call('ZADD', INDEX, 'XX', score(now), tag)
+    redis.call('ZADD', LEASE, score(now + lease), tag)
+    redis.call('ZADD', INDEX, score(now), tag)
   else
     lost[1][#lost[1] + 1] = ARGV[i]
   end
@@ -459,9 +485,23 @@ end
 return lost
 """
 
-# ARGV: how many at most. How many have gone back. Queues go whose owners no longer say that they have them.
+# ARGV: how many at most, and seconds. How many have gone back. Queues go whose owners no longer say that they have them. When
+# nobody has looked for so many seconds, Redis was away, or its clock has jumped, and leases are over of those who live: nothing
+# goes back for so many seconds more, in which they renew them. Without seconds nobody is waited for.
 _SWEEP = r"""
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', OWNED, '-inf', score(seconds()), 'LIMIT', 0, ARGV[1])) do leave(member) end
+local patience, now = tonumber(ARGV[2]), seconds()
+if patience then
+  insist()
+  local looked, from = unpack(redis.call('HMGET', SWEPT, 'looked', 'from'))
+  looked, from = tonumber(looked or ''), tonumber(from or '') or 0
+  redis.call('HSET', SWEPT, 'looked', score(now))
+  if not looked or math.abs(now - looked) > patience or from > now + patience then
+    from = now + patience
+    redis.call('HSET', SWEPT, 'from', score(from))
+  end
+  if now < from then return 0 end
+end
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', OWNED, '-inf', score(now), 'LIMIT', 0, ARGV[1])) do leave(member) end
 return sweep(ARGV[1])
 """
 

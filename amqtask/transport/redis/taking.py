@@ -234,6 +234,8 @@ class Taking:
 
 # Seconds between two looks for dead consumers, and at the least between two looks at delayed messages.
 SWEEP_SECONDS, SHORTEST_WAIT, LONGEST_WAIT = 5.0, 0.02, 5.0
+# When nobody has looked for the dead for so long (seconds), the living get as long to say that they live.
+PATIENCE_SECONDS = 15.0
 
 
 class Housekeeping:
@@ -245,6 +247,7 @@ class Housekeeping:
     ) -> None:
         self._link = link
         self._key = layout.key("amqtask.delay")
+        self._channels = layout.channels
         self._warn = warn
         self._renew = renew
         self._due, self._sweep = OneTimer(loop), OneTimer(loop)
@@ -292,7 +295,7 @@ class Housekeeping:
         self._is_asking, self._has_changed = True, False
         self._link.send(ignore_reply, "CLIENT", "CACHING", "YES")
         self._link.send(ignore_reply, "EXISTS", self._key)
-        self._link.run(self._looked, RELEASE_DUE, MOST_AT_ONCE)
+        self._link.run(self._looked, RELEASE_DUE, MOST_AT_ONCE, self._channels)
 
     def _looked(self, reply: Any) -> None:
         self._is_asking = False
@@ -313,5 +316,5 @@ class Housekeeping:
     def _look_for_the_dead(self) -> None:
         if self._link.is_open:
             self._renew()  # what is its own is not to be swept, though it, or Redis, was away for longer than a lease
-            self._link.run(ignore_reply, SWEEP, MOST_AT_ONCE)
+            self._link.run(ignore_reply, SWEEP, MOST_AT_ONCE, PATIENCE_SECONDS)
             self._sweep.set(SWEEP_SECONDS, self._look_for_the_dead)
