@@ -275,6 +275,25 @@ def test_tasks_and_results_go_through_tls_with_client_certificates(tls: TlsServe
     on_redis.client.close()
 
 
+def test_the_brokers_tls_is_that_of_chords_and_locks_in_its_redis(tls: TlsServer) -> None:
+    use_ssl = {
+        "ssl_ca_certs": str(tls.certificates / "ca.pem"),
+        "ssl_certfile": str(tls.certificates / "client.pem"),
+        "ssl_keyfile": str(tls.certificates / "client.key"),
+    }
+    url = f"redis://localhost:{tls.secure_port}/0"
+    app = AmqTask("client", broker=url, broker_use_ssl=use_ssl, set_as_current=False)
+    chords, locks = app.runtime.chord_store, app.runtime.flow_store
+    assert chords is not None
+
+    chords.set_chord_size("a-group", 2)
+    locks.take("a-key", "an-id", 5.0)
+
+    assert tls.ask("GET", "celery-taskset-meta-a-group.s").strip() == "2"
+    locks.close()
+    app.close()
+
+
 @pytest.mark.parametrize(
     ("authority", "client", "words"), [("strange", "client", "CERTIFICATE_VERIFY"), ("ca", "", "Redis")]
 )

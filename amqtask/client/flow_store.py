@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, FlowStoreUnreachable
@@ -11,12 +12,13 @@ from amqtask.ground.printable import clause, mask_urls
 
 if TYPE_CHECKING:
     from amqtask.flow.contract import FlowStore
-    from amqtask.ground.shapes import Options
+    from amqtask.ground.shapes import Options, SettingValues
     from amqtask.settings import Settings
     from amqtask.transport.broker import Broker
 
 # Seconds for which a server that is away is tried again before slots and callers are told.
 PATIENCE = 2.0
+_NO_SETTINGS: SettingValues = MappingProxyType({})
 NONE = (
     "unique tasks and limits need a store that all callers and workers share: set flow_store to redis://host:6379/0 or "
     "postgresql://host/db (docs/flow-control.md#the-store)"
@@ -27,18 +29,28 @@ def flow_store_of(conf: Settings, broker: Broker, in_process: Callable[[], FlowS
     """What flow_store names, else the broker where that can keep them; `in_process` is what there is for `memory://`.
 
     Raises: ConfigurationError."""
-    url, options = conf.flow_store, conf.flow_store_options
+    url, options, settings = conf.flow_store, conf.flow_store_options, _NO_SETTINGS
     if not url and broker.memory is None:
-        url, options = broker.chords_url, conf.broker_transport_options or {}
+        from amqtask.transport.redis.urls import tls_settings
+
+        url, options, settings = (
+            broker.chords_url,
+            conf.broker_transport_options or {},
+            tls_settings(conf.broker_use_ssl),
+        )
         if url is None:
             raise ConfigurationError(NONE)
     if url and url.partition("://")[0] != "memory":
-        return open_flow_store(url, options, conf.broker_connection_timeout)
+        return open_flow_store(url, options, conf.broker_connection_timeout, settings)
     return in_process()
 
 
-def open_flow_store(url: str, options: Options, connect_timeout: float) -> FlowStore:
-    """The store of a URL. Raises: ConfigurationError for one that there is not, or a library that is missing."""
+def open_flow_store(
+    url: str, options: Options, connect_timeout: float, settings: SettingValues = _NO_SETTINGS
+) -> FlowStore:
+    """The store of a URL; `settings` are those of Redis (`redis_backend_use_ssl`).
+
+    Raises: ConfigurationError for one that there is not, or a library that is missing."""
     from amqtask.transport.redis.urls import SCHEMES
 
     scheme = url.partition("://")[0]
@@ -49,7 +61,9 @@ def open_flow_store(url: str, options: Options, connect_timeout: float) -> FlowS
             "sqlite:// and memory://"
         )
     try:
-        return (_open_sql if is_sql else _open_redis)(url, options, connect_timeout)
+        return (
+            _open_sql(url, options, connect_timeout) if is_sql else _open_redis(url, options, connect_timeout, settings)
+        )
     except ImportError as error:
         extra = "sqlalchemy" if is_sql else "redis"
         raise ConfigurationError(
@@ -57,14 +71,14 @@ def open_flow_store(url: str, options: Options, connect_timeout: float) -> FlowS
         ) from error
 
 
-def _open_redis(url: str, options: Options, connect_timeout: float) -> FlowStore:
+def _open_redis(url: str, options: Options, connect_timeout: float, settings: SettingValues) -> FlowStore:
     from amqtask.backends.contract import RetryPolicy
     from amqtask.backends.redis_waiting import RedisServer
     from amqtask.flow.redis import SCRIPTS, RedisStore
     from amqtask.transport.redis.lines import Lines, Question, run_script
     from amqtask.transport.redis.servers import deployment_of
 
-    deployment = deployment_of(url, options, connect_timeout, options_name="flow_store_options")
+    deployment = deployment_of(url, options, connect_timeout, settings, "flow_store_options")
     policy = RetryPolicy(seconds=PATIENCE)
 
     def ask_slowly(question: Question) -> Any:

@@ -522,6 +522,7 @@ class Runtime:
         """Where the broker joins no chords and no result store counts them, they are counted where the broker says."""
         from amqtask.backends.contract import BackendOptions
         from amqtask.backends.registry import open_backend
+        from amqtask.transport.redis.urls import tls_settings
 
         conf = self._conf
         options = BackendOptions(
@@ -532,6 +533,7 @@ class Runtime:
             chord_expires=conf.result_chord_expires,
             connect_timeout=conf.broker_connection_timeout,
             transport_options=tuple((conf.broker_transport_options or {}).items()),
+            settings=tls_settings(conf.broker_use_ssl),
         )
         return cast("ChordStore", open_backend(options.url, options))
 

@@ -201,6 +201,20 @@ def test_a_cluster_is_named_by_some_nodes(url: str) -> None:
     assert app.broker.chords_url.startswith("redis+cluster://")
 
 
+@pytest.mark.parametrize("use_ssl", [True, {"ssl_ca_certs": None}])
+@pytest.mark.parametrize("url", ["redis://h/0", "sentinel://h/0", "redis+cluster://h", "valkey://h"])
+def test_use_ssl_means_tls_whatever_the_url(url: str, use_ssl: object) -> None:
+    app = AmqTask(
+        "tls",
+        broker=url,
+        broker_use_ssl=use_ssl,
+        broker_transport_options={"master_name": "shop"},
+        set_as_current=False,
+    )
+
+    assert app.broker.info()["ssl"] is True
+
+
 def test_the_master_of_a_slot_stands_in_a_nodes_answer() -> None:
     slots = [[0, 5460, [b"", 7000, b"id"], [b"10.0.0.2", 7003, b"id"]], [5461, 16383, [b"10.0.0.3", 7001, b"id", []]]]
 

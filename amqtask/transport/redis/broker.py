@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.lazy import lazy
 from amqtask.transport.redis.layout import LEASE_SECONDS, Layout
-from amqtask.transport.redis.urls import SCHEMES, in_clients_words
+from amqtask.transport.redis.urls import SCHEMES, in_clients_words, tls_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -214,7 +214,7 @@ def _server(urls: str | Sequence[str] | None, options: BrokerOptions) -> _Server
     from amqtask.transport.redis.servers import ClusterMaster, client_arguments, deployment_of, way_to
 
     url = _one_url(urls, has_tls=bool(options.use_ssl))
-    settings = {"redis_backend_use_ssl": dict(options.use_ssl) if isinstance(options.use_ssl, Mapping) else None}
+    settings = tls_settings(options.use_ssl)
     prefix = str(options.transport_options.get("global_keyprefix") or "")
     deployment: Deployment
     if "+cluster:" in url:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amqtask.ground.shapes import SettingValues
+
 # Schemes of ours, of kombu and of redis-py, and what redis-py calls them.
 SCHEMES = {
     "redis": "redis",
@@ -35,3 +41,10 @@ def in_clients_words(url: str, *, has_tls: bool = False) -> str:
         query = query.replace("virtual_host=", "db=")
         return f"unix://{path}" + (f"?{query}" if query else "")
     return f"{name}://{location}"
+
+
+def tls_settings(use_ssl: object) -> SettingValues:
+    """`broker_use_ssl` for what is in the broker's Redis: the setting that result stores read. True: with what redis-py does by
+    itself."""
+    arguments = dict(use_ssl) if isinstance(use_ssl, Mapping) else {"ssl_cert_reqs": "required"} if use_ssl else None
+    return {"redis_backend_use_ssl": arguments}
