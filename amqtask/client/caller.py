@@ -17,7 +17,7 @@ from amqtask.canvas import maybe_signature, routed, signature
 from amqtask.client.inline_runner import InlineRunner
 from amqtask.client.message_builder import tell_composed
 from amqtask.client.sender import Sender
-from amqtask.exceptions import BackendNotConfigured, PublishError
+from amqtask.exceptions import AlreadyQueued, BackendNotConfigured, PublishError
 from amqtask.execution.context import current
 from amqtask.flow.keys import UNIQUE
 from amqtask.pipeline import BURST, Pipeline, find_pipeline, flush_open, opened
@@ -94,11 +94,10 @@ class Caller:
         began = time.monotonic()
         message = self.compose(name, args, kwargs, options, task)
         pipeline = self._pipeline
-        if (
-            UNIQUE in message.properties.headers
-            and (earlier_result := self._claimed(message, at_once=pipeline is None)) is not None
-        ):
-            return earlier_result
+        if UNIQUE in message.properties.headers:
+            earlier_result = self._claimed(message, at_once=pipeline is None)
+            if earlier_result is not None:
+                return earlier_result
         if pipeline is not None:
             pipeline.add(message)
         else:
@@ -131,17 +130,57 @@ class Caller:
 
         In a transaction the key is taken when the task is to run: a rollback would leave it behind.
         Raises: AlreadyQueued, FlowStoreUnreachable, ConfigurationError."""
-        headers = message.properties.headers
-        plan = self._app.tasks[headers["task"]].flow_plan
-        if plan is None or plan.unique is None or self._sender.transaction is not None:
+        plan = self._unique_plan(message)
+        if plan is None:
             return None
         other = self._app.runtime.claims.take(plan, message, at_once=at_once)
         if other is None:
             return None
-        if plan.unique.on_conflict == "drop":
-            return self._result(headers["id"], plan.name, ignored=True)
+        on_conflict = plan.unique.on_conflict
+        if on_conflict == "raise":
+            raise AlreadyQueued(f"task {plan.name}: a call with the same unique key waits or runs: {other}", other)
+        if on_conflict == "drop":
+            return self._result(message.properties.headers["id"], plan.name, ignored=True)
         result: UntypedResult = self._noted(self._result(other, plan.name))
         return result
+
+    def _unique_plan(self, message: Message) -> Any:
+        """The plan of a unique call whose key is taken before it is published; else None."""
+        if UNIQUE not in message.properties.headers or self._sender.transaction is not None:
+            return None
+        plan = self._app.tasks[message.properties.headers["task"]].flow_plan
+        return None if plan is None or plan.unique is None else plan
+
+    def _all_claimed(self, messages: Sequence[Message]) -> list[UntypedResult | AlreadyQueued | None]:
+        """For each of them None, where it is to be published; else the result to return instead, or the error to raise.
+
+        Raises: as _claimed, the keys of all are free then."""
+        claimed: list[UntypedResult | AlreadyQueued | None] = []
+        try:
+            for message in messages:
+                try:
+                    claimed.append(self._claimed(message))
+                except AlreadyQueued as error:
+                    claimed.append(error)
+        except BaseException as error:
+            for message, earlier in zip(messages, claimed, strict=False):
+                if earlier is None:
+                    self._sender.settled(message, error)
+            raise
+        return claimed
+
+    def _claim_parts(self, messages: Sequence[Message], *, at_once: bool = True) -> None:
+        """Take the keys of a composition's first calls, where they are free: none of them can be left out."""
+        for message in messages:
+            plan = self._unique_plan(message)
+            if plan is not None:
+                self._app.runtime.claims.try_to_take(plan, message, at_once=at_once)
+
+    async def _off_loop(self, claim: Callable[[Sequence[Message]], T], messages: Sequence[Message]) -> T:
+        """`claim(messages)`, in a thread where the store of keys is to be asked."""
+        if any(UNIQUE in message.properties.headers for message in messages):
+            return await asyncio.to_thread(copy_context().run, claim, messages)
+        return claim(messages)
 
     def publish_signature(self, call: Signature) -> UntypedResult:
         """Publish a plain signature."""
@@ -169,7 +208,7 @@ class Caller:
     def publish_many(self, calls: Iterable[Signature], *, timeout: float | None = None) -> list[UntypedResult]:
         """Publish many calls in one pipelined burst, each confirmed; results in their order.
 
-        Raises: the PublishError of the first that was not stored (its `results` attribute holds what was).
+        Raises: the PublishError or AlreadyQueued of the first that was not stored (its `results` attribute holds what was).
         """
         signatures = [maybe_signature(call, self._app) for call in calls]
         if self._app.runtime.is_eager:
@@ -178,8 +217,9 @@ class Caller:
         results: list[UntypedResult] = []
         for calls_of_burst in _bursts(signatures):
             messages = self._compose_many(calls_of_burst)
-            errors = self._sender.send_many(messages, timeout)
-            self._all_published(messages, errors, results)
+            claimed = self._all_claimed(messages)
+            errors = self._sender.send_many(_unclaimed(messages, claimed), timeout)
+            self._all_published(messages, claimed, errors, results)
         return results
 
     async def apublish_many(self, calls: Iterable[Signature], *, timeout: float | None = None) -> list[UntypedResult]:
@@ -191,8 +231,9 @@ class Caller:
         results: list[UntypedResult] = []
         for calls_of_burst in _bursts(signatures):
             messages = self._compose_many(calls_of_burst)
-            errors = await self._sender.asend_many(messages, timeout)
-            self._all_published(messages, errors, results)
+            claimed = await self._off_loop(self._all_claimed, messages)
+            errors = await self._sender.asend_many(_unclaimed(messages, claimed), timeout)
+            self._all_published(messages, claimed, errors, results)
         return results
 
     def _compose_many(self, signatures: Sequence[Signature]) -> list[Message]:
@@ -203,16 +244,26 @@ class Caller:
         ]
 
     def _all_published(
-        self, messages: Sequence[Message], errors: Sequence[PublishError | None], results: list[UntypedResult]
+        self,
+        messages: Sequence[Message],
+        claimed: Sequence[UntypedResult | AlreadyQueued | None],
+        errors: Sequence[PublishError | None],
+        results: list[UntypedResult],
     ) -> None:
-        """Add the results of what is stored. Raises: the first error, with all results so far as `results`."""
-        for message, error in zip(messages, errors, strict=True):
-            self._sender.settled(message, error)
-            if error is None:
-                results.append(self._result_of(message))
-        failed = next((error for error in errors if error is not None), None)
+        """Add the results of what is stored, or was before. Raises: the first error, with all results so far as `results`."""
+        failed: AlreadyQueued | PublishError | None = None
+        of_published = iter(errors)
+        for message, earlier in zip(messages, claimed, strict=True):
+            error = earlier if isinstance(earlier, AlreadyQueued) else None
+            if earlier is None:
+                error = next(of_published)
+                self._sender.settled(message, error)
+            if error is not None:
+                failed = failed or error
+            else:
+                results.append(self._result_of(message) if earlier is None else earlier)
         if failed is not None:
-            failed.results = results  # type: ignore[attr-defined]
+            failed.results = results  # type: ignore[union-attr]
             raise failed
 
     def compose(
@@ -318,6 +369,7 @@ class Caller:
         begun, result = self._app.runtime.workflows.prepared(composition, args, kwargs, options)
         messages = self._composition_messages(begun)
         pipeline = self._pipeline
+        self._claim_parts(messages, at_once=pipeline is None)
         if pipeline is not None:
             for message in messages:
                 pipeline.add(message)
@@ -339,7 +391,9 @@ class Caller:
         await self._aprepare(_timeout(options))
         spent = time.monotonic() - began
         begun, result = self._app.runtime.workflows.prepared(composition, args, kwargs, options)
-        for burst in _bursts(self._composition_messages(begun)):
+        messages = self._composition_messages(begun)
+        await self._off_loop(self._claim_parts, messages)
+        for burst in _bursts(messages):
             timeout = self._rest_of(_timeout(options), spent, len(burst))
             self._sender.all_settled(burst, await self._sender.asend_many(burst, timeout))
         return self._noted(result)
@@ -471,6 +525,10 @@ def _bursts(calls: Sequence[T]) -> Iterator[Sequence[T]]:
     out just before its message leaves."""
     for start in range(0, len(calls), BURST):
         yield calls[start : start + BURST]
+
+
+def _unclaimed(messages: Sequence[Message], claimed: Sequence[object]) -> list[Message]:
+    return [message for message, earlier in zip(messages, claimed, strict=True) if earlier is None]
 
 
 def _ignores(options: Options, task: CalledTask | None) -> bool:

@@ -15,7 +15,7 @@ from amqtask.exceptions import ConfigurationError, EncodeError
 from amqtask.execution.context import Context, current
 from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.flow.deadline import bind, deadline_in
-from amqtask.flow.keys import UNIQUE
+from amqtask.flow.keys import TICKETS, UNIQUE
 from amqtask.ground.printable import bounded_logger, described
 from amqtask.protocol import option_types
 from amqtask.protocol.compression import compress
@@ -417,7 +417,8 @@ def _with_exchange(queue: Queue) -> Queue:
 
 
 def _own_headers(headers: Headers) -> HeaderDict:
-    return {key: value for key, value in headers.items() if key not in PROTOCOL_HEADERS}
+    """Those that a retry keeps. Its run has had what its tickets were for."""
+    return {key: value for key, value in headers.items() if key not in PROTOCOL_HEADERS and key != TICKETS}
 
 
 def _expiry(expires: object, zone: Callable[[], tzinfo]) -> datetime | None:

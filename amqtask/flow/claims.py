@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amqtask.exceptions import AlreadyQueued, FlowStoreUnreachable
+from amqtask.exceptions import FlowStoreUnreachable
 from amqtask.flow.keys import TAKEN, UNIQUE
 from amqtask.ground.printable import bounded_logger
 
@@ -36,23 +36,36 @@ class Claims:
     def take(self, plan: FlowPlan, message: Message, *, at_once: bool = True) -> str | None:
         """Take the message's key. The id of the call that has it, if another one has. `at_once`: the message is published next.
 
-        Raises: AlreadyQueued, FlowStoreUnreachable."""
-        unique, headers = plan.unique, message.properties.headers
+        Raises: FlowStoreUnreachable."""
+        unique = plan.unique
         assert unique is not None
-        seconds = self._seconds if at_once else max(unique.ttl, self._seconds)
         try:
-            other = self._store.take(headers[UNIQUE], headers["id"], seconds, replaces=unique.on_conflict == "replace")
+            return self._take(plan, message, at_once=at_once, replaces=unique.on_conflict == "replace")
         except FlowStoreUnreachable as error:
             if not self._runs_on_error:
                 raise
-            logger.warning("%s; task %s[%s] is published without its key", error, plan.name, headers["id"])
+            self._go_without(plan, message, error)
             return None
+
+    def try_to_take(self, plan: FlowPlan, message: Message, *, at_once: bool = True) -> None:
+        """Take the key of a call that is published in any case, where it is free. One without it asks when it is to run."""
+        try:
+            self._take(plan, message, at_once=at_once, replaces=False)
+        except FlowStoreUnreachable as error:
+            self._go_without(plan, message, error)
+
+    def _take(self, plan: FlowPlan, message: Message, *, at_once: bool, replaces: bool) -> str | None:
+        unique, headers = plan.unique, message.properties.headers
+        assert unique is not None
+        seconds = self._seconds if at_once else max(unique.ttl, self._seconds)
+        other = self._store.take(headers[UNIQUE], headers["id"], seconds, replaces=replaces)
         if other is None:
             headers[TAKEN] = unique.ttl
-            return None
-        if unique.on_conflict == "raise":
-            raise AlreadyQueued(f"task {plan.name}: a call with the same unique key waits or runs: {other}", other)
         return other
+
+    def _go_without(self, plan: FlowPlan, message: Message, error: FlowStoreUnreachable) -> None:
+        task_id = message.properties.headers["id"]
+        logger.warning("%s; task %s[%s] is published without its key", error, plan.name, task_id)
 
     def settled(self, message: Message, error: BaseException | PublishError | None) -> None:
         """The call is published, or is not. Never raises: what the store does not hear ends by itself."""

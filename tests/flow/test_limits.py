@@ -141,6 +141,36 @@ def test_a_place_is_free_after_a_failure_and_for_a_retry(app: AmqTask) -> None:
                 fails.delay().get(timeout=60)
 
 
+def test_a_retry_waits_behind_those_who_wait(app: AmqTask) -> None:
+    runs, may_end = threading.Event(), threading.Event()
+    tickets: list[object] = []
+
+    @app.task(name="one", limits=Concurrency(1), bind=True)
+    def one(self: Any, *, again: bool = False) -> None:
+        runs.set()
+        may_end.wait(60)
+        if again:
+            tickets.append(self.request.request.headers.get("amqtask-tickets"))
+            if not self.request.retries:
+                raise self.retry(countdown=0)
+
+    with start_worker(app, pool="threads", concurrency=2):
+        first = one.delay()
+        assert runs.wait(60)
+        waits = one.delay(again=True)
+        eventually(lambda: waiting_for(app) == 1)
+        may_end.set()
+        first.get(timeout=60)
+        waits.get(timeout=60)
+    # What its ticket was for was the first attempt.
+    assert tickets == [{"concurrency": 1}, None]
+
+
+def waiting_for(app: AmqTask) -> int:
+    (limit,) = app.limits.read()
+    return limit.waiting
+
+
 class Away(MemoryStore):
     """A store that does not answer until it is told to."""
 

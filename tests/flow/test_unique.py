@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from amqtask import AmqTask, Unique, chain, group, states
+from amqtask import AmqTask, Unique, chain, chord, group, states
 from amqtask.exceptions import (
     AlreadyQueued,
     ConfigurationError,
@@ -230,6 +230,73 @@ def test_parts_of_workflows_ask_when_they_start(app: AmqTask) -> None:
         members = group(count.s(1), count.s(2)).apply_async()
         assert [len(value) for value in members.get(timeout=60)] == [1, 2]
         assert len(chain(count.si(3), count.si(4)).apply_async().get(timeout=60)) == 4
+
+
+def test_calls_that_are_published_together_take_their_keys_too(app: AmqTask) -> None:
+    count = counts(app, Unique(by="user_id"))
+    earlier = count.delay(1)
+
+    one, two, three, four = app.publish_many(count.s(user) for user in (1, 2, 2, 3))
+    (five,) = asyncio.run(app.apublish_many([count.s(3)]))
+
+    assert (one.id, two.id, four.id) == (earlier.id, three.id, five.id)
+    assert len({one.id, two.id, four.id}) == queued(app) == 3
+    with start_worker(app):
+        assert five.get(timeout=60) == [[1, ""], [2, ""], [3, ""]]
+        eventually(lambda: count.delay(3).id != five.id)
+
+
+def test_a_conflict_among_them_drops_or_raises_and_the_others_are_published(app: AmqTask) -> None:
+    drops = counts(app, Unique(on_conflict="drop"))
+    other = AmqTask("raising", broker="memory://", backend="cache+memory://")
+    raises = counts(other, Unique(on_conflict="raise"))
+
+    first, second, _ = app.publish_many([drops.s(1), drops.s(1), drops.s(2)])
+    assert (second.id != first.id, second.get(timeout=1), queued(app)) == (True, None, 2)
+    with pytest.raises(AlreadyQueued, match="waits or runs") as raised:
+        other.publish_many([raises.s(1), raises.s(1), raises.s(2)])
+    assert [raised.value.task_id, len(raised.value.results), queued(other)] == [raised.value.results[0].id, 2, 2]  # type: ignore[attr-defined]
+
+
+def test_those_that_were_not_published_together_leave_no_keys(app: AmqTask) -> None:
+    count = counts(app, True)
+    with pytest.raises(Unroutable):
+        app.publish_many([count.s(1), count.s(2).set(exchange="", routing_key="nowhere")])
+
+    assert count.delay(2).get is not None
+    assert queued(app) == 2
+
+
+@pytest.mark.parametrize("way", ["group", "async group", "chain", "chord", "pipeline"])
+def test_a_part_of_a_workflow_that_waits_has_its_key(app: AmqTask, way: str) -> None:
+    count, total = counts(app, Unique(by="user_id")), app.task(name="total")(lambda values: len(values))
+    if way == "async group":
+        first = asyncio.run(group(count.s(1), count.s(2)).aapply_async()).results[0]
+    elif way == "chain":
+        first = chain(count.s(1), total.s()).apply_async().parent
+    elif way == "chord":
+        first = chord([count.s(1), count.s(2)], total.s()).apply_async().parent.results[0]
+    elif way == "pipeline":
+        with app.pipeline():
+            first = group(count.s(1), count.s(2)).apply_async().results[0]
+    else:
+        first = group(count.s(1), count.s(2)).apply_async().results[0]
+
+    assert count.delay(1).id == first.id
+    with start_worker(app):
+        assert first.get(timeout=60) == [[1, ""]]
+        eventually(lambda: count.delay(1).id != first.id)
+
+
+def test_a_part_whose_key_another_call_has_is_published_all_the_same(app: AmqTask) -> None:
+    raises = counts(app, Unique(by="user_id", on_conflict="raise"))
+    first = raises.delay(1)
+    members = group(raises.s(1), raises.s(2)).apply_async()
+
+    assert queued(app) == 3
+    with start_worker(app):
+        assert first.get(timeout=60) == [[1, ""]]
+        assert [len(value) for value in members.get(timeout=60)] == [2, 3]
 
 
 def test_a_call_takes_the_key_for_its_whole_time_once_it_is_published(app: AmqTask) -> None:
