@@ -109,6 +109,7 @@ class BackendOptions:
     settings: SettingValues = field(default_factory=dict)
 
 
+ONE_BY_ONE = "this result backend stores one result after the other"
 NO_GROUPS = "this result backend does not keep groups: rpc:// does not, the other result stores do (docs/results.md)"
 
 
@@ -122,10 +123,20 @@ class StoreDefaults(Protocol):
     keeps_runs: ClassVar[bool] = False
     # Whether the store deletes expired results by itself; else `cleanup` must be called now and then.
     supports_autoexpire: ClassVar[bool] = True
+    # Whether the results of a batch are stored at once: it has `encoded` and `store_encoded` then.
+    stores_together: ClassVar[bool] = False
 
     def store(self, result: ResultMessage) -> None:
         """See ResultBackend: this one is the store's own."""
         raise NotImplementedError
+
+    def encoded(self, result: ResultMessage) -> bytes:
+        """The result as `store_encoded` takes it. Raises: EncodeError."""
+        raise BackendNotConfigured(ONE_BY_ONE)
+
+    def store_encoded(self, results: Sequence[tuple[str, bytes]]) -> None:
+        """`store` for several: their tasks' ids, and what `encoded` made of them. Raises: BackendUnreachable."""
+        raise BackendNotConfigured(ONE_BY_ONE)
 
     def store_briefly(self, result: ResultMessage) -> None:
         """`store`, but it gives up after seconds even with `result_backend_always_retry`: for what a worker stores on its

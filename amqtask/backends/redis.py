@@ -38,7 +38,7 @@ from amqtask.ground.plugins import others_names
 from amqtask.ground.printable import described
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import content_type, content_types, dumps, is_text, loads
-from amqtask.transport.redis.lines import WELL, Lines, Watch, Watches, run_script
+from amqtask.transport.redis.lines import WELL, Lines, Question, Watch, Watches, run_script
 from amqtask.transport.redis.servers import Cluster, SentinelMaster, deployment_of
 
 # -- Chords counted in Redis, under Celery's keys and in its encoding, so that workers of both systems end one header together.
@@ -246,6 +246,7 @@ class RedisBackend(RedisChords, PatientStore):
     # Event loops call `store` in a thread (amqtask.execution.contract.ResultStore).
     blocks = True
     keeps_runs = True
+    stores_together = True
     supports_autoexpire = True
 
     def __init__(self, options: BackendOptions) -> None:
@@ -280,17 +281,37 @@ class RedisBackend(RedisChords, PatientStore):
 
     def keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
         """SET with expiry and PUBLISH in one round trip; a result that is SUCCESS already stays."""
-        body = self._codec.result(result)
-        key, expires, expected = self._result_key(result.task_id), b"%d" % (self._result_expires or 0), b""
+        self._keep(self._question(result.task_id, self._codec.result(result)), policy)
+
+    def _keep(self, question: Question, policy: RetryPolicy | None, stored: Any = None) -> None:
+        """`stored`: what is there, where that is known already."""
+        _, key, (body, expires, _) = question
         connections = self._connections.get()
         while True:
+            if stored is not None:
+                if stored == WELL or self._decode(key, stored).status == states.SUCCESS:
+                    return
+                question = question._replace(arguments=(body, expires, stored))
             stored = connections.server.retrying(
-                lambda _: connections.lines.ask(STORE, key, body, expires, expected),  # noqa: B023 - called here
+                lambda _: connections.lines.ask(question.script, key, *question.arguments),  # noqa: B023 - called here
                 policy,
             )
-            if stored == WELL or self._decode(key, stored).status == states.SUCCESS:
-                return
-            expected = stored
+
+    def encoded(self, result: ResultMessage) -> bytes:
+        """See ResultBackend."""
+        return self._codec.result(result)
+
+    def store_encoded(self, results: Sequence[tuple[str, bytes]]) -> None:
+        """See ResultBackend."""
+        questions = [self._question(task_id, body) for task_id, body in results]
+        connections = self._connections.get()
+        answers = connections.server.retrying(lambda _: connections.lines.ask_all(questions), self.always_retry)
+        for question, stored in zip(questions, answers, strict=True):
+            if stored != WELL:
+                self._keep(question, self.always_retry, stored)
+
+    def _question(self, task_id: str, body: bytes) -> Question:
+        return Question(STORE, self._result_key(task_id), (body, b"%d" % (self._result_expires or 0), b""))
 
     # -- the caller's end
 

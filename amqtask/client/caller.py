@@ -254,14 +254,16 @@ class Caller:
         failed: AlreadyQueued | PublishError | None = None
         of_published = iter(errors)
         for message, earlier in zip(messages, claimed, strict=True):
-            error = earlier if isinstance(earlier, AlreadyQueued) else None
-            if earlier is None:
+            if isinstance(earlier, AlreadyQueued):
+                failed = failed or earlier
+            elif earlier is not None:
+                results.append(earlier)
+            else:
                 error = next(of_published)
                 self._sender.settled(message, error)
-            if error is not None:
+                if error is None:
+                    results.append(self._result_of(message))
                 failed = failed or error
-            else:
-                results.append(self._result_of(message) if earlier is None else earlier)
         if failed is not None:
             failed.results = results  # type: ignore[union-attr]
             raise failed

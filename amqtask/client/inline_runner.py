@@ -43,7 +43,7 @@ RunNext = Callable[["SignatureFields", Any, "list[SignatureFields]"], None]
 class _Keep:
     """A ResultStore that keeps one result, unencoded."""
 
-    blocks = keeps_runs = False
+    blocks = keeps_runs = stores_together = False
 
     def __init__(self) -> None:
         self.result: ResultMessage | None = None

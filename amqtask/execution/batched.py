@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING
 
 from amqtask import signals
+from amqtask.exceptions import BackendUnreachable
 from amqtask.execution.batches import BatchCall, settle
 from amqtask.execution.context import AT_END, Context, current
 from amqtask.execution.gated import GatedExecutor
-from amqtask.execution.no_run import INTERRUPTED_SECONDS, requeued
+from amqtask.execution.no_run import INTERRUPTED_SECONDS, not_stored, requeued
 from amqtask.execution.request import Outcome, calls_of, is_batch
 from amqtask.ground.processes import FORKS, end_forked
 
@@ -154,8 +155,28 @@ class BatchedExecutor(GatedExecutor):
             settle(batch.calls, batch.calls, None, error)
         runtime = perf_counter() - batch.started
         share = runtime / max(1, len(batch.calls))
-        ended = [self._outcome_of(batch, call)._replace(runtime=share) for call in batch.calls]
+        gathered = None if self._results is None else self._results.gather()
+        ended = []
+        for call in batch.calls:
+            call.request.gathered = gathered
+            ended.append(self._outcome_of(batch, call)._replace(runtime=share))
+        if gathered:
+            ended = self._stored(batch, ended, gathered)
         return Outcome(batch.request.number, runtime=runtime, calls=(*batch.outcomes, *ended))
+
+    def _stored(self, batch: _Batch, ended: list[Outcome], gathered: Sequence[tuple[str, bytes]]) -> list[Outcome]:
+        """The outcomes when the results that were gathered are stored; where they cannot be, their calls come again."""
+        assert self._results is not None
+        try:
+            self._results.store_gathered(gathered)
+        except BackendUnreachable as error:
+            ids = {task_id for task_id, _ in gathered}
+            return [
+                not_stored(request, error, outcome.runtime) if request.id in ids else outcome
+                for request, outcome in zip((call.request.request for call in batch.calls), ended, strict=True)
+                if request is not None
+            ]
+        return ended
 
     def _outcome_of(self, batch: _Batch, call: BatchCall) -> Outcome:
         """Never raises, see Executor.execute."""

@@ -51,6 +51,8 @@ class Context:
     asked_retries: tuple[Retry, ...] = ()
     # Makes the ids of what follows from the run and has none, where each run of the call is to make the same ones.
     follow_up_id: Callable[[], str] | None = None
+    # Where the result of a call of a batch is left, to be stored with the others: its id, and what is stored.
+    gathered: list[tuple[str, bytes]] | None = None
     _request: Request | None = None
     # Numbers of requests that are asked to end.
     _stops: Container[int] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -139,6 +140,10 @@ class ResultStore(Protocol):
     def keeps_runs(self) -> bool:
         """Whether a chain can be resumed from what is stored."""
 
+    @property
+    def stores_together(self) -> bool:
+        """Whether the results of a batch are stored at once; then it is a GatheringStore."""
+
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
         """The message that carries this result, for stores that live in AMQP; None for the others."""
 
@@ -150,6 +155,16 @@ class ResultStore(Protocol):
     def store_briefly(self, result: ResultMessage) -> None:
         """`store`, but it gives up after seconds where `store` may try for ever when its server is away
         (`result_backend_always_retry`): for what a worker stores on its I/O loop, and for states on the way."""
+
+
+class GatheringStore(ResultStore, Protocol):
+    """A result store that takes several results in one round trip."""
+
+    def encoded(self, result: ResultMessage) -> bytes:
+        """The result as `store_encoded` takes it. Raises: EncodeError."""
+
+    def store_encoded(self, results: Sequence[tuple[str, bytes]]) -> None:
+        """`store` for several: their tasks' ids, and what `encoded` made of them. Raises: BackendUnreachable."""
 
 
 class ChainStore(ResultStore, Protocol):

@@ -7,7 +7,7 @@ of the outcome, and the worker publishes it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 from amqtask import states
@@ -19,7 +19,7 @@ from amqtask.protocol.task import PERIODIC, RUN_HEADER, saferepr
 
 if TYPE_CHECKING:
     from amqtask.execution.context import Context
-    from amqtask.execution.contract import ChainStore, ResultStore
+    from amqtask.execution.contract import ChainStore, GatheringStore, ResultStore
     from amqtask.execution.request import Request
     from amqtask.execution.task_plan import TaskPlan
     from amqtask.ground.shapes import Options
@@ -40,10 +40,24 @@ class Results:
         # What was encrypted must not be written as it is.
         self._may_tell = is_private(serializer)
         self._keeps_runs = keeps_runs(store)
+        self._gathering = store if stores_together(store) else None
 
     def success(self, request: Request, context: Context, value: object) -> Message | None:
         """Raises: EncodeError, BackendUnreachable."""
-        return self._keep(request, self._result(request, states.SUCCESS, value, context))
+        result = self._result(request, states.SUCCESS, value, context)
+        if context.gathered is not None and self._gathering is not None:
+            context.gathered.append((request.id, self._gathering.encoded(result)))
+            return None
+        return self._keep(request, result)
+
+    def gather(self) -> list[tuple[str, bytes]] | None:
+        """Where the results of a batch are gathered (`context.gathered`), for a store that takes them all at once."""
+        return None if self._gathering is None else []
+
+    def store_gathered(self, gathered: Sequence[tuple[str, bytes]]) -> None:
+        """Store what was gathered. Raises: BackendUnreachable."""
+        assert self._gathering is not None
+        self._gathering.store_encoded(gathered)
 
     def started(self, request: Request) -> None:
         """Store STARTED now or not at all: stores in AMQP would get it with the outcome, too late to matter."""
@@ -134,6 +148,11 @@ class Results:
         if message is None:
             (store or self._store.store)(result)
         return message
+
+
+def stores_together(store: ResultStore) -> TypeGuard[GatheringStore]:
+    """Whether it takes several results at once."""
+    return store.stores_together
 
 
 def keeps_runs(store: ResultStore) -> TypeGuard[ChainStore]:

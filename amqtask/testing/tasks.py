@@ -131,7 +131,7 @@ class PlainComposer:
 class AmqpStore:
     """A result store like `rpc://`: results are messages."""
 
-    blocks = keeps_runs = False
+    blocks = keeps_runs = stores_together = False
 
     def message_for(self, result: ResultMessage, reply_to: str | None, correlation_id: str | None) -> Message | None:
         """Raises: EncodeError."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from logging import makeLogRecord
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from amqtask import AmqTask, Batch, BatchCall, Concurrency, Unique, chain, chord, states
-from amqtask.exceptions import ConfigurationError, TaskRevokedError, WrongValue
+from amqtask.backends.memory import MemoryBackend
+from amqtask.exceptions import BackendUnreachable, ConfigurationError, TaskRevokedError, WrongValue
 from amqtask.log import TaskFormatter
+from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.testing.worker import start_worker
 from amqtask.worker.operations import Operations
 from amqtask.worker.worker import Worker
@@ -54,6 +56,42 @@ def test_a_batch_that_does_not_fill_runs_when_its_time_is_up(app: AmqTask) -> No
     with start_worker(app):
         assert [add.delay(1).get(timeout=60), add.delay(2).get(timeout=60)] == [1, 2]
     assert sizes == [1, 1]
+
+
+class Together(MemoryBackend):
+    """A store that takes several results at once, and fails the first time."""
+
+    stores_together = True
+    is_away = True
+    counts: ClassVar[list[int]] = []
+
+    def encoded(self, result: ResultMessage) -> bytes:
+        return encode_result(result, "json").body
+
+    def store_encoded(self, results: Sequence[tuple[str, bytes]]) -> None:
+        self.counts.append(len(results))
+        if self.is_away:
+            self.is_away = False
+            raise BackendUnreachable("the store is away")
+        for _, body in results:
+            self.store(decode_result(body, "application/json", "utf-8", frozenset({"application/json"})))
+
+
+def test_the_results_of_a_batch_are_stored_together_and_its_calls_come_again_if_they_are_not() -> None:
+    app = AmqTask("together", broker="memory://", backend=f"{__name__}:Together", set_as_current=False)
+
+    @app.task(name="add", batch=Batch(4, 0.5))
+    def add(calls: list[BatchCall]) -> list[object]:
+        return [call.args[0] or {1j} for call in calls]
+
+    Together.counts.clear()
+    results: list[Any] = [add.apply_async((number,)) for number in (0, 1, 2, 3)]
+    with start_worker(app):
+        assert [result.get(timeout=60) for result in results[1:]] == [1, 2, 3]
+        # What cannot be encoded fails alone.
+        assert "set" in str(results[0].get(timeout=60, propagate=False))
+        until(lambda: len(Together.counts) == 2)
+    assert Together.counts[0] == 3
 
 
 def test_coroutines_have_batches_too(app: AmqTask) -> None:
@@ -221,11 +259,11 @@ def test_a_call_that_is_revoked_or_expires_meanwhile_does_not_run(app: AmqTask) 
         Operations(worker).revoke([revoked.id])
 
     with start_worker(app) as worker:
-        revoked, expired, first = add.delay(1), add.apply_async((2,), expires=0.05), add.delay(3)
+        revoked, expired, first = add.delay(1), add.apply_async((2,), expires=1), add.delay(3)
         gathered(app, worker, 3)
         worker.loop.call_soon_threadsafe(revoke)
         until(lambda: worker.dispatcher.watched.get(1) == float("inf"))
-        threading.Event().wait(0.06)  # its time to live
+        threading.Event().wait(1.01)  # its time to live
         last = add.delay(4)
         assert [first.get(timeout=60), last.get(timeout=60)] == [3, 4]
         for call in (revoked, expired):

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -226,6 +227,25 @@ class BackendSuite:
 
         assert stored is not None
         assert (stored.status, stored.result) == (states.SUCCESS, "first")
+
+    def test_results_that_are_stored_together_are_as_if_each_was_stored(self, backend: ResultBackend) -> None:
+        if not backend.stores_together:
+            pytest.skip("it stores one result after the other")
+        for _ in range(2):  # the first time there may be no connection yet
+            done, begun, *others = [_id() for _ in range(52)]
+            self.store(backend, done, value="first")
+            self.store(backend, begun, states.STARTED, {"pid": 1})
+            ids = [done, begun, *others, others[0]]
+            results = [ResultMessage(task_id, states.SUCCESS, number) for number, task_id in enumerate(ids)]
+            waiting = _Waiting(partial(backend.wait, others[-1], timeout=PATIENCE))
+
+            backend.store_encoded([(result.task_id, backend.encoded(result)) for result in results])
+
+            assert waiting.outcome().result == 51
+            stored = [backend.find(task_id) for task_id in ids]
+            assert [result and result.result for result in stored] == ["first", *range(1, 52), 2]
+        with pytest.raises(EncodeError, match="cannot be written"):
+            backend.encoded(ResultMessage(_id(), states.SUCCESS, object()))
 
     def test_of_many_that_store_at_once_the_success_stays(self, backend: ResultBackend) -> None:
         ids = [_id() for _ in range(10)]

@@ -188,6 +188,17 @@ class _ScriptLine(Line):
         self.unanswered.clear()
         return last
 
+    def answers(self, questions: Sequence[Question], packed: bytes) -> list[Any]:
+        """Those to several questions, in one round trip. Raises: as `answer`."""
+        before = len(self.unanswered)
+        self.unanswered += questions
+        self._sock.sendall(packed)
+        replies = self._replies(len(self.unanswered))
+        if any(reply != WELL for reply in replies[:before]) or any(reply.__class__ is ReplyError for reply in replies):
+            raise ConnectionError("Redis answered with an error")
+        self.unanswered.clear()
+        return replies[before:]
+
 
 class Lines:
     """The lines of one process, which threads share. `slowly` asks over the ordinary client, and `client` is that, from which is
@@ -207,18 +218,34 @@ class Lines:
         question = Question(script, key, arguments)
         packed, line = self._packed(question), fresh(self._idle)
         if line is None:
-            return self._ask_slowly([question])
+            return self._ask_slowly([question])[-1]
         try:
             line.send(question, packed)
             answer = line.answer()
         except (OSError, ValueError):
             line.close()
-            return self._ask_slowly(line.unanswered)
+            return self._ask_slowly(line.unanswered)[-1]
         except BaseException:  # a time limit: half an answer may be under way
             line.close()
             raise
         self._idle.append(line)
         return answer
+
+    def ask_all(self, questions: Sequence[Question]) -> list[Any]:
+        """The answers to all of them, in one round trip where there is a line. Raises: what `slowly` raises."""
+        packed, line = b"".join(map(self._packed, questions)), fresh(self._idle)
+        if line is None:
+            return self._ask_slowly(questions)
+        try:
+            answers = line.answers(questions, packed)
+        except (OSError, ValueError):
+            line.close()
+            return self._ask_slowly(line.unanswered)[-len(questions) :]
+        except BaseException:
+            line.close()
+            raise
+        self._idle.append(line)
+        return answers
 
     def tell(self, script: str, key: str, /, *arguments: bytes) -> None:
         """Ask, and do not wait for the answer, which is WELL. Raises: what `slowly` raises."""
@@ -249,16 +276,15 @@ class Lines:
                 pass
             line.close()
 
-    def _ask_slowly(self, questions: list[Question]) -> Any:
-        """The answer to the last one."""
-        answer = [self._slowly(question) for question in questions][-1]
+    def _ask_slowly(self, questions: Sequence[Question]) -> list[Any]:
+        answers = [self._slowly(question) for question in questions]
         try:
             place = place_of(self._client())
             if place is not None:
                 self._idle.append(_ScriptLine(place, self._timeout, self._heads))
         except Exception:  # noqa: BLE001 - sentinels and TLS have errors of their own; the ordinary client does
             pass
-        return answer
+        return answers
 
     def _packed(self, question: Question) -> bytes:
         words = (question.key.encode(), *question.arguments)
