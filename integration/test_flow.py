@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 
-from amqtask import group
+from amqtask import chain, chord, group
 from amqtask.client.flow_store import open_flow_store
 from amqtask.exceptions import FlowStoreUnreachable
 from amqtask.flow.contract import RUN, Bound, Entry, FlowStore
@@ -132,8 +132,7 @@ def most_at_once(flow: Any) -> tuple[int, int]:
     """The most runs at once, of all and of a tenant."""
     running: Counter[str] = Counter()
     most, most_of_tenant = 0, 0
-    lines = [line.decode() for line in flow.journal.lrange(flow.JOURNAL, 0, -1)]
-    for line in lines:
+    for line in lines(flow):
         what, tenant, _ = line.split()
         running[tenant] += 1 if what == "begin" else -1
         most = max(most, sum(running.values()))
@@ -150,6 +149,38 @@ def test_limits_hold_on_all_workers(flow: Any) -> None:
         times = sorted(rates.get(timeout=90))
     assert most_at_once(flow) == (3, 1)
     assert times[-1] - times[0] >= 9 * 0.05 * 0.9
+
+
+def test_parts_of_workflows_and_what_is_published_together_have_limits_keys_and_deadlines(flow: Any) -> None:
+    part, deadline = flow.part, 120
+    first = part.delay(0)
+    together = flow.app.publish_many(part.s(number) for number in (0, 2, 2, 3))
+    parts = group(part.si(number, 2) for number in (4, 5)).apply_async(deadline=deadline)
+    steps = chain(part.si(6), part.si(7), part.si(8)).apply_async(deadline=deadline)
+    joined = chord([part.si(number) for number in (9, 10, 11)], flow.app.signature("celery.accumulate")).apply_async(
+        deadline=deadline
+    )
+    assert [first.id, together[1].id] == [together[0].id, together[2].id]
+    assert [part.delay(4).id, part.delay(6).id] == [parts.results[0].id, steps.parent.parent.id]
+
+    with ExitStack() as stack:
+        workers(stack, 2, "-c", "4", "-P", "threads")
+        assert [result.get(timeout=90)[0] for result in together] == [0, 2, 2, 3]
+        deadlines = [
+            moment for _, moment in (*parts.get(timeout=90), steps.get(timeout=90), *joined.get(timeout=90)[0])
+        ]
+        children = ("5000", "5002", "6000", "6002")
+        eventually(lambda: all(f"end part {child}" in lines(flow) for child in children))
+    assert None not in deadlines
+    assert len(set(deadlines)) == 3
+    assert most_at_once(flow)[0] <= 2
+    # Each ran once, those that were tried again twice.
+    begun = Counter(line.split()[-1] for line in lines(flow) if line.startswith("begin"))
+    assert begun == {**{str(number): 1 + number % 2 for number in (0, *range(2, 12))}, **dict.fromkeys(children, 1)}
+
+
+def lines(flow: Any) -> list[str]:
+    return [line.decode() for line in flow.journal.lrange(flow.JOURNAL, 0, -1)]
 
 
 @pytest.mark.parametrize("flow", ["redis"], indirect=True)
@@ -202,6 +233,5 @@ def test_a_killed_workers_places_are_free_and_its_unique_call_runs_again_alone(f
         assert flow.once.delay(key, 1.0).id == once.id
         assert (once.get(timeout=90), work.get(timeout=90)) == (key, 1)
         eventually(lambda: flow.once.delay(key).id != once.id)
-    lines = [line.decode() for line in flow.journal.lrange(flow.JOURNAL, 0, -1)]
-    assert lines.count("begin a 1") == 2
-    assert lines.count("end a 1") == 1
+    assert lines(flow).count("begin a 1") == 2
+    assert lines(flow).count("end a 1") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import redis
 
@@ -35,6 +36,19 @@ def work(number: int, tenant: str, seconds: float = 0.02) -> int:
     time.sleep(seconds)
     note(f"end {tenant} {number}")
     return number
+
+
+@app.task(name="flow.part", limits=Concurrency(2), unique=Unique(by="number"), bind=True)
+def part(self: Any, number: int, children: int = 0) -> list[Any]:
+    """A part of a workflow; a number that is odd is tried again first. Its deadline, and those of its children's runs."""
+    note(f"begin part {number}")
+    time.sleep(0.02)
+    note(f"end part {number}")
+    if number % 2 and not self.request.retries:
+        raise self.retry(countdown=0)
+    for child in range(children):
+        part.delay(1000 * (number + 1) + 2 * child)
+    return [number, self.request.deadline and self.request.deadline.isoformat()]
 
 
 @app.task(name="flow.paced", limits=Rate("20/s", burst=1))
