@@ -1,6 +1,6 @@
 """Limits, unique tasks and the inbox while workers are killed: no limit is exceeded, nothing is done twice.
 
-    python -m integration.nodes run --redis -- python -m integration.flow_soak [--calls N] [--kills N] [--seed N]
+    python -m integration.nodes run --redis -- python -m integration.flow_soak [--calls N] [--kills N] [--redis] [--seed N]
 
 Calls of six kinds (integration.apps.flow_soak) are published as they are worked off, so that some wait all the time; a tenth of
 the unique ones is called twice. The workers, two for slow tasks and two for quick ones, are killed (SIGKILL) in turn and started
@@ -40,8 +40,10 @@ STUCK = 120.0
 # Between the store's permission and a run's first line (seconds): so much later one may begin, and the next ones not.
 JITTER = 0.25
 # Of each kind its part of all calls, and how many of it are there at once.
-PARTS = {"limited": 0.15, "acme": 0.05, "globex": 0.05, "initech": 0.05, "paced": 0.2, "brief": 0.1, "booked": 0.4}
-AHEAD = {"limited": 40, "acme": 15, "globex": 15, "initech": 15, "paced": 150, "brief": 100, "booked": 300}
+PARTS = {"limited": 0.11, "acme": 0.03, "globex": 0.03, "initech": 0.03, "paced": 0.17, "brief": 0.13, "booked": 0.5}
+AHEAD = {"limited": 120, "acme": 40, "globex": 40, "initech": 40, "paced": 300, "brief": 100, "booked": 600}
+# So many of them are published together.
+BLOCK = 20
 COLUMNS = ("task", "calls", "runs", "of killed workers", "limit", "most", "used while calls waited", "lost", "twice")
 
 
@@ -102,7 +104,8 @@ class Report:
                 *(f"| {' | '.join(line)} |" for line in lines),
                 "",
                 f"{calls:,} calls, {self.duplicates:,} of them duplicates ({self.strangers} got another result than the "
-                f"first one's), {self.kills} workers killed, {self.seconds:.0f} s: {'good' if self.is_right else 'NOT GOOD'}",
+                f"first one's), {self.kills} workers killed, {self.seconds:.0f} s, {calls / self.seconds:,.0f} calls/s: "
+                f"{'good' if self.is_right else 'NOT GOOD'}",
             ]
         )
 
@@ -137,7 +140,7 @@ class Soak:
             **{tenant: self._of_tenant(tenant) for tenant in module.TENANTS},
         }  # fmt: skip
         self._kinds = [Kind(name, round(calls * part), publishers[name]) for name, part in PARTS.items()]
-        slow, quick = ("-Q", module.SLOW, "-P", "threads", "-c", "24"), ("-Q", module.QUICK, "-P", "prefork", "-c", "2")
+        slow, quick = ("-Q", module.SLOW, "-P", "threads", "-c", "64"), ("-Q", module.QUICK, "-P", "prefork", "-c", "2")
         self._workers = [
             WorkerProcess(APP, *options, "-n", f"{number}-{uuid.uuid4().hex[:6]}@soak", loglevel="WARNING")
             for options in (slow, quick)
@@ -187,19 +190,21 @@ class Soak:
     # -- calls
 
     def _produce(self, kind: Kind) -> None:
-        for number in range(kind.count):
-            while kind.published - len(kind.ended) >= AHEAD[kind.name]:
+        while kind.published < kind.count:
+            block = range(kind.published, min(kind.published + BLOCK, kind.count))
+            while block.stop - len(kind.ended) > AHEAD[kind.name]:
                 if self._is_over.wait(0.005):
                     return
-            while True:
-                try:
-                    kind.publish(number)
-                    break
-                except AmqTaskError as error:
-                    print(f"  publishing {kind.name} {number} again: {type(error).__name__}: {error}", flush=True)
-                    if self._is_over.wait(0.2):
-                        return
-            kind.published += 1
+            try:
+                with self._module.app.pipeline():
+                    for number in block:
+                        kind.publish(number)
+            except AmqTaskError as error:
+                print(f"  publishing {kind.name} {block} again: {type(error).__name__}: {error}", flush=True)
+                if self._is_over.wait(0.2):
+                    return
+                continue
+            kind.published = block.stop
         kind.full_until = time.monotonic()
 
     def _of_tenant(self, tenant: str) -> Callable[[int], object]:
@@ -328,10 +333,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m integration.flow_soak")
     parser.add_argument("--calls", type=int, default=CALLS)
     parser.add_argument("--kills", type=int, help=f"[{KILLS} in {CALLS:,} calls]")
+    parser.add_argument("--redis", action="store_true", help="Redis is the broker, too")
     parser.add_argument("--seed", type=int, default=random.randrange(1000))
     options = parser.parse_args()
     kills = max(1, round(options.calls * KILLS / CALLS)) if options.kills is None else options.kills
-    broker, store = os.environ["AMQTASK_BROKER_URL"], os.environ["AMQTASK_REDIS_URL"]
+    store = os.environ["AMQTASK_REDIS_URL"]
+    broker = store if options.redis else os.environ["AMQTASK_BROKER_URL"]
     report = run(broker, store, calls=options.calls, kills=kills, seed=options.seed)
     print(report, flush=True)
     return 0 if report.is_right else 1
