@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from amqtask.calls.signature import Signature, gathered, listed
 from amqtask.exceptions import ConfigurationError
@@ -41,11 +41,11 @@ class Composition(Signature):
     @property
     def tasks(self) -> list[Signature]:
         """The parts."""
-        return [maybe_signature(part, self.bound_app) for part in self.kwargs["tasks"]]
+        return [as_signature(part, self.bound_app) for part in self.kwargs["tasks"]]
 
     @tasks.setter
     def tasks(self, parts: Iterable[Any]) -> None:
-        self.kwargs["tasks"] = [maybe_signature(part, self.bound_app) for part in parts]
+        self.kwargs["tasks"] = [as_signature(part, self.bound_app) for part in parts]
 
     @property
     def app(self) -> Application:
@@ -113,7 +113,7 @@ class chain(Composition):
     def __init__(self, *tasks: Any, app: Application | None = None, **options: object) -> None:
         steps: list[Signature] = []
         for task in _flattened(tasks):
-            _append(steps, maybe_signature(task, app))
+            _append(steps, as_signature(task, app))
         super().__init__(CHAIN, (), {"tasks": steps}, options, subtask_type="chain", app=app)
 
     def clone(
@@ -163,7 +163,7 @@ class group(Composition):
     """Tasks that run side by side; all are published in one pipelined burst."""
 
     def __init__(self, *tasks: Any, app: Application | None = None, **options: object) -> None:
-        members = [maybe_signature(task, app) for task in _flattened(tasks)]
+        members = [as_signature(task, app) for task in _flattened(tasks)]
         super().__init__(GROUP, (), {"tasks": members}, options, subtask_type="group", app=app)
 
     def clone(
@@ -181,13 +181,13 @@ class group(Composition):
     def link(self, callback: Signature) -> Signature:
         """Publish `callback`, without a result, when the first member succeeded (Celery's rule: for all of them use a chord)."""
         members = self.tasks
-        members[0].link(maybe_signature(callback).clone().set(immutable=True))
+        members[0].link(as_signature(callback).clone().set(immutable=True))
         self.tasks = members
         return callback
 
     def link_error(self, errback: Signature) -> Signature:
         """Publish `errback` for each member that failed."""
-        self._change_tasks(lambda member: member.link_error(maybe_signature(errback).clone()))
+        self._change_tasks(lambda member: member.link_error(as_signature(errback).clone()))
         return errback
 
     def stamp(self, visitor: StampingVisitor | None = None, append_stamps: bool = False, **headers: object) -> Any:
@@ -228,7 +228,7 @@ class chord(Composition):
     @property
     def tasks(self) -> list[Signature]:
         """The header's members."""
-        return [maybe_signature(member, self.bound_app) for member in self.kwargs["header"]]
+        return [as_signature(member, self.bound_app) for member in self.kwargs["header"]]
 
     @tasks.setter
     def tasks(self, parts: Iterable[Any]) -> None:
@@ -282,7 +282,7 @@ class chord(Composition):
         With `task_allow_error_cb_on_chord_header` also for each member of the header that failed.
         """
         if self.app.conf.task_allow_error_cb_on_chord_header:
-            self._change_tasks(lambda member: member.link_error(maybe_signature(errback).clone()))
+            self._change_tasks(lambda member: member.link_error(as_signature(errback).clone()))
         body = self._with_body()
         body.link_error(errback)
         self.body = body
@@ -323,7 +323,7 @@ class chunks(Signature):
     def __init__(
         self, task: Any, it: Iterable[object], n: int, *, app: Application | None = None, **options: object
     ) -> None:
-        kwargs = {"task": maybe_signature(task, app), "it": list(it), "n": n}
+        kwargs = {"task": as_signature(task, app), "it": list(it), "n": n}
         super().__init__(CHUNKS, (), kwargs, options, subtask_type="chunks", immutable=True, app=app)
 
     def group(self) -> group:
@@ -357,7 +357,7 @@ class _Mapped(Signature):
     mapped_type = ""
 
     def __init__(self, task: Any, it: Iterable[object], *, app: Application | None = None, **options: object) -> None:
-        inner = maybe_signature(task, app)
+        inner = as_signature(task, app)
         super().__init__(
             self.name_of_task,
             (),
@@ -414,13 +414,13 @@ def _flattened(tasks: tuple[object, ...]) -> Iterable[object]:
 def _members(header: Any, app: Application | None) -> list[Signature]:
     """The header of a chord: a list, a group, a chain (its steps) or one signature; dictionaries that came over the wire too."""
     if isinstance(header, Iterable) and not isinstance(header, Mapping):
-        return [maybe_signature(member, app) for member in header]
-    sig = maybe_signature(header, app)
+        return [as_signature(member, app) for member in header]
+    sig = as_signature(header, app)
     return sig.tasks if isinstance(sig, (group, chain)) else [sig]
 
 
 def _body(body: Any, app: Application | None) -> Signature | None:
-    return None if body is None else maybe_signature(body, app)
+    return None if body is None else as_signature(body, app)
 
 
 def _append(steps: list[Signature], other: Signature) -> None:
@@ -450,7 +450,7 @@ def _append(steps: list[Signature], other: Signature) -> None:
 def piped(left: object, right: object) -> Any:
     """`left | right`."""
     try:
-        first, second = maybe_signature(left), maybe_signature(right)
+        first, second = as_signature(left), as_signature(right)
     except TypeError:
         return NotImplemented
     if isinstance(second, group) and not len(second):
@@ -499,12 +499,33 @@ def from_dict(fields: SignatureFields, app: Application | None = None) -> Signat
     return sig
 
 
-def maybe_signature(sig: Any, app: Application | None = None) -> Signature:
+def as_signature(sig: Any, app: Application | None = None) -> Signature:
     """The signature of a dictionary that came over the wire, or the one that it is already; of a task, `task.s()`.
 
     Raises: TypeError for something else.
     """
     return from_dict(signature_of(sig), app)
+
+
+@overload
+def maybe_signature(d: None, app: Application | None = None, clone: bool = False) -> None: ...
+
+
+@overload
+def maybe_signature(
+    d: SignatureFields | Callable[..., Any], app: Application | None = None, clone: bool = False
+) -> Signature: ...
+
+
+def maybe_signature(d: Any, app: Application | None = None, clone: bool = False) -> Signature | None:
+    """The signature of a dictionary or a task, a signature itself (with `clone` a copy), and None for None: as in Celery.
+
+    Raises: TypeError for something else.
+    """
+    if d is None:
+        return None
+    sig = as_signature(d, app)
+    return sig.clone() if clone else sig
 
 
 def signature(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from amqtask import signals
 from amqtask.assembly.relay import build_relaying
-from amqtask.canvas import maybe_signature
+from amqtask.canvas import as_signature
 from amqtask.client.registry import uses_django
 from amqtask.events.dispatcher import LamportClock
 from amqtask.exceptions import ConfigurationError
@@ -401,7 +401,7 @@ class WorkerBuilder:
         return Elections(
             loop=self.loop,
             make_consumer=lambda listener: self.consumer(listener, "election", no_ack=True),
-            call=lambda action: maybe_signature(action, self.app).apply_async(),
+            call=lambda action: as_signature(action, self.app).apply_async(),
             prefix=self.conf.control_exchange,
         )
 

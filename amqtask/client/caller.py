@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from amqtask import signals
 from amqtask.calls.signature import Signature
-from amqtask.canvas import maybe_signature, routed, signature
+from amqtask.canvas import as_signature, routed, signature
 from amqtask.client.inline_runner import InlineRunner
 from amqtask.client.message_builder import tell_composed
 from amqtask.client.sender import Sender
@@ -210,7 +210,7 @@ class Caller:
 
         Raises: the PublishError or AlreadyQueued of the first that was not stored (its `results` attribute holds what was).
         """
-        signatures = [maybe_signature(call, self._app) for call in calls]
+        signatures = [as_signature(call, self._app) for call in calls]
         if self._app.runtime.is_eager:
             return [self._eager(call.task, call.args, call.kwargs, call.options) for call in signatures]
         flush_open()  # earlier calls stay earlier in the queue
@@ -224,7 +224,7 @@ class Caller:
 
     async def apublish_many(self, calls: Iterable[Signature], *, timeout: float | None = None) -> list[UntypedResult]:
         """The same over the async publisher."""
-        signatures = [maybe_signature(call, self._app) for call in calls]
+        signatures = [as_signature(call, self._app) for call in calls]
         if self._app.runtime.is_eager:
             return [self._eager(call.task, call.args, call.kwargs, call.options) for call in signatures]
         await self._aprepare(timeout)

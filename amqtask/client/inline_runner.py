@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.calls.signature import Signature, listed
-from amqtask.canvas import chain, chord, group, maybe_signature
+from amqtask.canvas import as_signature, chain, chord, group
 from amqtask.client.message_builder import deadline_of
 from amqtask.exceptions import ChordError, Terminated
 from amqtask.execution.context import Context, current, current_context
@@ -276,7 +276,7 @@ class InlineRunner:
         error.__cause__ = failed.result if isinstance(failed.result, BaseException) else None
         if propagate:
             raise error
-        first = maybe_signature(first_task(body), self._app)
+        first = as_signature(first_task(body), self._app)
         context = Context(id=first.id, task=first.task, args=first.args, kwargs=first.kwargs)
         for errback in listed(first.options.get("link_error")):
             self._call_errback(errback, context, error)
@@ -310,7 +310,7 @@ class InlineRunner:
         return result
 
     def _run_next(self, step: SignatureFields, result: object, later_steps: list[SignatureFields]) -> None:
-        sig, _ = self._app.workflows.frozen(maybe_signature(step, self._app), {})
+        sig, _ = self._app.workflows.frozen(as_signature(step, self._app), {})
         following = self.run_composition(sig, (result,))
         if later_steps and following.successful():
             self._run_next(later_steps[-1], following.get(), later_steps[:-1])

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.calls.signature import Signature, listed
-from amqtask.canvas import ACCUMULATE, chain, chord, group, maybe_signature, piped
+from amqtask.canvas import ACCUMULATE, as_signature, chain, chord, group, piped
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.follow_ups import body_id
 from amqtask.flow.deadline import HEADER as DEADLINE
@@ -56,7 +56,7 @@ class Begun(NamedTuple):
 def settle(unsettled: object, options: Options | None = None) -> Signature:
     """A copy in which only tasks have options, but for ids; `options` are those of the call. Raises: ConfigurationError."""
     # Copy the composition itself only: its parts are settled, and copied, one by one.
-    sig = Signature.clone(maybe_signature(unsettled), None, None, **(options or {}))
+    sig = Signature.clone(as_signature(unsettled), None, None, **(options or {}))
     if isinstance(sig, (chain, group, chord)) and sig.options.get("chain"):
         # A Celery worker that was about to publish it has put the steps that follow into its options.
         later_steps = sig.options.pop("chain")
@@ -100,11 +100,11 @@ def _settled_members(sig: group) -> list[Signature]:
             members += _flat(settle(member, shared))
     if members and callbacks:
         members[0].extend_list_option(
-            "link", [maybe_signature(callback).clone().set(immutable=True) for callback in callbacks]
+            "link", [as_signature(callback).clone().set(immutable=True) for callback in callbacks]
         )
     for member in members:
         for errback in errbacks:
-            member.link_error(maybe_signature(errback).clone())
+            member.link_error(as_signature(errback).clone())
     return members
 
 

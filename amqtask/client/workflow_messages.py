@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
 from amqtask.calls.signature import Signature, listed
-from amqtask.canvas import ACCUMULATE, CHAIN, CHORD, CHUNKS, GROUP, MAP, STARMAP, chord, chunks, maybe_signature, routed
+from amqtask.canvas import ACCUMULATE, CHAIN, CHORD, CHUNKS, GROUP, MAP, STARMAP, as_signature, chord, chunks, routed
 from amqtask.client.message_builder import deadline_of, eta_of, tell_composed
 from amqtask.client.workflow_ids import Begun, Freezer, Result, begin, bind_bodies, end_of, settle, single
 from amqtask.exceptions import ConfigurationError
@@ -52,7 +52,7 @@ def _starmap(app: Application) -> None:
 
 
 def _each(app: Application, task: SignatureFields, calls: list[Arguments]) -> object:
-    call = maybe_signature(task, app)
+    call = as_signature(task, app)
     function = app.tasks[call.task]
     arguments = [((*leading, *call.args), call.kwargs) for leading in calls]
     if function.batch is not None:
@@ -92,7 +92,7 @@ def _group(app: Application) -> None:
     def run_group(
         self: object, /, tasks: Any, result: object = None, group_id: object = None, partial_args: Any = ()
     ) -> object:
-        from_wire = maybe_signature({"task": GROUP, "args": (), "kwargs": {"tasks": list(tasks)}, "options": {}}, app)
+        from_wire = as_signature({"task": GROUP, "args": (), "kwargs": {"tasks": list(tasks)}, "options": {}}, app)
         return from_wire.apply_async(tuple(partial_args or ())).as_tuple()
 
 
@@ -108,7 +108,7 @@ def _chain(app: Application) -> None:
     def run_chain(self: Any, /, *args: Any, tasks: list[object] | None = None, **kwargs: object) -> object:
         if not tasks:
             raise ConfigurationError("a chain travels as the first of its tasks; this message has no tasks in it")
-        sig = maybe_signature({"task": CHAIN, "args": (), "kwargs": {"tasks": list(tasks)}, "options": {}}, app)
+        sig = as_signature({"task": CHAIN, "args": (), "kwargs": {"tasks": list(tasks)}, "options": {}}, app)
         return self.replace(sig.clone(args))
 
 
@@ -116,7 +116,7 @@ def _errback(app: Application) -> None:
     @app.task(name=ERRBACK, ignore_result=True, shared=False)
     def call_errback(errback: SignatureFields, request: JsonFields, error: Mapping[str, object], trace: str) -> None:
         """Calls an errback that takes (request, exc, traceback) for a task that no slot ran to its end."""
-        call = maybe_signature(errback, app)
+        call = as_signature(errback, app)
         extra_args = () if call.immutable else (Context(**request), exception_from_dict(error, trace), trace)
         call_in_place(app.tasks[call.task], (*extra_args, *call.args), call.kwargs)
 
@@ -256,13 +256,13 @@ class Workflows:
         headers = {RUN_HEADER: run} if run else {}
         if not is_bound and current_context() is not None:
             headers |= UNBOUND
-        return self._following(maybe_signature(signature, self._app), (result,), context, chain, headers)
+        return self._following(as_signature(signature, self._app), (result,), context, chain, headers)
 
     def compose_body(
         self, body: SignatureFields, values: list[object], group_id: str, parent_id: str | None
     ) -> list[Message]:
         """The messages of a chord's body."""
-        sig = maybe_signature(without_chord_keys(body), self._app)
+        sig = as_signature(without_chord_keys(body), self._app)
         # Whoever runs the body's first task may forget what the store knows of the chord.
         headers = {CHORD_HEADER: chord_mark(group_id, body_id(body))}
         context = Context(id=parent_id, root_id=_root_of(sig))
@@ -270,7 +270,7 @@ class Workflows:
 
     def compose_replacement(self, replacement: object, context: Context) -> list[Message]:
         """The messages of what a task asked to be replaced with: its id, callbacks and place are the task's."""
-        sig = single(settle(maybe_signature(replacement, self._app)))
+        sig = single(settle(as_signature(replacement, self._app)))
         if context.stamped_headers:
             sig.stamp(**(context.stamps or {}), stamped_headers=list(context.stamped_headers))
         for callback in listed(context.callbacks):
@@ -289,7 +289,7 @@ class Workflows:
 
     def compose_errback(self, errback: SignatureFields, context: Context, error: BaseException, trace: str) -> Message:
         """An errback that takes (request, exc, traceback), for a worker's slot to call where it may not be called here."""
-        call = maybe_signature(errback, self._app)
+        call = as_signature(errback, self._app)
         name = call.task
         about = {
             "id": context.id, "task": context.task, "args": context.args, "kwargs": context.kwargs,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amqtask import AmqTask, Signature, chain, chord, group, shared_task, signals, signature
+from amqtask import AmqTask, Signature, chain, chord, group, maybe_signature, shared_task, signals, signature
 from amqtask.calls.signature import StampingVisitor
 from amqtask.testing.suites.compositions import COMPOSITIONS, Tasks, define
 from amqtask.testing.worker import start_worker
@@ -156,3 +156,17 @@ def test_links_that_are_dictionaries_are_stamped(tasks: Tasks, build: Any) -> No
     assert first.options["link"][0]["options"]["called"] is True
     assert first.options["link_error"][0]["options"]["failed"] is True
     assert alone.options["link"][0]["options"]["called"] is True
+
+
+def test_maybe_signature_takes_what_celerys_takes() -> None:
+    """Celery's own tests of it: None stays None, and a clone is another object."""
+    sig = signature("sums.add", (2, 2))
+
+    assert maybe_signature(None) is None
+    assert maybe_signature(None, clone=True) is None
+    assert maybe_signature(sig) is sig
+    assert maybe_signature(dict(sig)) == sig
+    copied = maybe_signature(sig, clone=True)
+    assert (copied, copied is sig) == (sig, False)
+    with pytest.raises(TypeError):
+        maybe_signature(5)  # type: ignore[call-overload]
