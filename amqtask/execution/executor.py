@@ -402,25 +402,22 @@ class Executor(Endings):
                 return self._classify(plan, request, context, error, perf_counter() - started)
         except BaseException as second:  # noqa: BLE001 - this is the last catch; below it only data is put together
             error = second
-        is_hidden = is_private(request.content_type)
-        cause = type(error).__name__ if is_hidden else error
-        logger.error(
-            "internal error after task %s[%s]: %s",
-            request.task,
-            request.id,
-            cause,
-            exc_info=None if is_hidden else error,
-        )
-        if signals.task_internal_error:
-            signals.task_internal_error.send(
-                sender=plan.task, task_id=request.id, args=context.args, kwargs=context.kwargs, request=context,
-                exception=error, traceback=error.__traceback__, einfo=ErrorInfo(error),
-            )  # fmt: skip
-        summary = saferepr(error, 500)
-        outcome = Outcome(
-            request.number, states.FAILURE, Answer.DEAD_LETTER, f"internal error: {summary}", summary=summary
-        )
-        return _shown(request, outcome, error)
+        told = f"internal error: {type(error).__name__}"
+        try:
+            is_hidden = is_private(request.content_type)
+            said, cause = (told, None) if is_hidden else (f"internal error: {saferepr(error, 500)}", error)
+            logger.error(
+                "internal error after task %s[%s]: %s", request.task, request.id, cause or told, exc_info=cause
+            )
+            if signals.task_internal_error:
+                signals.task_internal_error.send(
+                    sender=plan.task, task_id=request.id, args=context.args, kwargs=context.kwargs, request=context,
+                    exception=error, traceback=error.__traceback__, einfo=ErrorInfo(error),
+                )  # fmt: skip
+            told = said
+        except BaseException as third:  # noqa: BLE001 - an exception of the user's that breaks whoever looks at it
+            logger.error("internal error after task %s[%s]: %s", request.task, request.id, type(third).__name__)
+        return self.refused(request, RuntimeError(told), in_slot=True)
 
     def _retried(self, plan: TaskPlan, request: Request, context: Context, retry: Retry, runtime: float) -> Outcome:
         try:

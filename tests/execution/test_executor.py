@@ -751,3 +751,34 @@ def test_large_arguments_of_what_did_not_run_are_not_read_on_the_loop() -> None:
 
     assert executor.refused(refused, ValueError("no")).publish == ()
     assert len(executor.refused(refused, ValueError("no"), in_slot=True).publish) == 1
+
+
+class Exiting(Exception):
+    """Ends whoever wants to print it."""
+
+    def __str__(self) -> str:
+        raise SystemExit(5)
+
+    __repr__ = __str__
+
+
+class Closed(Exception):
+    """Has nothing that may be read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(f"no {name}")
+
+
+@pytest.mark.parametrize("error", [Exiting, Closed])
+def test_an_exception_that_breaks_whoever_looks_at_it_ends_its_task_and_who_waits_is_told(
+    error: type[Exception],
+) -> None:
+    def function() -> None:
+        raise error
+
+    outcome = run(function)
+
+    assert (outcome.state, outcome.answer) == (states.FAILURE, Answer.DEAD_LETTER)
+    assert "internal error" in outcome.reason
+    result = stored(outcome)
+    assert (result["status"], result["result"]["exc_type"]) == (states.FAILURE, "RuntimeError")
