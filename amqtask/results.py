@@ -51,10 +51,15 @@ class WithDescendants:
         **_: object,
     ) -> Iterator[tuple[Any, Any]]:
         """This result and those of what its task published, and so on, as (publisher's result, result); each is waited for before
-        its children are known. With `intermediate` nothing is waited for: those that are known now."""
+        its children are known. With `intermediate` nothing is waited for: those that are known now. Each comes once: a task may
+        publish itself anew under its own id."""
         waiting: deque[tuple[Any, Any]] = deque([(None, self)])
+        seen = set()
         while waiting:
             parent, result = waiting.popleft()
+            if result in seen:
+                continue
+            seen.add(result)
             yield parent, result
             if not intermediate:
                 # Also a task that failed may have published others.

@@ -415,3 +415,14 @@ def test_a_callback_may_ask_for_the_value_whoever_has_stored_it() -> None:
             task.delay().then(lambda result: told.put(result.get()))
             begin.set()
             assert told.get(timeout=60) == 1
+
+
+def test_a_task_that_publishes_itself_under_its_own_id_is_collected_once() -> None:
+    store = Store()
+    store.succeed("poll", 1, children=[(("poll", None), None), (("other", None), None)])
+    store.succeed("other", 2, children=[(("poll", None), None)])
+    result: AsyncResult[int] = AsyncResult("poll", store)
+
+    assert [(each.id, value) for each, value in result.collect(timeout=1.0)] == [("poll", 1), ("other", 2)]
+    assert [each.id for _, each in result.iterdeps(intermediate=True)] == ["poll", "other"]
+    assert result.get_leaf() == 2
