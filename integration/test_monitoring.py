@@ -97,7 +97,9 @@ def test_what_tasks_did_is_on_the_page(rabbit: Broker, pool: str) -> None:
         assert value("amqtask_tasks_total", task="sample.reject", queue=queue, state="REJECTED") == 1
         assert value("amqtask_tasks_total", task="unknown", queue=queue, state="FAILURE") == 1
         assert value("amqtask_task_runtime_seconds_count", task="sample.add") == 20
-        assert value("amqtask_task_queue_wait_seconds_count", task="sample.add") == 20
+        # Only first deliveries have a wait; a quorum queue may count a delivery as returned before a worker has read it.
+        again = value("amqtask_redeliveries_total", queue=queue)
+        assert 20 - again <= value("amqtask_task_queue_wait_seconds_count", task="sample.add") <= 20
         assert value("amqtask_pool_slots") == (1 if pool == "solo" else 2)
         assert value("amqtask_prefetch_window", queue=queue) >= 1
         assert value("amqtask_publish_confirms_total", outcome="confirmed") >= 24
