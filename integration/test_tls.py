@@ -159,6 +159,45 @@ def test_without_a_client_certificate_the_broker_hangs_up_and_the_error_says_so(
         app.send_task("any.task")
 
 
+def publish_in(app: AmqTask, *, awaits: bool) -> None:
+    """One call, of a coroutine or not."""
+
+    async def publish() -> None:
+        await app.asend_task("any.task")
+
+    if awaits:
+        asyncio.run(publish())
+    else:
+        app.send_task("any.task")
+
+
+@pytest.mark.parametrize("awaits", [False, True], ids=["blocking", "async"])
+def test_a_port_that_speaks_tls_is_told_to_who_comes_without(secured: Secured, awaits: bool) -> None:
+    with (
+        refused_at(f"amqp://guest:guest@localhost:{secured.port}/") as app,
+        pytest.raises(BrokerUnreachable, match="Perhaps TLS is spoken there"),
+    ):
+        publish_in(app, awaits=awaits)
+
+
+@pytest.mark.parametrize("awaits", [False, True], ids=["blocking", "async"])
+def test_a_port_that_speaks_no_tls_is_told_to_who_comes_with_it(secured: Secured, awaits: bool) -> None:
+    url = secured.node.url.replace("amqp://", "amqps://")
+    with refused_at(url) as app, pytest.raises(BrokerUnreachable, match="No TLS is spoken there"):
+        publish_in(app, awaits=awaits)
+
+
+@pytest.mark.parametrize("with_tls", [False, True], ids=["plain", "TLS"])
+def test_a_worker_is_told_the_same(secured: Secured, with_tls: bool) -> None:
+    with_it, without_it = (
+        secured.node.url.replace("amqp://", "amqps://"),
+        f"amqp://guest:guest@localhost:{secured.port}/",
+    )
+    url = with_it if with_tls else without_it
+    with WorkerProcess(SAMPLE, "-Q", "tls", environment={"AMQTASK_BROKER_URL": url}).start(wait=False) as worker:
+        worker.await_log("No TLS is spoken there" if with_tls else "Perhaps TLS is spoken there")
+
+
 def test_a_certificate_that_cannot_be_read_is_named(secured: Secured) -> None:
     url = secured.url(cafile=secured.cafile.with_name("missing.pem"))
     with app_at(url) as app, pytest.raises(ConfigurationError, match=r"missing\.pem"):

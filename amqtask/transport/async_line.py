@@ -1,4 +1,4 @@
-"""One aio-pika connection with a confirming channel: connect, declare, publish, each with a deadline and a named error.
+"""One aio-pika connection with a confirming channel: declare, publish, each with a deadline and a named error.
 
 A channel that the broker closed is replaced; a connection that ended ends the line. Times are those of the event loop.
 
@@ -13,15 +13,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import aio_pika
 from aio_pika import exceptions as aio_errors
-from aio_pika.abc import ConnectionParameter
 from aiormq import exceptions as wire_errors
 from pamqp import commands
 
-from amqtask.exceptions import BrokerUnreachable, PublishError, PublishTimeout
+from amqtask.exceptions import PublishError, PublishTimeout
 from amqtask.ground.deadlines import ended, leave_behind
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
@@ -30,22 +28,15 @@ from amqtask.transport.content import FRAME_MAX, UNWRITABLE, encode_properties, 
 from amqtask.transport.declare import DeclaredEntities, check_name, declaring, entity_name
 from amqtask.transport.errors import (
     ACCESS_REFUSED,
-    NOT_ALLOWED,
     NOT_FOUND,
-    NOT_OFFERED,
     PRECONDITION_FAILED,
-    access_refused,
     blocked,
     channel_error,
     culprits,
     refused,
-    unreachable,
     unroutable,
 )
-from amqtask.transport.url import EXTERNAL, Addresses, BrokerAddress, HostTurns, client_properties
-
-if TYPE_CHECKING:
-    from amqtask.ground.shapes import OptionDict
+from amqtask.transport.url import BrokerAddress
 
 Warn = Callable[[str], None]
 # With these codes a broker closes the connection of a client that sent invalid frames.
@@ -73,7 +64,7 @@ _CODES = {"NOT_FOUND": NOT_FOUND, "PRECONDITION_FAILED": PRECONDITION_FAILED, "A
 
 
 # Set in all that a connection of ours runs (its reader, its writer, its callbacks), because tasks inherit it.
-_is_ours: ContextVar[bool] = ContextVar("amqtask_async_line", default=False)
+is_ours: ContextVar[bool] = ContextVar("amqtask_async_line", default=False)
 _LOGGERS = ("aiormq.connection", "aiormq.channel", "aio_pika.connection", "aio_pika.channel", "aio_pika.tools")
 
 
@@ -82,10 +73,16 @@ class _NotOurs(logging.Filter):
     kept."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not _is_ours.get() or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+        return not is_ours.get() or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 
 
 _not_ours = _NotOurs()
+
+
+def keep_quiet() -> None:
+    """Have the library's loggers drop what our errors report."""
+    for logger_name in _LOGGERS:
+        logging.getLogger(logger_name).addFilter(_not_ours)
 
 
 class LineLost(Exception):
@@ -112,18 +109,6 @@ class Closing(NamedTuple):
 
     reply_code: int
     reply_text: str
-
-
-class _Connection(aio_pika.Connection):
-    """aio-pika's connection, able to check a certificate for another name than the host's."""
-
-    PARAMETERS = (*aio_pika.Connection.PARAMETERS, ConnectionParameter("server_hostname", str, is_kwarg=True))
-
-    def __del__(self) -> None:
-        # aio-pika's __del__ begins to close: a connection that never connected has nothing to close, and without its loop it
-        # only leaves a warning of a coroutine that was never awaited.
-        if self.transport is not None and asyncio._get_running_loop() is self.loop:
-            super().__del__()
 
 
 class _Encoded(commands.Basic.Properties):
@@ -483,83 +468,7 @@ def closing_of(error: aio_errors.ChannelClosed) -> Closing:
 
 
 async def _channel(connection: Any, confirms: bool) -> Any:
-    _is_ours.set(True)  # of this task, which is ours
+    is_ours.set(True)  # of this task, which is ours
     channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
     await channel.initialize()
     return await channel.get_underlay_channel()
-
-
-# -- connecting
-
-
-async def connect(
-    addresses: Addresses, deadline: float, *, heartbeat: int | None, connect_timeout: float, name: str
-) -> Line:
-    """The first of the addresses that answers before the deadline, in turn and again.
-
-    Raises: AccessRefused at once, BrokerUnreachable.
-    """
-    turns = HostTurns(addresses, deadline, connect_timeout, asyncio.get_running_loop().time)
-    while True:
-        for address, seconds in turns:
-            opening = await ended(_open(address, heartbeat, name), seconds, Line.abandon)
-            if opening is None:
-                turns.failed(BrokerUnreachable(f"{address.safe_url} did not answer in time"))
-                continue
-            try:
-                line = opening.result()
-                line.has_other_hosts = len(addresses) > 1
-                return line
-            except (OSError, aio_errors.AMQPError, asyncio.CancelledError) as error:
-                turns.failed(_unreachable(error, address))
-        await asyncio.sleep(turns.pause())
-
-
-async def _open(address: BrokerAddress, heartbeat: int | None, name: str) -> Line:
-    _is_ours.set(True)  # of this task, which is ours
-    for logger_name in _LOGGERS:
-        logging.getLogger(logger_name).addFilter(_not_ours)
-    tls = address.tls
-    options: OptionDict = {"heartbeat": address.heartbeat if address.heartbeat is not None else heartbeat}
-    if tls is not None and tls.server_hostname:
-        options["server_hostname"] = tls.server_hostname
-    if address.login_method == EXTERNAL:
-        options["auth"] = EXTERNAL
-    connection = await aio_pika.connect(
-        host=address.host,
-        port=address.port,
-        login=address.user,
-        password=address.password,
-        virtualhost=address.vhost,
-        ssl=tls is not None,
-        ssl_context=tls.context() if tls is not None else None,
-        client_properties=client_properties(name),
-        connection_class=_Connection,
-        **options,
-    )
-    return Line(address, connection)
-
-
-def _unreachable(error: BaseException, address: BrokerAddress) -> BrokerUnreachable:
-    """Our error for a failed attempt; a refusal by the broker is raised at once."""
-    closing = _closing_of_handshake(error)
-    if isinstance(error, wire_errors.AuthenticationError):
-        raise access_refused(address, f"{NOT_OFFERED}: {error}", is_login=True) from error
-    code, text = (closing.reply_code, closing.reply_text or "") if closing is not None else (0, str(error))
-    if isinstance(error, aio_errors.ProbableAuthenticationError) or code == ACCESS_REFUSED:
-        raise access_refused(address, text, is_login="vhost" not in text) from error
-    if code == NOT_ALLOWED and "limit" not in text:
-        raise access_refused(address, text, is_login=False) from error
-    return unreachable(error if closing is None else ConnectionError(f"{code} {text}"), [address])
-
-
-def _closing_of_handshake(error: BaseException) -> commands.Connection.Close | None:
-    """The broker's connection.close in answer to connection.open, the step that names the virtual host. aiormq reports the method
-    that it expected and drops the broker's text; the frame is still in the local variables of the traceback."""
-    tb = error.__traceback__
-    while tb is not None:
-        amqp_frame = tb.tb_frame.f_locals.get("frame")
-        if isinstance(amqp_frame, commands.Connection.Close):
-            return amqp_frame
-        tb = tb.tb_next
-    return None

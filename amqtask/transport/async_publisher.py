@@ -22,7 +22,8 @@ from amqtask.exceptions import MessageRefused, PublishError, PublishRefused, Pub
 from amqtask.ground.deadlines import cancel_all, ended
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
-from amqtask.transport.async_line import Line, LineLost, Nacked, Suspected, connect
+from amqtask.transport.async_line import Line, LineLost, Nacked, Suspected
+from amqtask.transport.async_opening import connect
 from amqtask.transport.confirms import (
     AWAY_PAUSE,
     MOST_LOSSES,

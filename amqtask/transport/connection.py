@@ -340,6 +340,8 @@ class LoopConnection:
         if not self._is_running:
             return
         refused = is_refusal(error)
+        if not refused:
+            connection.avoid()
         tried = [self._address] if refused else self._addresses
         self._step()
         self._failures += 1

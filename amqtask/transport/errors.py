@@ -21,6 +21,7 @@ from amqtask.exceptions import (
 )
 from amqtask.ground.printable import clause
 from amqtask.protocol.message import Message
+from amqtask.transport.content import FRAME_MAX
 from amqtask.transport.url import EXTERNAL, BrokerAddress
 
 NOT_OFFERED = "no way to log in that both know"
@@ -116,17 +117,35 @@ def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> Bro
     With TLS 1.3 a broker that demands a certificate hangs up after the client's handshake; whether its alert is read before the
     connection ends is a matter of microseconds."""
     urls = ", ".join(address.safe_url for address in addresses)
-    has_hung_up = isinstance(cause, _HUNG_UP)
-    lacks_certificate = any(address.tls is not None and address.tls.certfile is None for address in addresses)
-    hint = ""
-    if has_hung_up and lacks_certificate and "certificate" not in str(cause).lower():
-        hint = " Perhaps it wants a client certificate (certfile and keyfile, see docs/tls.md)."
     reason = (
         f"the connection was lost in the handshake: {cause}"
         if isinstance(cause, _GUESSES)
         else f"{type(cause).__name__}: {cause}"
     )
+    hint = _about_tls(cause, addresses[-1])
     return BrokerUnreachable(f"no broker answers at {urls}: {clause(reason)}. {addresses[0].question}{hint}")
+
+
+# What aiormq makes of bytes that are not AMQP: it takes some of them for the size of a frame.
+_NO_FRAME = re.compile(r"Read \d+ bytes but (\d+) bytes expected")
+_TLS_RECORD = "\\x15\\x03"
+
+
+def _about_tls(cause: BaseException, address: BrokerAddress) -> str:
+    """What may be wrong between both ends about TLS."""
+    text = str(cause)
+    if address.tls is None:
+        no_frame = _NO_FRAME.search(text)
+        is_strange = isinstance(cause, pika_errors.IncompatibleProtocolError) or _TLS_RECORD in text
+        if is_strange or (no_frame is not None and int(no_frame[1]) > FRAME_MAX):
+            return " Perhaps TLS is spoken there: then the URL begins with amqps:// (RabbitMQ's port for it is 5671)."
+    elif "WRONG_VERSION_NUMBER" in text:
+        return (
+            " No TLS is spoken there: RabbitMQ's port for amqps:// is 5671, and the one for amqp://, without TLS, 5672."
+        )
+    elif isinstance(cause, _HUNG_UP) and address.tls.certfile is None and "certificate" not in text.lower():
+        return " Perhaps it wants a client certificate (certfile and keyfile, see docs/tls.md)."
+    return ""
 
 
 def access_refused(address: BrokerAddress, text: str, *, is_login: bool) -> AccessRefused:

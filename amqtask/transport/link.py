@@ -116,7 +116,7 @@ class Link:
         stream = self._stream = address.stream()
         self._error = None
         try:
-            stream.open(deadline)
+            deadline = stream.open(deadline)
             self._shake_hands(deadline)
             self._open_channel(deadline)
         except LinkLost as lost:

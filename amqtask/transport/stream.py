@@ -3,16 +3,12 @@
 Waiting is one call, which any exception may interrupt. Only errors of system calls are caught here: exceptions that a signal
 handler raises, or that another thread raises in this one, pass through (see `is_failure`).
 
-A host's name is resolved within a deadline. The system's resolver has none, and may hang for minutes: it runs in a thread that
-the end of the process does not wait for, or in the caller's where no thread can be started (the interpreter is shutting down).
-
 A frame is its type, channel and size, the payload, and a mark for its end (AMQP 0-9-1, sections 2.3.5 and 4.2).
 """
 
 from __future__ import annotations
 
 import _socket
-import _thread
 import errno
 import os
 import select
@@ -20,18 +16,18 @@ import socket
 import ssl
 import struct
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pika import frame, spec
 
 from amqtask.protocol.message import Message
 from amqtask.protocol.serialization import is_own
 from amqtask.transport.content import FRAME_MAX, FRAMING, basic_properties, check_frame
+from amqtask.transport.resolving import AddressInfo, avoid, resolve
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
@@ -45,9 +41,6 @@ HEARTBEAT = frame.Heartbeat().marshal()
 _HEAD, _END = 7, 1
 _head = struct.Struct(">BHL").unpack_from
 _content_head = struct.Struct(">HHQ").unpack_from
-# What socket.getaddrinfo returns for one address: family, type, protocol, canonical name, address.
-AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[object, ...]]"
-Answer: TypeAlias = "Sequence[AddressInfo] | OSError"
 # Bytes that are read at once.
 CHUNK = 65536
 _CAPABILITIES = {
@@ -203,64 +196,6 @@ def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return None, error
 
 
-# -- addresses of a host
-
-
-def resolve(host: str, port: int, deadline: float) -> Sequence[AddressInfo]:
-    """The addresses of a host, before `deadline` (monotonic seconds). Raises: OSError."""
-    answers: list[Answer] = []
-    # A lock for this call: it is released when there is an answer, and waiting for it is one system call.
-    answered = threading.Lock()
-    answered.acquire()
-
-    def note(answer: Answer) -> None:
-        answers.append(answer)
-        answered.release()
-
-    look_up_in_thread(host, port, note)
-    if not answers and not answered.acquire(timeout=max(0.0, deadline - time.monotonic())):
-        raise TimeoutError(errno.ETIMEDOUT, f"the name {host!r} was not resolved in time")
-    answer = answers[0]
-    if isinstance(answer, OSError):
-        raise answer
-    return answer
-
-
-def look_up_in_thread(host: str, port: int, on_answer: Callable[[Answer], None]) -> None:
-    """Call `on_answer` from a thread that ends with the process, even while the resolver hangs; for an IP address, from here."""
-
-    def look_up() -> None:
-        try:
-            answer: Answer = _look_up(host, port)
-        except OSError as error:
-            answer = error
-        on_answer(answer)
-
-    if is_address(host):
-        look_up()
-        return
-    try:
-        # threading.Thread takes threading's global lock; this may be a signal handler that interrupted the holder of that lock.
-        _thread.start_new_thread(look_up, ())
-    except RuntimeError:
-        look_up()
-
-
-def is_address(host: str) -> bool:
-    """Whether it is an IP address, which needs no looking up."""
-    return ":" in host or host.replace(".", "").isdigit()
-
-
-def _look_up(host: str, port: int) -> Sequence[AddressInfo]:
-    if host.isascii():
-        # As bytes: for text Python imports its idna codec, which turns every exception that is raised meanwhile into its own.
-        return socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
-    try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:
-        raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is not a name of a host: {error}") from error
-
-
 # -- the socket
 
 
@@ -286,7 +221,7 @@ def _module(frame: FrameType) -> str:
 class ByteStream(Protocol):
     """What a Link asks of the way to its broker; see Stream. Each method raises OSError when the connection is lost."""
 
-    def open(self, deadline: float) -> None: ...
+    def open(self, deadline: float) -> float: ...
 
     def read(self) -> bytes | None: ...
 
@@ -307,16 +242,22 @@ class Stream:
         self._host, self._port, self._tls = host, port, tls
         self._sock: Any = None
         self._poller: Any = None
+        # Where it is connected to, or tries to, while it owes an answer: nothing was read since the last write.
+        self._owes: object = None
+        self._address: object = None
 
     # -- connecting
 
-    def open(self, deadline: float) -> None:
-        """Connect before the deadline (monotonic seconds). Raises: OSError."""
+    def open(self, deadline: float) -> float:
+        """Connect before the deadline (monotonic seconds). Returns until when the broker has to answer: of several addresses none
+        has the time of those after it. Raises: OSError."""
         candidates = resolve(self._host, self._port, deadline)
+        share = deadline
         for index, candidate in enumerate(candidates):
             now = time.monotonic()
+            share = now + (deadline - now) / (len(candidates) - index)
             try:
-                self._connect(candidate, now + (deadline - now) / (len(candidates) - index))
+                self._connect(candidate, share)
             except OSError as error:
                 if index == len(candidates) - 1 or not is_failure(error):
                     raise
@@ -324,10 +265,12 @@ class Stream:
             else:
                 break
         if self._tls is not None:
-            self._secure(deadline)
+            self._secure(share)
+        return share
 
     def _connect(self, address_info: AddressInfo, deadline: float) -> None:
         family, socket_type, protocol, _, address = address_info
+        self._address = self._owes = address
         socket_class = _socket_class(socket.socket)
         # Stored before it has a descriptor: when an exception is raised meanwhile, `close` still finds the socket.
         sock = self._sock = socket_class.__new__(socket_class)
@@ -389,10 +332,13 @@ class Stream:
             return None
         except ssl.SSLEOFError:
             return b""
+        if data:
+            self._owes = None
         return data
 
     def write(self, data: memoryview) -> int:
         """Write without waiting; how many bytes the socket took. Raises: OSError."""
+        self._owes = self._address
         try:
             return int(self._sock.send(data))
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -416,6 +362,8 @@ class Stream:
 
     def close(self) -> None:
         """Close the socket; may be called twice."""
+        if self._owes is not None:
+            avoid(self._owes)
         sock, self._poller = self._sock, None
         if sock is not None:
             sock.close()

@@ -319,7 +319,7 @@ def _parse(url: str, use_ssl: bool | Mapping[str, object] | None, login_method: 
     secure = SCHEMES[split.scheme] or bool(use_ssl)
     tls = _tls({**(use_ssl if isinstance(use_ssl, Mapping) else {}), **query}) if secure else None
     return BrokerAddress(
-        host=split.hostname or "127.0.0.1",
+        host=unquote(split.hostname) if split.hostname else "127.0.0.1",
         port=port or (5671 if secure else 5672),
         user=unquote(split.username) if split.username else "guest",
         password=unquote(split.password) if split.password is not None else "guest",
@@ -371,7 +371,7 @@ def _heartbeat(text: str | None) -> int | None:
 def _vhost(path: str) -> str:
     """`amqp://h`, `amqp://h/` and `amqp://h//` all mean the vhost `/`."""
     name = unquote(path[1:]) if path.startswith("/") else unquote(path)
-    return name or "/"
+    return str(option_types.convert("the virtual host in the broker URL", option_types.NAME, name or "/"))
 
 
 def _tls(options: Options) -> TlsOptions:

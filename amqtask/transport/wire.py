@@ -38,7 +38,7 @@ from amqtask.ground.loop import TurnLoop
 from amqtask.protocol.message import Properties
 from amqtask.transport.content import check_frame, decode_short_string, decode_table
 from amqtask.transport.loop import PikaLoop
-from amqtask.transport.stream import Answer, look_up_in_thread
+from amqtask.transport.resolving import Answer, avoid, look_up_in_thread
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import FieldTable
@@ -313,12 +313,20 @@ class _Lookup(AbstractIOReference):  # type: ignore[misc]  # pika is untyped her
 
 
 class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]  # pika is untyped here
-    """pika's threads that look up host names keep a process from ending for as long as the resolver hangs; ours do not."""
+    """pika's threads that look up host names keep a process from ending for as long as the resolver hangs; ours do not.
+
+    `tried`: the address that was tried last."""
+
+    tried: object = None
 
     def getaddrinfo(
         self, host: str, port: int, on_done: Callable[[Answer], None], *_: int, **__: int
     ) -> AbstractIOReference:
         return _Lookup(self.get_native_ioloop(), host, port, on_done)
+
+    def connect_socket(self, sock: socket.socket, resolved_addr: object, on_done: Callback) -> AbstractIOReference:
+        self.tried = resolved_addr
+        return super().connect_socket(sock, resolved_addr, on_done)
 
 
 class Wire(Connection):  # type: ignore[misc]  # pika is untyped here
@@ -352,7 +360,11 @@ class Wire(Connection):  # type: ignore[misc]  # pika is untyped here
 
     def give_up(self, error: Exception) -> None:
         """Drop the connection without a close: a dead connection cannot be closed."""
+        self.avoid()
         self._terminate_stream(error)
+
+    def avoid(self) -> None:
+        """Nothing answers where this connection leads to: let the next one of a name that has several addresses go elsewhere."""
 
     def end(self) -> None:
         """Close the connection, also one in the handshake, which pika then treats as lost. (pika 1.4.4's own method to give up
@@ -458,7 +470,8 @@ class SocketWire(Wire, SelectConnection):  # type: ignore[misc]  # pika is untyp
             raise TypeError(f"a connection over a socket needs a PikaLoop, not {loop!r}")
         keep_quiet()
         self.turns = loop
-        super().__init__(*arguments, custom_ioloop=_Services(loop.pika))
+        self._services = _Services(loop.pika)
+        super().__init__(*arguments, custom_ioloop=self._services)
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = MOST_READ
@@ -482,6 +495,10 @@ class SocketWire(Wire, SelectConnection):  # type: ignore[misc]  # pika is untyp
         except OSError:
             return waiting
         return waiting + int(struct.unpack("i", raw)[0])
+
+    def avoid(self) -> None:
+        """See Wire."""
+        avoid(self._services.tried)
 
     def _hang_up(self) -> None:
         sock = self.sock

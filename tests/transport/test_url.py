@@ -54,6 +54,17 @@ def test_an_ipv6_host_stands_in_brackets() -> None:
     assert "[::1]:5673" in address.safe_url
 
 
+def test_a_host_is_percent_decoded_as_the_rest() -> None:
+    assert parse("amqp://[fe80::1%25eth0]:5673/").host == "fe80::1%eth0"
+    assert parse("amqp://b%C3%BCcher.example/").host == "bücher.example"
+
+
+def test_a_virtual_host_that_amqp_cannot_say_is_an_error() -> None:
+    assert parse(f"amqp://h/{'v' * 255}").vhost == "v" * 255
+    with pytest.raises(ConfigurationError, match="virtual host in the broker URL"):
+        parse(f"amqp://h/{'é' * 128}")
+
+
 @pytest.mark.parametrize(
     "urls",
     ["amqp://a;amqp://b", "amqp://a; amqp://b;", "amqp://a,amqp://b", ["amqp://a", "amqp://b"], ["amqp://a;amqp://b"]],

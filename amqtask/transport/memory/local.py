@@ -101,9 +101,10 @@ class MemoryStream:
         self._news = threading.Event()
         self._peer: Peer | None = None
 
-    def open(self, deadline: float) -> None:
+    def open(self, deadline: float) -> float:
         """Connect. Raises: OSError when the broker is stopped."""
         self._peer = Peer(self._broker, self._news.set)
+        return deadline
 
     def read(self) -> bytes | None:
         """The bytes that have come; None when there are none now, b"" at the end of the stream."""

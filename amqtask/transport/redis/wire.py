@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.ground.loop import OneTimer
-from amqtask.transport.stream import Answer, is_address, look_up_in_thread, resolve
+from amqtask.transport.resolving import Answer, avoid, is_address, look_up_in_thread, resolve
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
@@ -168,6 +168,7 @@ class Wire:
         self._on_end = on_end
         self._on_push = on_push
         self._sock: Any = None
+        self._address: object = None
         self._parser = Parser()
         self._waiting: deque[OnReply] = deque()
         self._pieces: list[bytes] = []
@@ -210,6 +211,7 @@ class Wire:
         self._connect(family, address)
 
     def _connect(self, family: int, address: Any) -> None:
+        self._address = address
         sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setblocking(False)
         if family != socket.AF_UNIX:
@@ -365,6 +367,8 @@ class Wire:
         if self._is_over:
             return
         unanswered = list(self._waiting)
+        if not self._replies:
+            avoid(self._address)
         self.close()
         lost = ConnectionError(str(error))
         for on_reply in unanswered:
