@@ -121,6 +121,11 @@ class Forwarder:
         for pair in self._pairs:
             pair.join()
 
+    def point_to(self, url: str) -> None:
+        """New connections go there, as to a name that has another address now; those that are open stay where they are."""
+        split = urlsplit(url)
+        self._target = (split.hostname or "127.0.0.1", split.port or 5672)
+
     @property
     def open_connections(self) -> int:
         """How many there are now."""

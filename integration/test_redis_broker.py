@@ -37,6 +37,7 @@ from amqtask.transport.broker import Broker, open_broker
 from amqtask.transport.contract import BrokerOptions, Consumer, ConsumerListener, LoopPublisher, Publisher
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.redis.scripts import SWEEP
+from integration.faults import Forwarder
 from integration.machine import free_port
 from integration.servers import RedisServer, Sentinel, redis_nodes
 from integration.waiting import eventually
@@ -626,6 +627,48 @@ def test_a_replica_a_wrong_password_and_nobody_are_errors_of_their_own(node: Red
         assert time.monotonic() - began < 30.0  # it does not wait for what waiting does not mend
     with pytest.raises(BrokerUnreachable, match="no Redis answers"):
         _publisher(f"redis://127.0.0.1:{free_port()}").publish(_message("q"))
+
+
+def test_a_master_that_becomes_a_replica_is_left_for_the_one_that_its_name_leads_to(node: RedisServer) -> None:
+    """As a provider's failover does it: a name has another address, and the old connections stay open."""
+    other = RedisServer()
+    try:
+        other.start()
+        with Forwarder(node.url) as name, redis.Redis.from_url(node.url) as client:
+            broker, loop, listener = open_broker(BrokerOptions(name.url), {}), PikaLoop(), Listener(acks=True)
+            consumer = listener.consumer = broker.consumer(loop, listener, name="test", heartbeat=None)
+            consumer.add_queue(Queue("q"), prefetch=10)
+            consumer.start()
+            publisher, store = _publisher(name.url, 60.0), RedisBackend(BackendOptions(name.url))
+            publisher.publish(_message("q"))
+            store.store(ResultMessage("first", "SUCCESS", 1))
+            store.set_chord_size("a-group", 1)  # over redis-py's own connection
+            _turn(loop, lambda: listener.deliveries)
+
+            def fail_over() -> None:
+                _turn(loop, lambda: len(listener.deliveries) == 2)
+                name.point_to(other.url)
+                client.replicaof("127.0.0.1", other.port)
+
+            asyncio.run(_publish_twice(broker, fail_over))
+            publisher.publish(_message("q"))
+            store.store(ResultMessage("second", "SUCCESS", 2))
+            store.set_chord_size("a-group", 2)
+            _turn(loop, lambda: len(listener.deliveries) == 4)
+
+            store.close()
+            publisher.close()
+            _stop(loop, consumer)
+    finally:
+        other.remove()
+
+
+async def _publish_twice(broker: Broker, between: Callable[[], None]) -> None:
+    publisher = broker.async_publisher(name="test", on_warning=lambda text: None)
+    await publisher.publish(_message("q"))
+    between()
+    await publisher.publish(_message("q"))
+    await publisher.close()
 
 
 def test_a_publisher_that_nobody_closes_leaves_no_socket_open(node: RedisServer) -> None:

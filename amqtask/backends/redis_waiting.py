@@ -120,12 +120,19 @@ class RedisServer:
     def retrying(self, work: Callable[[Any], T], policy: RetryPolicy | None = None) -> T:
         """`work(client)`, again while the server is away. Raises: BackendUnreachable when the policy's time is over."""
         return retrying(
-            lambda: work(self.client),
+            lambda: self._attempt(work),
             policy or self._patience,
             errors=ERRORS,
             is_transient=lambda error: not is_hopeless(error),
             explain=lambda error: unreachable(self.deployment.name, error),
         )
+
+    def _attempt(self, work: Callable[[Any], T]) -> T:
+        try:
+            return work(self.client)
+        except ReadOnlyError:
+            close_idle(self.client)  # it became a replica: its name may lead to the master by now
+            raise
 
     def subscription(self) -> Subscription:
         """A subscription to nothing yet; an idle one if there is one."""

@@ -63,7 +63,14 @@ def converse(connection: Any, commands: Sequence[Command], deadline: float) -> l
             replies.append(connection.read_response(disable_decoding=True))
         except redis.ResponseError as error:
             replies.append(error)
+    if any(map(_is_refused, replies)):
+        connection.disconnect()
     return replies
+
+
+def _is_refused(reply: object) -> bool:
+    """Whether the server is a replica: its name may lead to the master by now."""
+    return isinstance(reply, redis.ReadOnlyError)
 
 
 @contextlib.contextmanager
@@ -239,7 +246,9 @@ async def _run(client: Any, commands: Sequence[Command]) -> list[Any]:
         for command in commands:
             pipeline.execute_command(*command)
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return replies
+    if any(map(_is_refused, replies)) and hasattr(client, "connection_pool"):
+        await client.connection_pool.disconnect(inuse_connections=False)
+    return replies
 
 
 class RedisEventPublisher:

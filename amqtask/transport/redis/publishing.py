@@ -284,7 +284,7 @@ class Batch:
         return self._pause()
 
     def _pause(self) -> float:
-        if time.monotonic() + PAUSE >= self.deadline:
+        if time.monotonic() + 2 * PAUSE >= self.deadline:  # the last attempt has time for its answer, too
             self._give_up()
         return PAUSE if self._open else 0.0
 

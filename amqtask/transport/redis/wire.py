@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -142,6 +143,9 @@ def _scalar(type_byte: int, text: bytes) -> Any:
 
 OnReply = Callable[[Any], None]
 CHUNK = 262_144
+# A server that became a replica keeps its connections. They are left for the one that its name leads to now, or that sentinels
+# name; not sooner than so many seconds after they were opened: the name may lead to a replica all the time.
+STAY_SECONDS = 5.0
 # What answers a command, though Redis sends it as it sends what it says unasked.
 _CONFIRMATIONS = (b"psubscribe", b"punsubscribe")
 
@@ -177,6 +181,7 @@ class Wire:
         self._on_drained: Callable[[], None] | None = None
         self._timer = OneTimer(loop)
         self._replies = 0
+        self._opened_at = 0.0
 
     @property
     def unanswered(self) -> int:
@@ -257,6 +262,7 @@ class Wire:
 
     def _opened(self) -> None:
         self._timer.cancel()
+        self._opened_at = time.monotonic()
         self._loop.remove_writer(self._sock.fileno())
         self._loop.add_reader(self._sock.fileno(), self._read)
         self._on_open()
@@ -316,10 +322,13 @@ class Wire:
 
     def _take(self, reply: Any) -> None:
         self._replies += 1
+        code = reply.code if reply.__class__ is ReplyError else ""
         if isinstance(reply, Push) and reply.fields[0] not in _CONFIRMATIONS:
             self._on_push(reply)
-        elif reply.__class__ is ReplyError and reply.code == "MOVED":
+        elif code == "MOVED":
             self._end(ConnectionError("the keys are on another master now"))
+        elif code == "READONLY" and time.monotonic() - self._opened_at > STAY_SECONDS:
+            self._end(ConnectionError("it takes no writes any more, and another server may be the master now"))
         elif self._waiting:
             self._waiting.popleft()(reply)
 
