@@ -74,7 +74,7 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
     return worker
 
 
-def build_indexer(app: AmqTask) -> Indexer:
+def build_indexer(app: AmqTask, *, is_patient: bool = False) -> Indexer:
     """What reads kept events from the broker into the index of history, ready to `run()`. Raises: ConfigurationError."""
     from amqtask.history.indexer import Indexer
 
@@ -87,6 +87,7 @@ def build_indexer(app: AmqTask) -> Indexer:
         accept=app.runtime.accepted_events,
         max_age=conf.history_max_age,
         max_bytes=conf.history_max_bytes,
+        is_patient=is_patient,
     )
 
 

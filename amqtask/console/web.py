@@ -256,7 +256,7 @@ class Console:
             while not await request.is_disconnected():
                 try:
                     await run_in_threadpool(self._access.user, request.headers, request.scope.get("session"))
-                    newest = await run_in_threadpool(self._app.history.index.newest)
+                    newest = await run_in_threadpool(self._app.history.index.changes)
                 except Denied:
                     return  # the login is over: the next attempt is told so
                 except OperationalError as error:
@@ -309,7 +309,7 @@ def console(app: AmqTask, *, access: Access | None = None, indexes: bool = True,
 
     @contextlib.asynccontextmanager
     async def lifespan(starlette: Starlette) -> AsyncIterator[None]:
-        services: list[Service] = [build_indexer(app)] if indexes and app.broker.is_shared else []
+        services: list[Service] = [build_indexer(app, is_patient=True)] if indexes and app.broker.is_shared else []
         services += [watch] if watch is not None and app.broker.is_shared else []
         threads = [threading.Thread(target=one.run, name=f"amqtask {type(one).__name__}") for one in services]
         for thread in threads:

@@ -240,7 +240,7 @@ class History:
 
     def now(self) -> str:
         """A cursor before all that is known now: with `after=` a search finds the same tasks later, and none that came since."""
-        return str(self.index.newest()[0] + 1)
+        return str(self.index.newest() + 1)
 
     def get(self, task_id: str) -> TaskHistory | None:
         """One task with its parents and children; None where nothing is known of it."""

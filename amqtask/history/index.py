@@ -17,11 +17,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
-from amqtask.exceptions import OperationalError
+from amqtask.exceptions import AmqTaskError, OperationalError
 from amqtask.ground.lazy import ByProcess
-from amqtask.history.records import COLUMNS, KEY_BITS, Batch, TaskRow, WorkerRow, as_columns, key_at, searchable, short
+from amqtask.history.records import (
+    COLUMNS,
+    KEY_BITS,
+    LONG,
+    Batch,
+    TaskRow,
+    WorkerRow,
+    as_columns,
+    key_at,
+    searchable,
+    short,
+    text,
+)
 from amqtask.history.tables import (
     ACTIONS,
+    ASIDE,
     COUNTED,
     FAILED,
     MINUTES,
@@ -40,6 +53,7 @@ from amqtask.history.tables import (
     index_for,
     insert,
     insertion_of_new,
+    is_about_values,
     is_too_slow,
 )
 from amqtask.states import FAILURE, PENDING
@@ -50,6 +64,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Ids per SELECT, and tasks per deletion: nothing is taken in meanwhile.
 AT_ONCE, DELETED_AT_ONCE = 500, 1_000
+# Of what is set aside: characters of each, and how many there are at most.
+LONGEST_ASIDE, MOST_ASIDE = 100_000, 10_000
 # Seconds that a search may take: others wait for its connection.
 LONGEST_LOOK = 10.0
 # After a deletion for size the index has so much of the size that it may have.
@@ -67,6 +83,10 @@ _LISTED = [
 
 class IndexUnreachable(OperationalError):
     """The index's database is away, or refuses."""
+
+
+class NotTaken(AmqTaskError):
+    """The index's database takes no such values."""
 
 
 class Overtaken(OperationalError):
@@ -133,6 +153,8 @@ class HistoryIndex:
             with self._engine.begin() as connection:
                 return change(connection)
         except sa.exc.SQLAlchemyError as error:
+            if is_about_values(error):
+                raise NotTaken(f"the index of history does not take this: {_short(error)}") from error
             raise IndexUnreachable(f"the index of history cannot be written: {_short(error)}") from error
 
     def transact(self, change: Callable[[sa.Connection], T]) -> T:
@@ -149,7 +171,7 @@ class HistoryIndex:
     def take(self, events: Sequence[EventFields], *, before: int | None = None, now: int | None = None) -> Batch:
         """Take events in, and move the position from `before` to `now` (both None where there is none).
 
-        Raises: Overtaken, and nothing is written."""
+        Raises: Overtaken, NotTaken, and nothing is written."""
         return self._write(lambda connection: self._take(connection, events, _offset(before), _offset(now)))
 
     def _take(self, connection: sa.Connection, events: Sequence[EventFields], before: int, now: int) -> Batch:
@@ -163,6 +185,8 @@ class HistoryIndex:
         batch.add_all(events)
         self._write_tasks(connection, batch, stored.keys())
         self._write_minutes(connection, batch)
+        if batch.touched:
+            connection.execute(sa.update(POSITION).values(changes=POSITION.c.changes + 1))
         heard = [row for row in batch.workers.values() if row.last_at]
         _replace(
             connection, WORKERS, "hostname", [_worker_columns(row) for row in heard] if _has_worker(events) else []
@@ -205,6 +229,21 @@ class HistoryIndex:
             {"minute": minute, **{name: numbers[name] for name in COUNTED}} for minute, numbers in batch.minutes.items()
         ]
         _replace(connection, MINUTES, "minute", rows)
+
+    def set_aside(self, body: str, reason: str) -> None:
+        """Keep what cannot be taken in, with the reason; of many the newest MOST_ASIDE."""
+        values = {"at": time.time(), "reason": text(reason, LONG), "body": text(body, LONGEST_ASIDE)}
+
+        def keep(connection: sa.Connection) -> None:
+            inserted = connection.execute(sa.insert(ASIDE).values(values)).inserted_primary_key
+            connection.execute(sa.delete(ASIDE).where(ASIDE.c.id <= (inserted[0] if inserted else 0) - MOST_ASIDE))
+
+        self._write(keep)
+
+    def aside(self, limit: int) -> list[JsonObject]:
+        """What was set aside last, the newest first."""
+        statement = sa.select(ASIDE).order_by(ASIDE.c.id.desc()).limit(limit)
+        return self._read(lambda connection: [dict(row) for row in connection.execute(statement).mappings()])
 
     # -- forgetting
 
@@ -442,19 +481,14 @@ class HistoryIndex:
         statement = sa.select(ACTIONS).order_by(ACTIONS.c.id.desc()).limit(limit)
         return self._read(lambda connection: [dict(row) for row in connection.execute(statement).mappings()])
 
-    def newest(self) -> tuple[int, float]:
-        """What changes whenever something is taken in: the newest task's key, and the time of the last event of a worker."""
-        keys = sa.select(sa.func.max(TASKS.c.key)).scalar_subquery()
-        ends = sa.select(sa.func.max(MINUTES.c.minute)).scalar_subquery()
-        total = sa.select(
-            sa.func.sum(MINUTES.c.succeeded + MINUTES.c.failed + MINUTES.c.retried + MINUTES.c.sent)
-        ).where(MINUTES.c.minute == ends)
-        return self._read(
-            lambda connection: (
-                connection.execute(sa.select(keys)).scalar() or 0,
-                float(connection.execute(total).scalar() or 0),
-            )
-        )
+    def newest(self) -> int:
+        """The newest task's key."""
+        keys = sa.select(sa.func.max(TASKS.c.key))
+        return self._read(lambda connection: connection.execute(keys).scalar() or 0)
+
+    def changes(self) -> int:
+        """What changes whenever something is taken in of a task. (The newest times need not: a clock may have been ahead.)"""
+        return self._read(lambda connection: connection.execute(sa.select(POSITION.c.changes)).scalar_one())
 
     def workers(self) -> list[WorkerRow]:
         """All workers that are remembered."""
@@ -523,10 +557,11 @@ def _delete_before(connection: sa.Connection, key: int) -> int:
 
 
 def _delete_numbers(connection: sa.Connection, minute: int) -> None:
-    """Delete what is known of earlier minutes, of workers that were not heard of since then, and what was seen before."""
+    """Delete what is known of earlier minutes, of workers that were not heard of since then; what was seen, or set aside."""
     connection.execute(sa.delete(MINUTES).where(MINUTES.c.minute < minute))
     connection.execute(sa.delete(WORKERS).where(WORKERS.c.last_at < minute * 60))
     connection.execute(sa.delete(SEEN).where(SEEN.c.until < minute * 60))
+    connection.execute(sa.delete(ASIDE).where(ASIDE.c.at < minute * 60))
 
 
 def _key_at_share(connection: sa.Connection, share: float) -> int | None:

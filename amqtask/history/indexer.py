@@ -2,19 +2,25 @@
 
 What is acknowledged, or has a later offset, is in the index: a batch is acknowledged after its transaction. An indexer that is
 killed in between reads the batch again: from a stream it knows by the offset that it has it, from a queue by the events.
+
+Nothing that is read ends it. What cannot be taken in is set aside in the index, with the reason, and the rest goes on without it.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amqtask.exceptions import AccessRefused, MessageError, OperationalError
+from amqtask.exceptions import AccessRefused, AmqTaskError, ConfigurationError, OperationalError, QueueNotFound
 from amqtask.ground.printable import bounded_logger
-from amqtask.history.index import DELETED_AT_ONCE, HistoryIndex, Overtaken
+from amqtask.history.index import DELETED_AT_ONCE, LONGEST_ASIDE, HistoryIndex, Overtaken
+from amqtask.history.tables import ASIDE
 from amqtask.protocol.event import read_events
+from amqtask.protocol.task import saferepr
 from amqtask.transport.contract import OFFSET, PREFETCH
 
 if TYPE_CHECKING:
@@ -34,7 +40,9 @@ FORGET_SECONDS = 60.0
 
 
 class Indexer:
-    """`open_tail(position)` reads what comes after that position; times are seconds."""
+    """`open_tail(position)` reads what comes after that position; times are seconds.
+
+    One that `is_patient` tries again also where only an operator can help: as a thread of a program that does other things."""
 
     def __init__(
         self,
@@ -44,6 +52,7 @@ class Indexer:
         accept: frozenset[str],
         max_age: float,
         max_bytes: int,
+        is_patient: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.index = index
@@ -51,6 +60,7 @@ class Indexer:
         self._accept = accept
         self._max_age = max_age
         self._max_bytes = max_bytes
+        self._is_patient = is_patient
         self._clock = clock
         self._stop = threading.Event()
         self._position: int | None = None
@@ -63,7 +73,9 @@ class Indexer:
         self.count = 0
 
     def run(self) -> None:
-        """Read until `stop`. Raises: AccessRefused, ConfigurationError; what is away is waited for."""
+        """Read until `stop`; what is away, or goes wrong, is told and tried again.
+
+        Raises: AccessRefused, ConfigurationError, unless it is patient."""
         logger.info("history: reading")
         try:
             while not self._stop.is_set():
@@ -80,18 +92,24 @@ class Indexer:
             # What is to be forgotten goes in portions, between batches: what comes in does not wait for all of it.
             self.read_once(READ_SECONDS if self._forget_before is None else 0.0)
             self._forget()
-        except AccessRefused:
-            raise
-        except OperationalError as error:
+        except Exception as error:
             self.close()
-            if not isinstance(error, Overtaken) and str(error) != self._problem:
-                self._problem = str(error)
-                logger.warning("history: %s; trying again", error)
+            is_final = isinstance(error, (AccessRefused, ConfigurationError)) and not isinstance(error, QueueNotFound)
+            if is_final and not self._is_patient:
+                raise
+            self._tell(error)
             self._stop.wait(RETRY_SECONDS)
         else:
             if self._problem:
                 self._problem = ""
                 logger.warning("history: goes on")
+
+    def _tell(self, error: Exception) -> None:
+        """One line for as long as the same goes wrong."""
+        problem = str(error) if isinstance(error, AmqTaskError) else _described(error)
+        if not isinstance(error, Overtaken) and problem != self._problem:
+            self._problem = problem
+            logger.warning("history: %s; trying again", problem)
 
     def read_once(self, seconds: float = READ_SECONDS) -> int:
         """Take in what has come, waiting for the first message at most so long; how many events that were.
@@ -114,13 +132,31 @@ class Indexer:
                 events += self._events(deliveries)
         if now is not None and self._position is not None and now <= self._position:
             logger.warning("history: the stream was made anew; it is read from its beginning")
-        batch = self.index.take(events, before=self._position, now=now)
-        if batch.skipped:
-            logger.warning("history: %d events without a time or an id are left out", batch.skipped)
+        self._take(events, now)
         self._position = now
         self._tail.acknowledge()
         self.count += len(events)
         return len(events)
+
+    def _take(self, events: Sequence[EventDict], now: int | None) -> None:
+        try:
+            batch = self.index.take(events, before=self._position, now=now)
+        except OperationalError:
+            raise
+        except Exception as error:
+            if not events:
+                raise
+            # One of them fails, it may be any. What is taken in twice, should this process end meanwhile, is known by its events.
+            if len(events) > 1:
+                for part in (events[: len(events) // 2], events[len(events) // 2 :]):
+                    self._take(part, self._position)
+            else:
+                self._set_aside(_written(events[0]), error)
+            if now != self._position:
+                self._take([], now)
+            return
+        if batch.skipped:
+            logger.warning("history: %d events without a time or an id are left out", batch.skipped)
 
     def _events(self, deliveries: Sequence[Delivery]) -> list[EventDict]:
         events: list[EventDict] = []
@@ -128,9 +164,14 @@ class Indexer:
             properties = delivery.properties
             try:
                 events += read_events(delivery.body, properties.content_type, properties.content_encoding, self._accept)
-            except MessageError as error:
-                logger.warning("history: a message under %r is skipped: %s", delivery.routing_key, error)
+            except Exception as error:  # noqa: BLE001 - whatever a decoder makes of a stranger's bytes
+                self._set_aside(delivery.body[:LONGEST_ASIDE].decode(errors="replace"), error)
         return events
+
+    def _set_aside(self, body: str, error: Exception) -> None:
+        reason = str(error) if isinstance(error, AmqTaskError) else _described(error)
+        self.index.set_aside(body, reason)
+        logger.warning("history: what cannot be taken in is set aside in the index (%s): %s", ASIDE.name, reason)
 
     def _forget(self) -> None:
         now = self._clock()
@@ -152,3 +193,19 @@ def _offset(delivery: Delivery) -> int | None:
     offset = (delivery.properties.headers or {}).get(OFFSET)
     # In Redis a header may be any number.
     return offset if isinstance(offset, int) and 0 <= offset < 2**63 else None
+
+
+def _written(event: EventDict) -> str:
+    try:
+        return json.dumps(event, default=str)
+    except (ValueError, TypeError, RecursionError):
+        return saferepr(event, LONGEST_ASIDE)
+
+
+def _described(error: Exception) -> str:
+    """An error that nobody expected, and where it comes from, in one line."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})" if trace is not None else ""
+    return f"{type(error).__name__}: {error}{where}"

@@ -213,12 +213,23 @@ NOTICES = sa.Table(
     sa.Column("done_at", _TIME),
 )
 
-# One row: the last message of the stream that is in the index (-1: none).
+# One row: the last message of the stream that is in the index (-1: none), and how often news of tasks were taken in.
 POSITION = sa.Table(
     "amqtask_history_position",
     METADATA,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("position", sa.BigInteger, nullable=False),
+    sa.Column("changes", sa.BigInteger, nullable=False, server_default="0"),
+)
+
+# What could not be taken in: an event, or a message that cannot be read (as text), with the reason.
+ASIDE = sa.Table(
+    "amqtask_history_aside",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at", _TIME, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
 )
 
 # What searches for text look in: SQLite's FTS5, in PostgreSQL a column with an index of its words. The rowid is the task's key.
@@ -307,7 +318,7 @@ def _create(engine: sa.Engine) -> None:
 def _add_what_is_new(engine: sa.Engine) -> None:
     """Give an index of an older version the columns and indexes of this one."""
     inspector = sa.inspect(engine)
-    for table in (TASKS, STAMPS, MINUTES):
+    for table in (TASKS, STAMPS, MINUTES, POSITION):
         if not inspector.has_table(table.name):
             continue
         column_names = {column["name"] for column in inspector.get_columns(table.name)}
@@ -360,6 +371,12 @@ def is_too_slow(error: sa.exc.SQLAlchemyError) -> bool:
     """Whether `in_time` ended it."""
     cause = error.__cause__
     return str(cause) == "interrupted" or getattr(cause, "sqlstate", None) == "57014"
+
+
+def is_about_values(error: sa.exc.SQLAlchemyError) -> bool:
+    """Whether the database is there, and refuses what it shall take: an integer or a text that it has no room for."""
+    kinds = {kind.__name__ for kind in (*type(error).__mro__, *type(getattr(error, "orig", None)).__mro__)}
+    return bool(kinds & {"DataError", "IntegrityError"})
 
 
 def among(connection: sa.Connection, column: sa.Column[Any], values: Sequence[object]) -> sa.ColumnElement[bool]:
