@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -33,6 +34,8 @@ MOST_DEAD = 500
 ANSWER_SECONDS = 1.0
 # The longest and the latest time (seconds) that a node may tell: anything may answer as one.
 _LATEST = 1e10
+# No text in JSON, nor in a page.
+_SURROGATES = re.compile("[\ud800-\udfff]")
 STATES = ("SUCCESS", "FAILURE", "RETRY", "STARTED", "RECEIVED", "PENDING", "REVOKED", "REJECTED")
 
 
@@ -121,8 +124,10 @@ def _is_json(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_json, value))
     if isinstance(value, dict):
-        return all(isinstance(name, str) and _is_json(one) for name, one in value.items())
-    return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+        return all(isinstance(name, str) and _is_json(name) and _is_json(one) for name, one in value.items())
+    if isinstance(value, str):
+        return not _SURROGATES.search(value)
+    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_in_workflow(history: TaskHistory) -> bool:

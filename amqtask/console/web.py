@@ -118,8 +118,10 @@ class Console:
         """All addresses."""
         routes: list[Route | Mount] = [Mount("/static", StaticFiles(directory=HERE / "static"))]
         for path, (_, template, look) in PAGES.items():
-            routes.append(Route(path, self._guarded(partial(self._page, template, look))))
-            routes.append(Route(openapi.api_path(path), self._guarded(partial(self._json, look))))
+            # An id may have slashes in it.
+            html, api = (one.replace("_id}", "_id:path}") for one in (path, openapi.api_path(path)))
+            routes.append(Route(html, self._guarded(partial(self._page, template, look))))
+            routes.append(Route(api, self._guarded(partial(self._json, look))))
         if self._access.login is not None:
             routes += self._access.login.routes(self._answering)
         routes.append(Route("/api/openapi.json", self._guarded(self._description)))
@@ -177,8 +179,8 @@ class Console:
             return self._error(request, "There is no such task in the history.", 404)
         return HTMLResponse(await run_in_threadpool(self._rendered, template, request, user, shown))
 
-    def _rendered(self, template: str, request: Request, user: User | None, shown: JsonObject) -> str:
-        return self._templates.get_template(template).render(
+    def _rendered(self, template: str, request: Request, user: User | None, shown: JsonObject) -> bytes:
+        page = self._templates.get_template(template).render(
             **shown,
             root=request.scope.get("root_path", ""),
             path=_path(request),
@@ -191,6 +193,7 @@ class Console:
             app_name=self._app.main or "amqtask",
             urlencode=urlencode,
         )
+        return page.encode(errors="replace")
 
     async def _json(self, look: Look, request: Request, user: User) -> Response:
         shown = await run_in_threadpool(look, self._app, request)

@@ -6,9 +6,11 @@ same time the later one in a task's life. `task-sent` is no news of a task that 
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -47,8 +49,11 @@ _STATES = {
 # For so many seconds after it was received a call may be said to be sent: clocks differ, and the confirm takes time.
 SENT_LATE = 5.0
 _KIND = re.compile(r"\s*([A-Za-z_][\w.]*)")
-# Unix times that a database's and Python's calendars can hold.
-_EARLIEST, _LATEST = 1.0, 4e9
+# Unix times that a database's and Python's calendars can hold. Seconds that a clock may be ahead: what it tells with a later time
+# counts as of when it is heard, else it would be the newest for years.
+_EARLIEST, _LATEST, _AHEAD = 1.0, 4e9, 86_400.0
+# Seconds between two heartbeats of a worker, at most; stamps of a task.
+_RAREST_BEAT, _MOST_STAMPS = 3_600.0, 100
 
 
 @dataclass(slots=True)
@@ -149,7 +154,7 @@ _COUNTED = {
 
 @dataclass(slots=True)
 class Batch:
-    """Rows that events change. `tasks` begins with those that the index has; `touched` is what is to be written."""
+    """Rows that events change. `tasks` begins with those that the index has; `touched` is what is to be written; it is `now`."""
 
     tasks: dict[str, TaskRow] = field(default_factory=dict)
     workers: dict[str, WorkerRow] = field(default_factory=dict)
@@ -157,6 +162,7 @@ class Batch:
     # Whose text for searches has changed.
     texts: set[str] = field(default_factory=set)
     minutes: dict[int, Minute] = field(default_factory=dict)
+    now: float = field(default_factory=time.time)
     # Events that are none of ours, or have no usable time or id.
     skipped: int = 0
 
@@ -165,19 +171,21 @@ class Batch:
         steps: dict[str, list[list[object]]] = {}
         for event in events:
             moment, hostname = _moment(event.get("timestamp")), short(event.get("hostname")) or ""
-            event_type = str(event.get("type"))
+            event_type = short(event.get("type")) or ""
             if moment is None:
                 self.skipped += 1
             elif event_type.startswith("worker-"):
-                self._add_worker(event_type, event, moment, hostname)
+                # Of a clock that was ahead and is put right the next event is news, too.
+                self._add_worker(event_type, event, min(moment, self.now), hostname)
             elif event_type.startswith("task-") and (task_id := short(event.get("uuid"))):
+                heard = moment if moment < self.now + _AHEAD else self.now
                 row = self.tasks.get(task_id)
                 if row is None:
-                    row = self.tasks[task_id] = TaskRow(task_id, key_at(moment) | random.getrandbits(KEY_BITS))
+                    row = self.tasks[task_id] = TaskRow(task_id, key_at(heard) | random.getrandbits(KEY_BITS))
                 if task_id not in steps:
                     steps[task_id] = json.loads(row.steps)
                 if self._is_new(steps[task_id], event_type, moment, hostname):
-                    self._add_task(row, event_type, event, moment, hostname)
+                    self._add_task(row, event_type, event, heard, hostname)
             else:
                 self.skipped += 1
         for task_id in self.touched & steps.keys():
@@ -186,7 +194,7 @@ class Batch:
     @staticmethod
     def _is_new(steps: list[list[object]], event_type: str, moment: float, hostname: str) -> bool:
         """Note a step; False where it was noted before: what was not acknowledged comes again."""
-        step: list[object] = [moment, event_type.removeprefix("task-")[:SHORT], hostname]
+        step: list[object] = [moment, event_type.removeprefix("task-"), hostname]
         if step in steps:
             return False
         if len(steps) >= MOST_STEPS:
@@ -234,7 +242,7 @@ class Batch:
             self.skipped += 1
             return
         row = self.workers.setdefault(hostname, WorkerRow(hostname, first_at=moment))
-        if moment < row.last_at:
+        if moment < min(row.last_at, self.now):
             return
         row.last_at, row.online = moment, event_type != "worker-offline"
         if event_type == "worker-online":
@@ -242,7 +250,8 @@ class Batch:
         software = " ".join(part for name in ("sw_ident", "sw_ver") if (part := short(event.get(name))))
         row.software = software[:SHORT] or row.software
         row.processed, row.active = _whole(event.get("processed")), _whole(event.get("active"))
-        row.frequency = _number(event.get("freq"))
+        frequency = _number(event.get("freq"))
+        row.frequency = frequency if frequency is not None and 0 < frequency <= _RAREST_BEAT else None
 
 
 def _in_order(steps: list[list[object]]) -> list[list[object]]:
@@ -282,7 +291,8 @@ def _fill(row: TaskRow, event: EventFields) -> bool:
         row.follows = _as_json(event["follows"], _LONGEST_FOLLOWS) or row.follows
     row.retries = max(row.retries, _whole(event.get("retries")) or 0)
     if isinstance(event.get("stamps"), Mapping):
-        row.stamps = json.dumps({short(name) or "": _stamp_values(value) for name, value in event["stamps"].items()})
+        stamps = itertools.islice(event["stamps"].items(), _MOST_STAMPS)
+        row.stamps = json.dumps({short(name) or "": _stamp_values(value) for name, value in stamps})
     if isinstance(event.get("message"), Mapping):
         row.message = _as_json(event["message"], _LONGEST_MESSAGE) or row.message
     for name in ("args", "kwargs"):
@@ -329,7 +339,7 @@ def _set_state(row: TaskRow, event_type: str, event: EventFields, moment: float)
 def kind_of(exception: str | None) -> str | None:
     """The class in the repr of an exception."""
     match = _KIND.match(exception or "")
-    return match[1][:SHORT] if match else None
+    return short(match[1]) if match else None
 
 
 def searchable(row: TaskRow) -> str:

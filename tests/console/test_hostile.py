@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from amqtask import AmqTask
+from amqtask.cli.output import print_json, print_table
+from amqtask.cli.tasks import _print, _row, document
+from amqtask.console import pages
 from amqtask.console.actions import ACTIONS
 from amqtask.console.openapi import FIELDS, PAGES, api_path
 from amqtask.console.web import console
@@ -53,6 +57,63 @@ def test_no_search_breaks_a_page(shown: Shown, text: str) -> None:
             answer = shown.client.get(api_path(path), params=query)
             assert answer.status_code in (200, 400), (path, query.keys(), answer.text[:500])
     assert EVIL not in shown.client.get("/tasks", params={"text": text, "notice": text}).text
+
+
+ODD: list[Any] = [
+    LONG[:20_000], EVIL, "\0", "\ud800", "", [], {}, [["x"], {"a": [1]}], {"\ud800": {"b": "\ud800"}}, -1, 0, 10**300,
+    1e308, float("nan"), float("-inf"), True, None, "[" * 5_000, "9999-12-31T23:59:59-23:59",
+    [{"how": "chord", "task": EVIL, "size": -1}],
+    [{"how": "chain", "task": "\ud800", "id": "\ud800", "members": 10**300, "more": -1}],
+]  # fmt: skip
+EVENT_FIELDS = (
+    "name", "queue", "args", "kwargs", "root_id", "parent_id", "rerun_of", "group_id", "group_index", "joins", "periodic",
+    "follows", "eta", "expires", "retries", "stamps", "message", "hostname", "result", "exception", "traceback", "runtime",
+    "requeue", "freq", "sw_ident", "sw_ver", "processed", "active", "clock", "pid", "utcoffset",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_no_event_breaks_a_page_or_a_command(
+    shown: Shown, odd: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, now = shown.app.history.index, time.time()
+    kinds = (
+        "sent",
+        "received",
+        "started",
+        "retried",
+        "rejected",
+        "revoked",
+        "failed",
+        "succeeded",
+        "\ud800\0" + LONG[:300],
+    )
+    for at, kind in enumerate(kinds):
+        told = {"hostname": "w1@host", **dict.fromkeys(EVENT_FIELDS, odd), "timestamp": now + at}
+        index.take(
+            [
+                {**told, "type": f"task-{kind}", "uuid": "odd", "hostname": "w1@host"},
+                {**told, "type": f"task-{kind}", "uuid": f"ends {kind}"},
+                {**told, "type": f"task-{kind}", "uuid": odd},
+                {"type": f"task-{kind}", "uuid": "late", "timestamp": odd},
+                {"type": f"task-{kind}", "timestamp": now},
+                {**told, "type": f"worker-{('online', 'heartbeat', 'offline')[at % 3]}"},
+            ]
+        )
+    monkeypatch.setattr(pages, "ANSWER_SECONDS", 0.01)
+    tasks = shown.app.history.find(limit=100)
+    paths = ["/", "/tasks", "/failures", "/workers", "/alerts", "/schedules", "/many/rerun?task=shop.send"]
+    paths += [f"/{kind}/{quote(task.id)}" for task in tasks for kind in ("tasks", "workflows") if task.id]
+    for path in paths:
+        for address in (path, f"/api{path if path != '/' else '/overview'}"):
+            assert shown.client.get(address).status_code == 200, address
+    print_json([document(task) for task in tasks])
+    print_table(("",) * 9, [_row(task) for task in tasks])
+    for task in tasks:
+        whole = shown.app.history.get(task.id)
+        assert whole is not None
+        _print(whole)
+    assert "\0" not in capsys.readouterr().out
 
 
 def test_fields_of_any_size_and_kind_are_refused_or_done(shown: Shown) -> None:
