@@ -182,11 +182,10 @@ def take_in(history: History, count: int, *, length: float = LENGTH, seed: int =
 
 
 def searches(history: History) -> Kinds:
-    """Kinds of searches, with values by chance."""
-    find, count = history.find, history.count
-    newest = find(limit=1000)
-    ids = [task.id for task in newest]
-    middle = find(until=timedelta(days=3.5), limit=1)[0].cursor
+    """Kinds of searches, as the console asks them, with values by chance."""
+    find, count = history.page, history.count
+    ids = [task.id for task in history.find(limit=1000)]
+    middle = history.find(until=timedelta(days=3.5), limit=1)[0].cursor
     groups = history.failures(limit=3)
 
     def task(r: random.Random) -> str:

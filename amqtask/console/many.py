@@ -37,16 +37,15 @@ def confirmation(app: AmqTask, action: str, query: Form) -> JsonObject | None:
     fields = {name: query[name] for name in _FIELDS if query.get(name)}
     fields["after"] = app.history.now()
     states = app.history.count(**asked(fields), most=MOST_COUNTED)
-    total = sum(states.values())
     meant = {state: number for state, number in states.items() if (state in ENDED) == (action == "rerun")}
     number = sum(meant.values())
     return {
         "action": action,
         "title": _TITLES[action],
         "number": number,
-        "more": total > MOST_COUNTED,
+        "more": states.has_more,
         "of": meant,
-        "left_alone": total - number,
+        "left_alone": states.total - number,
         "fields": fields,
     }
 

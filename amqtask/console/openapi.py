@@ -132,8 +132,8 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
     ),
     "/tasks": (
         "The newest tasks that fit, 50 at a time",
-        {**_SEARCH, "after": "`next` of the page before"},
-        _of(query={"type": "object"}, tasks=_list(_ref("Task")), next=_Text),
+        {**_SEARCH, "after": "`next` of the page before", "whole": "yes: look through all, also where that takes seconds"},
+        _of(query={"type": "object"}, tasks=_list(_ref("Task")), next=_Text, looked_to=datetime | None),
     ),
     "/tasks/{task_id}": (
         "One task and its family",

@@ -41,12 +41,12 @@ STATES = ("SUCCESS", "FAILURE", "RETRY", "STARTED", "RECEIVED", "PENDING", "REVO
 
 def search(app: AmqTask, query: Mapping[str, str]) -> JsonObject:
     """Tasks that fit the fields of a form, and the cursor of the next page. Raises: ConfigurationError."""
-    matches = app.history.find(**asked(query), limit=PAGE_SIZE + 1)
-    tasks = matches[:PAGE_SIZE]
+    page = app.history.page(**asked(query), limit=PAGE_SIZE, is_whole=query.get("whole") == "yes")
     return {
         "query": {name: value for name, value in query.items() if value and name != "after"},
-        "tasks": [as_row(one) for one in tasks],
-        "next": tasks[-1].cursor if len(matches) > PAGE_SIZE else None,
+        "tasks": [as_row(one) for one in page.tasks],
+        "next": page.next,
+        "looked_to": page.looked_to,
     }
 
 

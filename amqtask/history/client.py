@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, TypedDict
 
 from amqtask.exceptions import ConfigurationError, MessageError
 from amqtask.ground.lazy import lazy
-from amqtask.history.index import HistoryIndex, Question
+from amqtask.history.index import HistoryIndex
 from amqtask.history.records import FAILED_MARK, KEY_BITS, LONG, TaskRow, WorkerRow, key_at, mark, short
 from amqtask.history.records import text as as_text
+from amqtask.history.search import Question
 from amqtask.history.tables import HAS_ROOT, TASKS
 from amqtask.protocol.serialization import JSON, loads
 from amqtask.states import FAILURE
@@ -110,6 +111,27 @@ class PastTask:
     can_run_again: bool
     cursor: str
     message: KeptMessage | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What `History.page` found. `next` is the `after` of the next page, None where nothing is left.
+
+    `looked_to`: there was no time to look at tasks that are older than this; None where that does not matter."""
+
+    tasks: tuple[PastTask, ...]
+    next: str | None
+    looked_to: datetime | None
+
+
+class StateCounts(dict[str, int]):
+    """How many tasks a search has, by state, the most first. Of more than `most` the newest `most` and one are counted."""
+
+    def __init__(self, counts: Mapping[str, int], most: int | None) -> None:
+        super().__init__(counts)
+        self.total = sum(counts.values())
+        # Others fit, which are older.
+        self.has_more = most is not None and self.total > most
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,13 +252,29 @@ class History:
         )  # fmt: skip
         return [past_task(row) for row in self.index.select(*questions, limit=max(1, limit))]
 
-    def count(self, *, most: int | None = None, **search: Unpack[Search]) -> dict[str, int]:
+    def page(self, *, limit: int = 50, is_whole: bool = False, **search: Unpack[Search]) -> Page:
+        """`find` for somebody who waits: what is found within a quarter of a second, and from where to go on.
+
+        A few searches take longer (words that many tasks have, but not next to each other): they look through some of the newest
+        tasks, and say how far. `is_whole` looks through all, as `find` does. Raises: ConfigurationError.
+        """
+        questions = _asked(**search)
+        if is_whole:
+            rows, bottom = self.index.select(*questions, limit=limit + 1), None
+        else:
+            rows, bottom = self.index.look(*questions, limit=limit + 1)
+        tasks = tuple(past_task(row) for row in rows[:limit])
+        if len(rows) > limit:
+            return Page(tasks, tasks[-1].cursor, None)
+        return Page(tasks, None, None) if bottom is None else Page(tasks, str(bottom), _of_key(bottom))
+
+    def count(self, *, most: int | None = None, **search: Unpack[Search]) -> StateCounts:
         """How many tasks a search of `find` has, by state.
 
         With `most` the newest ones are counted, so many and one, and what is older is not looked at: to count millions takes
-        seconds. Where there are more than `most`, the counts' sum says so. Raises: ConfigurationError.
+        seconds. Raises: ConfigurationError.
         """
-        return self.index.count_states(*_asked(**search), most=most)
+        return StateCounts(self.index.count_states(*_asked(**search), most=most), most)
 
     def now(self) -> str:
         """A cursor before all that is known now: with `after=` a search finds the same tasks later, and none that came since."""
@@ -487,7 +525,7 @@ def _following(written: str | None) -> tuple[Following, ...]:
             continue
         numbers, texts = (one.more, one.members or 0, one.size or 0), (one.how, one.task or "", one.id or "")
         if all(isinstance(number, int) for number in numbers) and all(isinstance(text, str) for text in texts):
-            following.append(one)
+            following.append(replace(one, how=short(one.how) or "", task=short(one.task), id=short(one.id)))
     return tuple(following)
 
 

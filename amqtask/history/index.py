@@ -1,4 +1,4 @@
-"""HistoryIndex: takes events in, in batches; searches; forgets what is too old or too much.
+"""HistoryIndex: takes events in, in batches; searches (`search`); forgets what is too old or too much.
 
 A batch and the position in the stream up to which it goes are one transaction, whose first statement moves the position from
 where this process believes it to be. So a process that is killed loses nothing and doubles nothing, and of two that read the same
@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
 from amqtask.exceptions import AmqTaskError, OperationalError
 from amqtask.ground.lazy import ByProcess
+from amqtask.history import search
 from amqtask.history.records import (
     COLUMNS,
     KEY_BITS,
@@ -32,13 +31,13 @@ from amqtask.history.records import (
     short,
     text,
 )
+from amqtask.history.search import LISTED, Question, newest, spaced
 from amqtask.history.tables import (
     ACTIONS,
     ASIDE,
     COUNTED,
     FAILED,
     MINUTES,
-    NO_INDEX,
     POSITION,
     SEEN,
     STAMPS,
@@ -50,13 +49,12 @@ from amqtask.history.tables import (
     connect,
     delete,
     in_time,
-    index_for,
     insert,
     insertion_of_new,
     is_about_values,
     is_too_slow,
 )
-from amqtask.states import FAILURE, PENDING
+from amqtask.states import PENDING
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import EventFields, JsonObject
@@ -66,23 +64,18 @@ T = TypeVar("T")
 AT_ONCE, DELETED_AT_ONCE = 500, 1_000
 # Of what is set aside: characters of each, and how many there are at most.
 LONGEST_ASIDE, MOST_ASIDE = 100_000, 10_000
-# Seconds that a search may take: others wait for its connection.
-LONGEST_LOOK = 10.0
 # After a deletion for size the index has so much of the size that it may have.
 _KEEPS = 0.95
 # Of PostgreSQL: rows by which a row's size is told, and what each has beside its columns (bytes).
 MEASURED, _ROW_BYTES = 1_000, 28
-# Texts with words that PostgreSQL sorts, rather than looking through all.
-_FEW = 5_000
-# What lists have of a task: all but its message, of which they have that there is one.
-_LISTED = [
-    sa.case((TASKS.c.message.is_not(None), "null")).label("message") if name == "message" else TASKS.c[name]
-    for name in COLUMNS
-]
 
 
 class IndexUnreachable(OperationalError):
     """The index's database is away, or refuses."""
+
+
+class TooSlow(IndexUnreachable):
+    """A search takes too long."""
 
 
 class NotTaken(AmqTaskError):
@@ -99,22 +92,6 @@ class Seen(NamedTuple):
     who: str
     at: float
     until: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What a search asks for: tasks for which all of this holds.
-
-    `equal` are columns and their values. `since` and `until` are keys, the first of them is meant, too; `marks` are those of
-    `records.mark`, which words are looked for with; `stamp` is a name and a value."""
-
-    equal: Mapping[str, str] = field(default_factory=dict)
-    conditions: Sequence[sa.ColumnElement[bool]] = ()
-    words: str | None = None
-    marks: Sequence[str] = ()
-    stamp: tuple[str, str] | None = None
-    since: int | None = None
-    until: int | None = None
 
 
 class HistoryIndex:
@@ -137,14 +114,15 @@ class HistoryIndex:
         """Close the connections; they open again when they are used again."""
         self._engines.get().dispose()
 
-    def _read(self, look: Callable[[sa.Connection], T]) -> T:
+    def _read(self, look: Callable[[sa.Connection], T], seconds: float | None = None) -> T:
+        seconds = search.LONGEST_LOOK if seconds is None else seconds
         try:
-            with self._engine.connect() as connection, in_time(connection, LONGEST_LOOK):
+            with self._engine.connect() as connection, in_time(connection, seconds):
                 return look(connection)
         except sa.exc.SQLAlchemyError as error:
             if is_too_slow(error):
-                raise IndexUnreachable(
-                    f"a search of history is given up after {LONGEST_LOOK:g} s: ask for less (a time, a task, a queue)"
+                raise TooSlow(
+                    f"a search of history is given up after {seconds:g} s: ask for less (a time, a task, a queue)"
                 ) from error
             raise IndexUnreachable(f"the index of history cannot be read: {_short(error)}") from error
 
@@ -208,7 +186,7 @@ class HistoryIndex:
         change(connection, TASKS, "key", old)
         insert(connection, TASKS, [as_columns(row) for row in sorted(new, key=lambda row: row.key)])
         texts = [batch.tasks[task_id] for task_id in batch.texts]
-        form = str if connection.dialect.name == "sqlite" else _spaced
+        form = str if connection.dialect.name == "sqlite" else spaced
         delete(connection, TEXTS, "rowid", [row.key for row in texts if row.id in stored_ids])
         insert(
             connection,
@@ -281,80 +259,42 @@ class HistoryIndex:
 
     # -- searching
 
-    def select(self, *questions: Question, limit: int) -> list[TaskRow]:
-        """The newest tasks that one of these questions is about."""
+    def select(self, *questions: Question, limit: int, seconds: float | None = None) -> list[TaskRow]:
+        """The newest tasks that one of these questions is about. Raises: TooSlow."""
         if not questions:
             return []
-        statement = self._newest(questions, _LISTED, limit)
-        return self._read(lambda connection: [TaskRow(*values) for values in connection.execute(statement)])
+
+        def ask(connection: sa.Connection) -> list[TaskRow]:
+            return [TaskRow(*values) for values in connection.execute(newest(connection, questions, LISTED, limit))]
+
+        return self._read(ask, seconds)
+
+    def look(self, *questions: Question, limit: int) -> tuple[list[TaskRow], int | None]:
+        """`select` for who does not want to wait: the newest of these tasks that are found soon, and the key down to which was
+        looked for them; None: there are no others, or as many as are wanted."""
+        if not questions:
+            return [], None
+        end = time.monotonic() + search.LOOK_SECONDS
+        if search.can_be_stopped(self._engine, questions):
+            try:
+                return self.select(*questions, limit=limit, seconds=search.LOOK_SECONDS / 2), None
+            except TooSlow:
+                pass
+        rows, bottom = self._read(lambda connection: search.look(connection, questions, LISTED, limit, end))
+        return [TaskRow(*values) for values in rows], bottom
 
     def count_states(self, *questions: Question, most: int | None = None) -> dict[str, int]:
         """How many tasks these questions are about, by state; of more than `most` the newest `most` and one."""
         if not questions:
             return {}
-        rows = self._newest(questions, [TASKS.c.key, TASKS.c.state], None if most is None else most + 1).subquery()
-        count = sa.func.count()
-        statement = sa.select(rows.c.state, count).group_by(rows.c.state).order_by(count.desc())
-        return self._read(lambda connection: {row[0]: row[1] for row in connection.execute(statement)})
+        columns, limit, count = [TASKS.c.key, TASKS.c.state], None if most is None else most + 1, sa.func.count()
 
-    def _newest(
-        self, questions: Sequence[Question], columns: Sequence[sa.ColumnElement[Any]], limit: int | None
-    ) -> sa.Select[Any]:
-        """Rows, the newest first. Each question walks an index of its own, no further than to the last row that is wanted."""
-        statements = [self._newest_of(question, columns).limit(limit) for question in questions]
-        if len(statements) == 1:
-            return statements[0]
-        rows = sa.union_all(*(sa.select(statement.subquery()) for statement in statements)).subquery()
-        return sa.select(rows).order_by(rows.c.key.desc()).limit(limit)
+        def ask(connection: sa.Connection) -> dict[str, int]:
+            rows = newest(connection, questions, columns, limit).subquery()
+            statement = sa.select(rows.c.state, count).group_by(rows.c.state).order_by(count.desc())
+            return {row[0]: row[1] for row in connection.execute(statement)}
 
-    def _newest_of(self, question: Question, columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
-        # The first of these is walked, and what is found there is looked up in the others; tasks, which are large, come last.
-        keys = [TASKS.c.key]
-        conditions = list(question.conditions)
-        if question.stamp is not None:
-            keys.insert(0, STAMPS.c.key)
-            conditions += [STAMPS.c.name == question.stamp[0], STAMPS.c.value == question.stamp[1]]
-        if question.words is not None:
-            keys.insert(0, TEXTS.c.rowid)
-            conditions.append(self._matches(question.words, question.marks))
-        source: sa.FromClause = keys[0].table
-        for other in keys[1:]:
-            source = source.join(other.table, other == keys[0])
-        walked, key = index_for(question.equal) if source is TASKS else NO_INDEX, keys[0]
-        order: sa.ColumnElement[int] = key
-        if question.words is not None and "*" in question.words and self._are_few(conditions[-1]):
-            order = key + 0  # so that PostgreSQL sorts those few
-        for name, value in question.equal.items():
-            conditions.append(FAILED if (name, value) == ("state", FAILURE) else TASKS.c[name] == value)
-        if question.since is not None:
-            conditions.append(key >= question.since)
-        if question.until is not None:
-            conditions.append(key < question.until)
-        rows = sa.select(*columns).select_from(source).where(*conditions).order_by(order.desc())
-        # SQLite does not know how many rows have a value, and might walk those of the most common one.
-        return rows.with_hint(TASKS, walked, "sqlite") if walked else rows
-
-    def _are_few(self, matching: sa.ColumnElement[bool]) -> bool:
-        """Whether few texts have words that begin so. PostgreSQL takes it that many have, and would look for them in each text
-        from the newest on. (SQLite never does.)"""
-        if self._engine.dialect.name == "sqlite":
-            return False
-        found = sa.select(TEXTS.c.rowid).where(matching).limit(_FEW + 1).subquery()
-
-        def look(connection: sa.Connection) -> bool:
-            for way in ("seqscan", "indexscan", "indexonlyscan"):
-                connection.execute(sa.text(f"SET LOCAL enable_{way} = off"))
-            return bool(connection.execute(sa.select(sa.func.count()).select_from(found)).scalar_one() <= _FEW)
-
-        return self._read(look)
-
-    def _matches(self, words: str, marks: Sequence[str]) -> sa.ColumnElement[bool]:
-        if self._engine.dialect.name == "sqlite":
-            return sa.literal_column("amqtask_history_texts").bool_op("MATCH")(
-                " ".join([*marks, *map(_quoted, words.split())])
-            )
-        query = " & ".join([*marks, *filter(None, map(_lexemes, words.split()))])
-        return sa.func.to_tsvector("simple", TEXTS.c.body).bool_op("@@")(sa.func.to_tsquery("simple", query))
+        return self._read(ask)
 
     def group_failures(
         self, conditions: Sequence[sa.ColumnElement[bool]], limit: int
@@ -373,7 +313,7 @@ class HistoryIndex:
 
     def by_keys(self, keys: Sequence[int]) -> list[TaskRow]:
         """These tasks."""
-        statement = sa.select(*_LISTED).where(TASKS.c.key.in_(keys))
+        statement = sa.select(*LISTED).where(TASKS.c.key.in_(keys))
         return self._read(lambda connection: [TaskRow(*values) for values in connection.execute(statement)])
 
     def by_ids(self, ids: Sequence[str]) -> list[TaskRow]:
@@ -484,11 +424,11 @@ class HistoryIndex:
     def newest(self) -> int:
         """The newest task's key."""
         keys = sa.select(sa.func.max(TASKS.c.key))
-        return self._read(lambda connection: connection.execute(keys).scalar() or 0)
+        return int(self._read(lambda connection: connection.execute(keys).scalar() or 0))
 
     def changes(self) -> int:
         """What changes whenever something is taken in of a task. (The newest times need not: a clock may have been ahead.)"""
-        return self._read(lambda connection: connection.execute(sa.select(POSITION.c.changes)).scalar_one())
+        return int(self._read(lambda connection: connection.execute(sa.select(POSITION.c.changes)).scalar_one()))
 
     def workers(self) -> list[WorkerRow]:
         """All workers that are remembered."""
@@ -570,26 +510,6 @@ def _key_at_share(connection: sa.Connection, share: float) -> int | None:
     place = sa.select(TASKS.c.key).order_by(TASKS.c.key).offset(int(count * share)).limit(1)
     key: int | None = connection.execute(place).scalar_one_or_none()
     return key
-
-
-def _quoted(term: str) -> str:
-    """A term as FTS5 takes it, without its own signs; a star at its end is any end."""
-    text, star = (term[:-1], "*") if term.endswith("*") and len(term) > 1 else (term, "")
-    return '"' + text.replace('"', '""') + f'"{star}'
-
-
-_NO_WORD = re.compile(r"[\W_]+")
-
-
-def _spaced(text: str) -> str:
-    """A text for PostgreSQL, whose parser knows addresses, paths and numbers with signs, and finds no word within them."""
-    return _NO_WORD.sub(" ", text)
-
-
-def _lexemes(term: str) -> str:
-    """A term for PostgreSQL's to_tsquery: its words, one after the other."""
-    words = " <-> ".join(_spaced(term).split())
-    return words + (":*" if words and term.endswith("*") else "")
 
 
 def _offset(position: int | None) -> int:

@@ -80,8 +80,8 @@ for _name, _columns in _INDEXES.items():
 # Failures are few, and what is looked for most: whatever else is asked, no more than some of them are read. (SQLite uses an index
 # of a part of the rows where the question has its condition to the letter.)
 FAILED = TASKS.c.state == sa.literal_column("'FAILURE'")
-# What SQLite is told where it shall find tasks by their keys.
-NO_INDEX = "NOT INDEXED"
+# What SQLite is told where it shall find tasks by their keys, or by their state.
+NO_INDEX, OF_STATE = "NOT INDEXED", "INDEXED BY amqtask_history_by_state"
 _KNOWN_ERROR = TASKS.c.error.is_not(None)
 # Most tasks are the root of a workflow that has no other.
 HAS_ROOT = TASKS.c.root_id != TASKS.c.id

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.history import search
 from amqtask.history.client import History
 from amqtask.history.index import DELETED_AT_ONCE, IndexUnreachable, Overtaken
 from amqtask.history.records import Batch
@@ -169,6 +170,52 @@ def test_a_burst_of_calls_that_are_sent_at_one_moment_is_kept_whole(history: His
     assert {round(task.first.timestamp() - NOON, 2) for task in history.find(limit=10_000)} == {0.0}
 
 
+@pytest.mark.parametrize("few", [0, 1000])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {},
+        {"text": "b.example"},
+        {"text": "example.b"},
+        {"text": "send7@b.example"},
+        {"text": "send7*"},
+        {"text": "example", "stamp": ("tenant", "1")},
+        {"text": "send3", "stamp": ("tenant", "1")},
+        {"stamp": ("tenant", "1"), "queue": "bills"},
+        {"state": "SUCCESS", "queue": "bills"},
+        {"state": "REVOKED", "queue": "bills"},
+        {"state": "REVOKED", "queue": "mail", "task": "shop.send"},
+        {"state": ["REVOKED", "FAILURE"], "worker": "w1@host"},
+        {"text": "example", "since": NOON + 600, "until": NOON + 1200},
+    ],
+    ids=str,
+)
+def test_pages_have_what_a_search_finds_however_little_time_there_is(
+    history: History, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any], few: int
+) -> None:
+    for number in range(40):
+        told: dict[str, Any] = {"args": f"('send{number}@b.example',)", "queue": ("mail", "bills")[number % 4 == 0]}
+        if number % 3 == 0:
+            told["stamps"] = {"tenant": str(number % 2)}
+        history.index.take((failed if number % 10 == 5 else call)(f"t{number}", number * 60.0, **told))
+    history.index.take([event("revoked", 1000, "t3"), event("revoked", 1000, "t5")])
+    monkeypatch.setattr(search, "_FEW", few)
+    expected = [task.id for task in history.find(**wanted, limit=1000)]
+
+    monkeypatch.setattr(search, "_FIRST", 5)
+    for seconds in (0.0, 60.0):
+        monkeypatch.setattr(search, "LOOK_SECONDS", seconds)
+        found, after = list[str](), None
+        for _ in range(100):
+            page = history.page(**wanted, limit=3, after=after)
+            found += [task.id for task in page.tasks]
+            if page.next is None:
+                break
+            after = page.next
+        assert found == expected
+    assert [task.id for task in history.page(**wanted, limit=1000, is_whole=True).tasks] == expected
+
+
 def test_pages_follow_each_other(history: History) -> None:
     history.index.take([told for number in range(25) for told in call(f"t{number}", number)])
     pages: list[list[str]] = []
@@ -293,9 +340,11 @@ def test_hostile_events_are_kept_as_text_or_left_out(history: History) -> None:
                 name="<script>\x00\ud800",
                 args="x" * 1_000_000,
                 retries="many",
-                stamps=3,
+                stamps={str(number): "x" for number in range(10_000)},
+                follows=[{"how": "chain", "task": "\ud800", "id": "\x00"}, {"task": ["x"]}, 3, {"\ud800": 1}],
                 message=1,
             ),
+            event("\ud800\x00", 2, "odd"),
             event("failed", 1, "odd", exception=["not", "text"], traceback="\x1b[31m"),
             event("received", 0, "i" * 1000),
             {"type": "task-received", "uuid": None, "timestamp": NOON},
@@ -311,6 +360,9 @@ def test_hostile_events_are_kept_as_text_or_left_out(history: History) -> None:
     assert found is not None
     assert (found.task.name, len(found.task.args or ""), found.task.retries) == ("<script>\ufffd?", 10_000, 0)
     assert (found.task.exception, found.task.traceback) == ("['not', 'text']", "\x1b[31m")
+    assert [(one.task, one.id) for one in found.task.follows] == [("?", "\ufffd")]
+    assert len(found.task.stamps) == 100
+    assert [step.event for step in found.task.steps] == ["received", "failed", "?\ufffd"]
 
 
 @pytest.mark.parametrize("odd", ["i" * 1000, "\x00\ud800", 7, ["a", "list"]])
@@ -320,6 +372,26 @@ def test_a_task_with_an_odd_id_may_be_told_of_again(history: History, odd: Any) 
 
     (task,) = history.find()
     assert (task.state, len(task.steps)) == ("SUCCESS", 3)
+
+
+def test_what_a_clock_that_is_years_ahead_tells_counts_as_of_now(history: History) -> None:
+    now, ahead = datetime.now().timestamp(), 30 * 365 * 86_400
+    beat = {"type": "worker-heartbeat", "hostname": "w1@host", "freq": -1e9}
+    for _ in range(2):
+        history.index.take([event("sent", ahead), event("received", ahead + 1), {**beat, "timestamp": now + ahead}])
+    changes = history.index.changes()
+    history.index.take([*call("other", now - NOON), {**beat, "timestamp": now + 900, "active": 3}])
+
+    assert history.index.changes() > changes
+    (worker,) = history.workers()
+    assert (worker.active, worker.is_gone) == (3, False)
+    assert worker.last_heard.timestamp() == pytest.approx(now, abs=600)
+    task, other = history.find()
+    assert (other.id, task.id, task.state, len(task.steps)) == ("other", "one", "RECEIVED", 2)
+    assert task.first.timestamp() == pytest.approx(now, abs=600)
+    assert task.steps[0].at.year == 2056
+    assert sum(minute.sent for minute in history.minutes(now - 120)) == 2
+    assert history.index.outdated(max_age=-86_400 - 60, max_bytes=10**12) > int(other.cursor)
 
 
 def test_the_longest_names_of_any_alphabet_are_kept_and_found(history: History) -> None:
@@ -389,7 +461,8 @@ def test_a_count_may_stop_and_says_so(history: History) -> None:
     assert history.count(most=10, text="example", queue="mail") == {"SUCCESS": 8, "FAILURE": 3}
     assert history.count(most=33) == history.count() == {"SUCCESS": 30, "FAILURE": 3}
     assert history.count(most=10, state="SUCCESS") == {"SUCCESS": 11}
-    assert sum(history.count(most=10, state=["SUCCESS", "FAILURE"]).values()) > 10
+    assert history.count(most=10, state=["SUCCESS", "FAILURE"]).has_more
+    assert (history.count(most=33).has_more, history.count().has_more, history.count().total) == (False, False, 33)
     assert history.count(state=()) == {}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from amqtask.history import index
+from amqtask.history import search
 from amqtask.history.client import History
 from amqtask.history.index import IndexUnreachable
 from tests.history.test_index import call, event
@@ -64,7 +64,7 @@ def test_a_file_of_an_older_version_gets_what_is_new(history: History, file: Pat
 def test_a_search_that_takes_too_long_is_given_up(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     history.index.take([event("sent", number, f"t{number}", args="(1,)") for number in range(5000)])
     with monkeypatch.context() as patched:
-        patched.setattr(index, "LONGEST_LOOK", 0.0)
+        patched.setattr(search, "LONGEST_LOOK", 0.0)
         with pytest.raises(IndexUnreachable, match="ask for less"):
             history.count()
 
