@@ -99,3 +99,18 @@ def test_prints_are_left_alone_if_the_app_wants_it(rabbit: Broker, app: AmqTask)
         app.send_task("logged.talk", ("one",), queue=queue).get(timeout=90)
 
         assert {"printed one in pieces", "error one"} <= set(worker.log.splitlines())
+
+
+def test_each_process_of_prefork_logs_to_a_file_of_its_own_where_the_name_says_so(
+    rabbit: Broker, app: AmqTask, tmp_path: Path
+) -> None:
+    queue = rabbit.queue("logged")
+    worker = WorkerProcess(LOGGED, "-Q", queue, "-P", "prefork", "-c", "1", "-f", str(tmp_path / "w%I.log"))
+    with worker.start(wait=False):
+        app.send_task("logged.talk", ("one",), queue=queue).get(timeout=90)
+        worker.stop()
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w-1.log", "w.log"]
+    assert "task logger one" in (tmp_path / "w-1.log").read_text()
+    assert "task logger one" not in (tmp_path / "w.log").read_text()
+    assert "Warm shutdown" in (tmp_path / "w.log").read_text()

@@ -367,9 +367,18 @@ def node_name(template: str | None) -> str:
     return expand(name, f"{DEFAULT_NAME}@{host}")
 
 
-def expand(text: str, node: str) -> str:
-    """Replace `%h %n %d %p %i %I %%` in a name or path; `%i` and `%I` are those of the main process (as in Celery)."""
+def expand(text: str, node: str, index: int = 0) -> str:
+    """Replace `%h %n %d %p %i %I %%` in a name or path. As in Celery `%i` is the number of a process in its pool, 0 in the main
+    process, and `%I` is that number after a dash, nothing in the main process."""
     name, _, host = node.partition("@")
     _, _, domain = host.partition(".")
-    fields = {"h": host, "n": name, "d": domain, "p": node, "i": "0", "I": "", "%": "%"}
+    fields = {
+        "h": host,
+        "n": name,
+        "d": domain,
+        "p": node,
+        "i": str(index),
+        "I": f"-{index}" if index else "",
+        "%": "%",
+    }
     return re.sub("%([hndpiI%])", lambda match: fields[match[1]], text)

@@ -9,7 +9,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from amqtask import signals
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.context import AT_END, Context, current_context
 from amqtask.ground.printable import Lines, unbroken_logger
+from amqtask.ground.processes import POOL_INDEX
 from amqtask.log import FORMAT, TASK_FORMAT, TASK_LOGGER, TaskFormatter, WorkerFormatter, add_task_fields
 from amqtask.log import ColorFormatter as PlainFormatter
 from amqtask.protocol import option_types
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
     from amqtask.settings import Settings
 
+FileOf = Callable[[int], str]
 # What every LogRecord has; the rest are fields somebody gave in `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -95,9 +97,15 @@ class LogStyle:
 
 
 def setup_logging(
-    level: str | int, *, file: str | None = None, style: LogStyle | None = None, hijack_root: bool = True
+    level: str | int,
+    *,
+    file: str | None = None,
+    file_of: FileOf | None = None,
+    style: LogStyle | None = None,
+    hijack_root: bool = True,
 ) -> None:
-    """Send the records of the root logger, and of the task loggers, to `file` or standard error; then the signals.
+    """Send the records of the root logger, and of the task loggers, to `file` or standard error; then the signals. `file_of` is
+    the file of each process of a pool, by its number.
 
     Loggers that have handlers keep them when `hijack_root` is False (Celery's worker_hijack_root_logger).
     pika reports each failed connection in seven lines of its own, and we in one: its lines come with DEBUG only.
@@ -107,7 +115,7 @@ def setup_logging(
     color = style.color and not file and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     for logger, formatter in ((root, style.for_all(color=color)), (tasks, style.for_tasks(color=color))):
         if hijack_root or not logger.handlers:
-            handler = _handler(file)
+            handler = _handler(file, file_of)
             handler.setFormatter(formatter)
             logger.handlers[:] = [handler]
         logger.setLevel(level)
@@ -127,16 +135,21 @@ def setup_logging(
             )
 
 
-def _handler(file: str | None) -> logging.Handler:
+def _handler(file: str | None, file_of: FileOf | None) -> logging.Handler:
     if file is None:
         return logging.StreamHandler(sys.stderr)
     from logging.handlers import WatchedFileHandler
 
     class RotatedFileHandler(WatchedFileHandler):
         """Opens the file again when logrotate has moved it. While it cannot be opened lines go to standard error: a log that
-        is gone must not end the worker."""
+        is gone must not end the worker. A process of a pool may have a file of its own."""
+
+        index = 0
 
         def emit(self, record: logging.LogRecord) -> None:
+            if file_of is not None and self.index != POOL_INDEX[0]:
+                self.index = POOL_INDEX[0]
+                self.baseFilename = os.path.abspath(file_of(self.index))
             try:
                 super().emit(record)
             except OSError as error:
@@ -167,9 +180,17 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL")
 
 
 def set_up(
-    conf: Settings, *, loglevel: str, logfile: str | None, log_format: str | None, color: bool, hostname: str = ""
+    conf: Settings,
+    *,
+    loglevel: str,
+    logfile: str | None,
+    log_format: str | None,
+    color: bool,
+    hostname: str = "",
+    logfile_of: FileOf | None = None,
 ) -> AbstractContextManager[None]:
-    """Set logging up. What tasks print is logged while the returned context lasts, if it is to be."""
+    """Set logging up. What tasks print is logged while the returned context lasts, if it is to be. `logfile_of` is the file of
+    each process of a pool, by its number."""
     if log_format is not None and log_format != "json":
         log_format = option_types.convert("--log-format", option_types.LOG_FORMAT, log_format)
     level = "CRITICAL" if loglevel == "FATAL" else loglevel
@@ -190,7 +211,7 @@ def set_up(
         color=color and conf.worker_log_color is not False,
         hostname=hostname,
     )
-    setup_logging(level, file=logfile, style=style, hijack_root=conf.worker_hijack_root_logger)
+    setup_logging(level, file=logfile, file_of=logfile_of, style=style, hijack_root=conf.worker_hijack_root_logger)
     return redirected(conf.worker_redirect_stdouts_level) if conf.worker_redirect_stdouts else nullcontext()
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +247,7 @@ def command(settings: Globals, /, **params: Any) -> int:
         app.conf,
         loglevel=options.loglevel,
         logfile=options.logfile,
+        logfile_of=partial(expand, params["logfile"], str(options.hostname)) if params["logfile"] else None,
         log_format=options.log_format,
         color=settings.color,
         hostname=options.hostname or "",

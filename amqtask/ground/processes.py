@@ -41,6 +41,12 @@ def end_forked(error: BaseException | None) -> NoReturn:
     os._exit(code & 0xFF)
 
 
+# -- Its place in a pool
+
+# Which process of its pool this one is, counted from 1; 0 in every other process.
+POOL_INDEX = [0]
+
+
 # -- The parent
 
 _PR_SET_PDEATHSIG = 1

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from amqtask import signals, states
+from amqtask.cli.daemon import expand
 from amqtask.cli.logs import LogStyle, enable_own_loggers, setup_logging
 from amqtask.execution.context import Context, current
 from amqtask.execution.request import Outcome, Request
+from amqtask.ground.processes import POOL_INDEX
 from amqtask.log import TASK_LOGGER, TaskFields, TaskFormatter, get_task_logger
 from amqtask.utils.log import get_task_logger as as_in_celery
 from amqtask.worker.report import Report
@@ -252,3 +254,18 @@ def test_a_configuration_that_turns_loggers_off_leaves_ours_on() -> None:
     enable_own_loggers()
 
     assert not logger.disabled
+
+
+def test_each_process_of_a_pool_may_have_a_file_of_its_own(tmp_path: Path) -> None:
+    def file_of(index: int) -> str:
+        return expand(f"{tmp_path}/%n%I-%i-%%i.log", "shop@host", index)
+
+    setup_logging("INFO", file=file_of(0), file_of=file_of)
+    for index, text in ((2, "second"), (2, "again"), (0, "main")):
+        POOL_INDEX[0] = index
+        logging.getLogger("amqtask.worker").info(text)
+
+    texts = {
+        path.name: [line.rpartition(" ")[2] for line in path.read_text().splitlines()] for path in tmp_path.iterdir()
+    }
+    assert texts == {"shop-0-%i.log": ["main"], "shop-2-2-%i.log": ["second", "again"]}

@@ -18,10 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import billiard
+
 from amqtask import states
 from amqtask.exceptions import SoftTimeLimitExceeded
 from amqtask.execution.executor import Executor
 from amqtask.execution.request import Outcome, Request
+from amqtask.ground.processes import POOL_INDEX
 from amqtask.pool import PoolOptions
 from amqtask.testing.loop import PlainLoop
 from amqtask.testing.tasks import POOL_TASKS, PlainTask, make_executor, request
@@ -32,6 +35,11 @@ PATIENCE = 60.0
 
 def pid() -> int:
     return os.getpid()
+
+
+def index() -> tuple[int, int]:
+    """The number of the process in its pool, as we and as users of billiard know it."""
+    return POOL_INDEX[0], billiard.current_process().index
 
 
 def kill_self(signum: int) -> None:
@@ -150,7 +158,7 @@ TASKS = (
     *(
         PlainTask(function)
         for function in (
-            note_signals, pid, kill_self, write_rubbish, exit_hard, segfault, echo, pause, use_memory, fill_memory,
+            index, note_signals, pid, kill_self, write_rubbish, exit_hard, segfault, echo, pause, use_memory, fill_memory,
             swallow_soft_limit, leave_a_process_behind, ignore_sigterm, block_the_loop,
         )
     ),

@@ -13,6 +13,7 @@ import pytest
 
 from amqtask import states
 from amqtask.execution.request import Answer
+from amqtask.ground.processes import POOL_INDEX
 from amqtask_pools.prefork import process
 from amqtask_pools.prefork.frames import socket_pair
 from tests.pools.preforked import Prefork
@@ -166,3 +167,15 @@ def test_a_request_that_no_process_can_be_handed_is_refused_and_the_others_run()
         assert (refused.state, refused.answer) == (states.FAILURE, Answer.DEAD_LETTER)
         assert "RecursionError" in refused.reason
         assert prefork.value(prefork.submit("add", 3, 3)) == 6
+
+
+def test_each_process_has_a_number_and_its_successor_has_the_same() -> None:
+    with Prefork(2) as prefork:
+        before = {tuple(prefork.value(prefork.submit("index"))) for _ in range(2)}
+        prefork.outcome(prefork.submit("kill_self", signal.SIGKILL))
+        prefork.until(lambda: prefork.pool.free == 2)
+        numbers = [prefork.submit("index") for _ in range(20)]
+        after = {tuple(prefork.value(number)) for number in numbers}
+
+    assert before | after <= {(1, 0), (2, 1)}
+    assert POOL_INDEX == [0]

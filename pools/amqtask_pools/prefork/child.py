@@ -18,7 +18,7 @@ import billiard
 
 from amqtask import signals
 from amqtask.ground.printable import bounded_logger
-from amqtask.ground.processes import resident_bytes, signal_at_parents_end
+from amqtask.ground.processes import POOL_INDEX, resident_bytes, signal_at_parents_end
 from amqtask_pools._limits import SoftLimits
 from amqtask_pools.prefork.frames import (
     IS_READY,
@@ -57,8 +57,11 @@ def main(
     options: PoolOptions,
     parent: int,
     mask: set[int],
+    index: int,
 ) -> None:
-    """The child's main function; ends the process. `mask` is its signal mask; until it is set all signals are blocked."""
+    """The child's main function; ends the process. `mask` is its signal mask; until it is set all signals are blocked. `index`
+    is its number in the pool."""
+    POOL_INDEX[0] = index
     try:
         _settle(inherited, options, parent, mask)
         child = Child(sock, executor, options, parent)

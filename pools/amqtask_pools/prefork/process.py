@@ -30,7 +30,7 @@ from amqtask_pools.prefork.frames import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from amqtask.execution.executor import Executor
     from amqtask.execution.request import Request
@@ -55,10 +55,12 @@ class ChildProcess:
         executor: Executor,
         options: PoolOptions,
         *,
-        siblings: Iterable[ChildProcess],
+        siblings: Sequence[ChildProcess],
         buffer: bytearray,
     ) -> None:
         self.requests: dict[int, Request] = {}
+        # A number of its own among the live ones, the smallest: that of one that has ended is given again.
+        self.index: int = min({*range(1, len(siblings) + 2)} - {sibling.index for sibling in siblings})
         self.head_since = time.monotonic()
         self.is_ready = False
         self.is_full = False
@@ -102,10 +104,11 @@ class ChildProcess:
         try:
             process = context.Process(
                 target=main,
-                args=(self._child_end, inherited, executor, options, os.getpid(), before),
+                args=(self._child_end, inherited, executor, options, os.getpid(), before, self.index),
                 name="amqtask-child",
                 daemon=True,
             )
+            process.index = self.index - 1  # programs read it of billiard.current_process()
             process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
