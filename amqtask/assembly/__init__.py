@@ -19,6 +19,7 @@ from amqtask.ground.printable import bounded_logger, count, first_of, printable
 from amqtask.pool import Pool, find_pool, limits_of, share_of
 from amqtask.protocol.control import mailbox
 from amqtask.protocol.serialization import check_usable, content_types, is_private, is_protected
+from amqtask.protocol.task import as_limit
 from amqtask.services.flow import warn_of_deadlines
 from amqtask.services.pausing import read_pauses
 from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
@@ -26,7 +27,6 @@ from amqtask.topology.fair import base_of
 from amqtask.topology.slots import QueueSlots, queue_slots, with_slots
 from amqtask.transport.declare import LONGEST_NAME, has_line_end
 from amqtask.worker.options import WorkQueue
-from amqtask.worker.strategy import as_limit
 from amqtask.worker.worker import Worker
 
 if TYPE_CHECKING:

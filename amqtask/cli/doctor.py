@@ -25,11 +25,11 @@ from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import AmqTaskError, OperationalError, QueueNotFound
 from amqtask.ground.printable import count, first_of
 from amqtask.protocol.entities import Binding, Queue
+from amqtask.protocol.task import as_limit
 from amqtask.remote.pauses import pause_of
 from amqtask.settings.table import SETTINGS
 from amqtask.topology.declarations import all_bindings, dead_letter_queue, is_quorum, too_many
 from amqtask.transport.inventory import check as check_by_amqp
-from amqtask.worker.strategy import as_limit
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -29,6 +29,7 @@ from amqtask.protocol.task import (
     TaskCall,
     decode_body,
     encode_task,
+    limits_in,
     strip_death_headers,
 )
 from amqtask.task import Task
@@ -290,7 +291,7 @@ class Calls:
         expires, deadline = _expiry(options.get("expires"), self._zone), deadline_in(headers)
         if expires is not None and deadline is not None:
             expires = min(expires, deadline)
-        limits = headers.get("timelimit") or (None, None)
+        hard, soft = limits_in(headers)
         call = TaskCall(
             request.id,
             request.task,
@@ -299,8 +300,8 @@ class Calls:
             eta=eta,
             expires=expires,
             retries=context.retries + 1,
-            time_limit=options.get("time_limit", limits[0]),
-            soft_time_limit=options.get("soft_time_limit", limits[1]),
+            time_limit=options.get("time_limit", hard),
+            soft_time_limit=options.get("soft_time_limit", soft),
             group=headers.get("group"),
             group_index=headers.get("group_index"),
             root_id=headers.get("root_id"),
@@ -327,7 +328,8 @@ class Calls:
 
     def compose_again(self, request: Request, seconds: float, headers: Headers) -> Message:
         """The same message to its queue in so many seconds; its body is what it was."""
-        before: dict[str, Any] = request.properties
+        # Of whoever sent it: the broker lets only that user's own connections say so.
+        before: dict[str, Any] = {**request.properties, "user_id": None}
         properties = Properties(**before, headers={**strip_death_headers(request.headers), **headers}, delivery_mode=2)
         message = Message(request.body, properties, "", request.queue or request.routing_key)
         return self._delays.delayed(message, seconds)

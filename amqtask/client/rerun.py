@@ -11,6 +11,7 @@ from amqtask.flow.keys import TICKETS
 from amqtask.protocol.event import RERUN_OF
 from amqtask.protocol.message import Message, Properties, strip_transit_headers
 from amqtask.protocol.serialization import content_types, loads
+from amqtask.topology.declarations import may_hold_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +38,8 @@ def prepared(app: Roof, task: PastTask, *, queue: str | None = None) -> Message:
     where = queue or task.queue
     if not where:
         raise NotKept(f"no event has told the queue of task {task.id}: name one")
+    if not queue and not may_hold_tasks(where):
+        raise NotKept(f"task {task.id} was in {where!r}, as an event told it, which is no queue of tasks: name one")
     try:
         message = message_again(task.message, where)
     except ValueError as error:  # any user of the broker may have told of it

@@ -505,9 +505,10 @@ class Executor(Endings):
 
     def _end_chord(self, request: Request) -> None:
         """If this was a chord's body, delete the chord's parts."""
-        if self._chord_store is None:
+        mark = request.headers[CHORD_HEADER]
+        if self._chord_store is None or not mark:
             return
-        group_id, body_id = read_mark(request.headers[CHORD_HEADER])
+        group_id, body_id = read_mark(mark)
         try:
             self._chord_store.end_chord(group_id, body_id)
         except BackendUnreachable as error:

@@ -46,6 +46,8 @@ class FollowUps(NamedTuple):
 
 
 NOTHING = FollowUps()
+# Signatures that stand for others.
+COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
 
 
 class Chords:
@@ -96,7 +98,7 @@ class Chords:
         except ChordError as error:
             cause = error.__cause__
             if isinstance(cause, TaskRevokedError) and str(cause) == CANCELLED:
-                return self.never(body, states.REVOKED, cause, "")
+                return self.never([body], states.REVOKED, cause, "")
             return self.failed(body, error)
         except BackendUnreachable:
             raise
@@ -114,37 +116,45 @@ class Chords:
             root_id=options.get("root_id"), parent_id=options.get("parent_id"), group=options.get("group_id"),
         )  # fmt: skip
         follow_ups = FollowUps(self._errbacks(options.get("link_error"), context, error, ""))
-        return follow_ups + self.never(body, states.FAILURE, error, "")
+        return follow_ups + self.never([body], states.FAILURE, error, "")
 
-    def after(self, context: Context, state: str, error: BaseException, trace: str) -> FollowUps:
-        """A task has failed: the later steps of its chain, and the chord that it is a part of, fail, too."""
-        follow_ups = NOTHING
-        for step in reversed(context.chain or ()):
-            follow_ups += self.never(step, state, error, trace)
+    def after(
+        self, context: Context, state: str, error: BaseException, trace: str, most: int | None = None
+    ) -> FollowUps:
+        """A task has failed: the later steps of its chain, and the chord that it is a part of, fail, too. `most`: so many steps
+        at most are told that, the last ones of the chain."""
+        follow_ups = self.never(list(context.chain or ()), state, error, trace, most)
         if context.chord:
             follow_ups += self.part(
                 context.chord, context.group, context.group_index, _ended(context.id, state, error, trace)
             )
         return follow_ups
 
-    def never(self, sig: SignatureFields, state: str, error: BaseException, trace: str) -> FollowUps:
-        """A signature that will never run gets the state of the task that stopped it, and so do all signatures that wait for
-        it."""
-        if not is_signature(sig):
-            return NOTHING  # it could never have been published
-        kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
-        follow_ups, dependents = NOTHING, list(reversed(options.get("chain") or ()))
-        match sig["task"]:
-            case "celery.chain" | "celery.group":
-                dependents = [*(kwargs.get("tasks") or ()), *dependents]
-            case "celery.chord":
-                header, body = kwargs.get("header") or (), [kwargs["body"]] if kwargs.get("body") else []
-                dependents = [*([header] if is_signature(header) else header), *body, *dependents]
-            case _:
-                follow_ups = self._never_ran(options, state, error, trace)
-        for dependent in dependents:
-            follow_ups += self.never(dependent, state, error, trace)
-        return follow_ups
+    def never(
+        self, sigs: list[SignatureFields], state: str, error: BaseException, trace: str, most: int | None = None
+    ) -> FollowUps:
+        """Signatures that will never run, the first one last, get the state of the task that stopped them, and so do all
+        signatures that wait for them. `most`: so many of them, the last ones first to be chosen."""
+        publish: list[Message] = []
+        parts: list[ChordPart] = []
+        waiting, told = sigs[:most], 0
+        has_more = len(waiting) < len(sigs)
+        while waiting:
+            sig = waiting.pop()
+            if not is_signature(sig):
+                continue  # it could never have been published
+            if told == most:
+                has_more = True
+                break
+            told += 1
+            if sig["task"] not in COMPOSITIONS:
+                after = self._never_ran(sig.get("options") or {}, state, error, trace)
+                publish += after.publish
+                parts += after.parts
+            waiting += reversed(_dependents(sig))
+        if has_more:
+            logger.warning("more than %d signatures wait for a task of state %s; the others are not told", most, state)
+        return FollowUps(tuple(publish), tuple(parts))
 
     def _never_ran(self, options: Options, state: str, error: BaseException, trace: str) -> FollowUps:
         task_id = options.get("task_id")
@@ -158,6 +168,20 @@ class Chords:
             part = _ended(task_id, state, error, trace)
             follow_ups += self.part(options["chord"], options.get("group_id"), options.get("group_index"), part)
         return follow_ups
+
+
+def _dependents(sig: SignatureFields) -> list[Any]:
+    """The signatures that wait for this one."""
+    kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
+    later = reversed(options.get("chain") or ())
+    match sig["task"]:
+        case "celery.chain" | "celery.group":
+            return [*(kwargs.get("tasks") or ()), *later]
+        case "celery.chord":
+            header, body = kwargs.get("header") or (), [kwargs["body"]] if kwargs.get("body") else []
+            return [*([header] if is_signature(header) else header), *body, *later]
+        case _:
+            return [*later]
 
 
 def _ended(task_id: str | None, state: str, error: BaseException, trace: str) -> ResultMessage:
@@ -223,15 +247,17 @@ class FollowUpComposer:
         *,
         state: str = states.FAILURE,
         with_errbacks: bool = True,
+        most: int | None = None,
     ) -> FollowUps:
-        """Errbacks, and the failures of the later steps and of the chord. Raises: BackendUnreachable."""
+        """Errbacks, and the failures of the later steps and of the chord; of `most` at most, see Chords.after. Raises:
+        BackendUnreachable."""
         follow_ups = (
-            FollowUps(self._errbacks(context.embed.get("errbacks"), context, error, trace))
+            FollowUps(self._errbacks((context.embed.get("errbacks") or [])[:most], context, error, trace))
             if with_errbacks
             else NOTHING
         )
         if context.embed.get("chain") or context.embed.get("chord"):
-            follow_ups += self.chords.after(context, state, error, trace)
+            follow_ups += self.chords.after(context, state, error, trace, most)
         return follow_ups
 
     def _errbacks(

@@ -26,7 +26,7 @@ from amqtask.exceptions import (
     WorkerLostError,
 )
 from amqtask.execution.context import Context
-from amqtask.execution.follow_ups import NOTHING, Chords, FollowUps
+from amqtask.execution.follow_ups import COMPOSITIONS, NOTHING, Chords, FollowUps
 from amqtask.execution.request import HIDDEN, Answer, Outcome
 from amqtask.ground.printable import bounded_logger, described, printable
 from amqtask.protocol.chord import size_of
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 
 
 FOLLOW_UPS, NEW_QUEUES = 100_000, 10
-_COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
+# So many signatures are told on the I/O loop that they will not run, and so many errbacks are called there: each is a message,
+# or a write to the result store.
+MOST_TOLD = 2_000
 logger = bounded_logger("amqtask.execution")
 
 STORE_PAUSE = 5.0
@@ -114,7 +116,7 @@ def _published(signatures: list[object]) -> Iterator[Mapping[str, object]]:
             raise InvalidTaskError(
                 f"a follow-up of the message has no mapping as kwargs or options: {saferepr(sig, 100)}"
             )
-        if sig["task"] in _COMPOSITIONS:
+        if sig["task"] in COMPOSITIONS:
             signatures += _members(sig["task"], kwargs)
         else:
             yield options
@@ -133,7 +135,7 @@ class Endings:
     """Runs no task and, but for storing results, does no I/O: the worker calls it on its I/O loop.
 
     On the loop large bodies of requests that did not run are not decoded: the follow-ups of such a request do not get its
-    failure. `largest_body` is in bytes.
+    failure. Of very many follow-ups the last ones of the chain get it. `largest_body` is in bytes.
     """
 
     def __init__(
@@ -218,7 +220,8 @@ class Endings:
 
     def _after(self, request: Request, state: str, error: Exception, trace: str, *, reads_all: bool) -> FollowUps:
         """Its follow-ups will not run: their failures."""
-        limit = self._largest_body if reads_all else min(self._largest_body, light_limit(request.content_type))
+        light = light_limit(request.content_type, request.headers.get("compression"))
+        limit = self._largest_body if reads_all else min(self._largest_body, light)
         try:
             args, kwargs, embed = request.decoded or self._decode(request, limit)
         except MessageError as trouble:
@@ -226,7 +229,12 @@ class Endings:
             return NOTHING
         context = Context.of(request, args, kwargs, embed, self.hostname)
         return self._follow_up_composer.of_failure(
-            context, error, trace, state=state, with_errbacks=state == states.FAILURE
+            context,
+            error,
+            trace,
+            state=state,
+            with_errbacks=state == states.FAILURE,
+            most=None if reads_all else MOST_TOLD,
         )
 
     def _decode(self, request: Request, limit: int) -> TaskBody:

@@ -14,7 +14,8 @@ from amqtask.ground.plugins import load
 from amqtask.ground.printable import described, printable
 from amqtask.protocol.entities import Exchange, Queue, arguments
 from amqtask.protocol.message import Message, Properties
-from amqtask.protocol.serialization import check_size, dumps, loads
+from amqtask.protocol.serialization import YAML, check_size, dumps, loads
+from amqtask.protocol.task import light_limit
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, HeaderDict, Headers, JsonObject
@@ -26,7 +27,7 @@ Expected = TypeVar("Expected")
 PREFIX = "celery"  # the setting control_exchange
 # Arguments of a revoke that cancels: it asks what runs to end; it is for all that belongs to the tasks, too.
 CANCEL, TREE = "cancel", "tree"
-# Bytes of a command's body, and characters of a pattern.
+# Bytes of a command's body (of one in YAML fewer: it is read on a worker's loop), and characters of a pattern.
 LARGEST_COMMAND = 16 * 1024 * 1024
 LONGEST_PATTERN = 200
 # The most ways that a regular expression may try to match a name; more take longer than a worker's loop may stand still.
@@ -137,7 +138,7 @@ def read_command(
     accept: frozenset[str],
 ) -> Command:
     """Read a command. Raises: ContentDisallowed, Undecodable."""
-    check_size(body, LARGEST_COMMAND)
+    check_size(body, light_limit(YAML) if content_type == YAML else LARGEST_COMMAND)
     decoded = loads(body, content_type, content_encoding, accept)
     if not isinstance(decoded, dict) or not isinstance(decoded.get("method"), str):
         raise Undecodable("not a control command: no mapping with a `method`")
@@ -255,7 +256,7 @@ def read_reply(
     accept: frozenset[str],
 ) -> Reply:
     """Read a reply. Raises: ContentDisallowed, Undecodable."""
-    check_size(body, LARGEST_COMMAND)
+    check_size(body, light_limit(YAML) if content_type == YAML else LARGEST_COMMAND)
     decoded = loads(body, content_type, content_encoding, accept)
     if not isinstance(decoded, dict) or len(decoded) != 1:
         raise Undecodable("not a reply: no mapping of one node name")

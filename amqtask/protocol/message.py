@@ -60,6 +60,9 @@ _TRANSIT_HEADERS = (
     "x-acquired-count",
     "amqtask-delay-",
 )
+# RabbitMQ routes a message to the keys in them, too (https://www.rabbitmq.com/docs/sender-selected). Its sender said that of his
+# own publish, with his own rights; what a worker publishes again goes to one queue.
+_SENDERS_ROUTES = frozenset({"CC", "BCC"})
 
 
 def strip_transit_headers(headers: Headers) -> HeaderDict:
@@ -68,7 +71,11 @@ def strip_transit_headers(headers: Headers) -> HeaderDict:
     RabbitMQ drops a message that it dead-letters to the same queue twice without a rejection in between (cycle
     detection reads x-death, see celery#9867), and an x-delivery-count of the last queue would count in the next.
     """
-    return {name: value for name, value in headers.items() if not name.startswith(_TRANSIT_HEADERS)}
+    return {
+        name: value
+        for name, value in headers.items()
+        if not name.startswith(_TRANSIT_HEADERS) and name not in _SENDERS_ROUTES
+    }
 
 
 @dataclass(slots=True)

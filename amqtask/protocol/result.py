@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
+from inspect import getattr_static
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -257,7 +258,8 @@ def _rebuild(exception_dict: JsonFields) -> BaseException:
     arguments = tuple(message) if isinstance(message, (list, tuple)) else (message,)
     exception_type = _find(name, module)
     rebuilt = _construct(exception_type, arguments) if exception_type is not None else None
-    return rebuilt or _stand_in(name, str(module or __name__))(*arguments)
+    class_name = name.rpartition(".")[2].encode("ascii", "replace").decode().replace("\0", "?")[:_LONGEST_NAME]
+    return rebuilt or _stand_in(class_name or "RemoteError", str(module or __name__)[:_LONGEST_NAME])(*arguments)
 
 
 def _construct(exception_type: type[BaseException], arguments: Arguments) -> BaseException | None:
@@ -277,17 +279,17 @@ def _construct(exception_type: type[BaseException], arguments: Arguments) -> Bas
 # One class per name, so that two such errors are of one type.
 @lru_cache(maxsize=256)
 def _stand_in(name: str, module: str) -> type[RemoteError]:
-    class_name = name.rpartition(".")[2].encode("ascii", "replace").decode().replace("\0", "?")[:_LONGEST_NAME]
-    return type(class_name or "RemoteError", (RemoteError,), {"__module__": module[:_LONGEST_NAME]})
+    return type(name, (RemoteError,), {"__module__": module})
 
 
 def _find(qualified: str, module: object) -> type[BaseException] | None:
+    # A module's own __getattr__ would import what the message says.
     # Celery's own exceptions have twins here under the same names.
     is_celerys = str(module).startswith(("celery.", "billiard."))
     for module_name in (OURS if is_celerys else None, module, "builtins"):
         value: Any = sys.modules.get(str(module_name)) if module_name else None
         for part in qualified.split("."):
-            value = _attribute(value, part)
+            value = getattr_static(value, part, None)
         if isinstance(value, type) and issubclass(value, BaseException) and not _is_end(value):
             return value
     return None
@@ -295,10 +297,3 @@ def _find(qualified: str, module: object) -> type[BaseException] | None:
 
 def _is_end(exception_type: type[BaseException]) -> bool:
     return issubclass(exception_type, ENDS) or any(base.__name__ == _GREENLETS_END for base in exception_type.__mro__)
-
-
-def _attribute(holder: object, name: str) -> object:
-    try:
-        return getattr(holder, name, None)
-    except Exception:  # noqa: BLE001 - a module's own __getattr__, under a name that the message chose
-        return None

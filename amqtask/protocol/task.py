@@ -63,9 +63,12 @@ _LONG_NUMBER = 10_000
 # Characters of a task's id, which is also the correlation id, an AMQP short string.
 LONGEST_ID = 255
 _LONGEST_NAME, _LONGEST_TIME = 1000, 100
-# The largest uncompressed body, in bytes, that is decoded on a worker's I/O loop; YAML is slow.
+# A limit of so many seconds (31 years) or more is none; timers take no more than some centuries.
+_ENDLESS = 1e9
+# The largest body, in bytes, that is decoded on a worker's I/O loop; YAML is slow. To unpack one takes longer by this factor.
 _LIGHT = {JSON: 4 * 1024 * 1024, MSGPACK: 4 * 1024 * 1024, PICKLE: 4 * 1024 * 1024}
 _LIGHT_ELSE = 64 * 1024
+_UNPACKING = 8
 # The headers that the worker works with are of these types, or absent.
 _TEXT_HEADERS = ("group", "root_id", "parent_id", "shadow", "x-amqtask-chord", RUN_HEADER)
 _NUMBER_HEADERS = ("retries", "group_index", "replaced_task_nesting")
@@ -308,9 +311,10 @@ def _check_stamps(headers: Headers) -> None:
         raise InvalidTaskError("the header `stamps` is not a mapping")
 
 
-def light_limit(content_type: str | None) -> int:
-    """The largest uncompressed body, in bytes, that may be decoded on a worker's I/O loop."""
-    return _LIGHT.get(content_type or JSON, _LIGHT_ELSE)
+def light_limit(content_type: str | None, compression: object = None) -> int:
+    """The largest body, in bytes, that may be unpacked and decoded on a worker's I/O loop."""
+    limit = _LIGHT.get(content_type or JSON, _LIGHT_ELSE)
+    return limit // _UNPACKING if compression else limit
 
 
 def checked_id(task_id: object) -> str:
@@ -389,7 +393,7 @@ def read_v1(
 
     Raises: ContentDisallowed, Undecodable, InvalidTaskError.
     """
-    limit = light_limit(content_type)
+    limit = light_limit(content_type, compression)
     if not compression and len(body) > limit:
         raise InvalidTaskError(
             f"no `task` header (protocol v2), and {len(body)} bytes: as a protocol v1 message {limit} at most are read"
@@ -424,6 +428,23 @@ def read_v1(
     }
     _check_headers(headers)
     return headers
+
+
+def limits_in(headers: Headers) -> tuple[float | None, float | None]:
+    """The message's own (hard, soft) time limit."""
+    limits = headers.get("timelimit")
+    if not isinstance(limits, (list, tuple)) or len(limits) != 2:
+        return None, None
+    hard, soft = limits
+    return as_limit(hard), as_limit(soft)
+
+
+def as_limit(seconds: object) -> float | None:
+    """A time limit as pools get it: a finite number above 0, or None for no limit (0, and values that are no number)."""
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+        return None
+    # A NaN compares as false.
+    return seconds if 0 < seconds < _ENDLESS else None
 
 
 def timestamp(value: str | datetime) -> float:

@@ -22,7 +22,7 @@ from amqtask.ground.printable import bounded_logger, masked_plain
 from amqtask.ground.processes import resident_bytes
 from amqtask.protocol.entities import Exchange
 from amqtask.protocol.serialization import dumps, is_private
-from amqtask.protocol.task import decode_body, saferepr
+from amqtask.protocol.task import as_limit, decode_body, saferepr
 from amqtask.services.command_context import Control, Later, whole
 from amqtask.services.delayed import Which, as_task
 from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
@@ -30,7 +30,7 @@ from amqtask.topology.declarations import declarations, work_queue
 from amqtask.topology.delays import TO_HEADER, waiting_priority
 from amqtask.topology.slots import asked_slots
 from amqtask.transport.declare import check_declarable
-from amqtask.worker.strategy import as_limit, bare_request
+from amqtask.worker.strategy import bare_request
 from amqtask.worker.throttle import parse_rate
 
 if TYPE_CHECKING:
@@ -277,8 +277,9 @@ def draw_references(type_name: str, *, limit: int, depth: int) -> str:
 logger = bounded_logger("amqtask.worker")
 
 
-# Delayed tasks in one answer.
+# Delayed tasks in one answer; places that one question about them may name, and attributes that one about tasks may.
 MOST_DELAYED = 500
+MOST_ADDRESSES, MOST_FIELDS = 1_000, 100
 # More slots than these are a slip: in one order to grow or shrink, and as bounds of autoscale.
 MOST_MORE, MOST_SLOTS = 1_000, 10_000
 Command = Callable[[Control, "CommandArguments"], object]
@@ -337,6 +338,8 @@ def purge_delayed(control: Control, arguments: CommandArguments) -> object:
         addresses = [(str(exchange), str(key)) for exchange, key in arguments.get("addresses") or ()]
     except (TypeError, ValueError):
         return {"error": "addresses are pairs of an exchange and a routing key"}
+    if len(addresses) > MOST_ADDRESSES:
+        return {"error": f"{len(addresses)} addresses; {MOST_ADDRESSES} at most"}
     count = control.drop_delayed if arguments.get("delete") else control.count_delayed
     return {"counts": [count(address) for address in addresses]}
 
@@ -350,7 +353,9 @@ def release_delayed(control: Control, arguments: CommandArguments) -> object:
 
 
 def registered(control: Control, arguments: CommandArguments) -> object:
-    fields = arguments.get("taskinfoitems")
+    fields = arguments.get("taskinfoitems") or ()
+    if len(fields) > MOST_FIELDS:
+        return {"error": f"{len(fields)} taskinfoitems; {MOST_FIELDS} at most"}
     tasks = control.worker.setup.tasks
     names = sorted(tasks)
     if not arguments.get("builtins"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.protocol.message import Delivery, Message, deaths_in
 from amqtask.protocol.task import PUBLISHED_AT, saferepr, timestamp
+from amqtask.topology.declarations import may_hold_tasks
 from amqtask.worker.finisher import copied_properties
 
 if TYPE_CHECKING:
@@ -32,12 +33,14 @@ def header_text(value: object) -> str | None:
 
 
 def work_queue_of(delivery: Delivery, suffix: str) -> str:
-    """The queue that the message died in."""
+    """The queue that the message died in: as its headers say, where that can be true."""
     headers = delivery.properties.headers or {}
     queue = headers.get(f"{OURS}queue")
     if queue is None:
         queue = next((death.get("queue") for death in deaths_in(headers)), None)
-    return queue if queue and isinstance(queue, str) else delivery.queue.removesuffix(suffix)
+    # The headers of what no worker of ours has moved there are its sender's.
+    is_one = isinstance(queue, str) and may_hold_tasks(queue)
+    return str(queue) if is_one else delivery.queue.removesuffix(suffix)
 
 
 def back_to_work(delivery: Delivery, queue: str, *, without_expiry: bool = False) -> Message:

@@ -50,6 +50,8 @@ STOP_SECONDS = 1.0
 NOT_KEPT = "worker: revokes are not kept, so a worker that starts learns them only from workers that run"
 # Entries in one read.
 BATCH = 1000
+# Orders that wait to be written down; while the broker takes none, the oldest go.
+MOST_HEARD = 10_000
 
 
 class _Said(NamedTuple):
@@ -87,7 +89,7 @@ class RevokeReader:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="amqtask revokes", daemon=True)
         # Orders that were heard, and not yet taken by the thread.
-        self._heard: deque[Command] = deque()
+        self._heard: deque[Command] = deque(maxlen=MOST_HEARD)
         # The thread's own: what it has to write, by what it says, with the time (monotonic) to do it at; the entry that it waits
         # for, and whether it came; where it is.
         self._unwritten: dict[_Said, tuple[float, Command]] = {}

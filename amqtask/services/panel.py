@@ -36,6 +36,8 @@ logger = bounded_logger("amqtask.worker")
 
 RETRY_SECONDS = 30.0
 PREFETCH = 100
+# Questions at once that wait for a server, each in a thread of its own.
+MOST_ASKING = 10
 
 
 class Panel(ConsumerListener):
@@ -90,6 +92,7 @@ class Panel(ConsumerListener):
         self._consumer: Consumer | None = None
         self._publisher: LoopPublisher | None = None
         self._timer = OneTimer(loop)
+        self._asking = 0
         self._has_warned = False
         self._stopped = False
 
@@ -142,7 +145,10 @@ class Panel(ConsumerListener):
     def _obey(self, command: Command) -> None:
         logger.debug("control: %s %s", command.method, dict(command.arguments))
         payload = self._answer(command, partial(self._run, command))
+        if isinstance(payload, Later) and self._asking >= MOST_ASKING:
+            payload = {"error": f"{MOST_ASKING} such questions wait for an answer already"}
         if isinstance(payload, Later):
+            self._asking += 1
             arguments = (command, payload)
             threading.Thread(target=self._ask, args=arguments, name=f"amqtask {command.method}", daemon=True).start()
         elif command.wants_reply and payload is not None:
@@ -167,6 +173,7 @@ class Panel(ConsumerListener):
         self._loop.call_soon_threadsafe(lambda: self._found(command, answer))
 
     def _found(self, command: Command, answer: Callable[[], object]) -> None:
+        self._asking -= 1
         if command.wants_reply and not self._stopped:
             self._reply(command, self._answer(command, answer))
 

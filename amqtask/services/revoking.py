@@ -163,12 +163,14 @@ def _by_name(headers: object) -> dict[str, object]:
     if isinstance(headers, Mapping):
         return {str(name): value for name, value in headers.items()}
     if isinstance(headers, (list, tuple)):
-        pairs = [str(argument).partition("=") for argument in headers]
-        return {
-            name: [value for other, separator, value in pairs if separator and other == name]
-            for name, separator, _ in pairs
-            if separator
-        }
+        by_name: dict[str, object] = {}
+        for argument in headers:
+            name, separator, value = str(argument).partition("=")
+            if separator:
+                values = by_name.setdefault(name, [])
+                assert isinstance(values, list)
+                values.append(value)
+        return by_name
     return {}
 
 
@@ -285,7 +287,7 @@ class Mingle:
                 return
             self._control.lamport.adjust(reply.payload.get("clock"))
             learn_revoked(self._control, reply.payload)
-        except (AmqTaskError, TypeError, ValueError, OverflowError) as error:
+        except (AmqTaskError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
             logger.warning("mingle: an answer that cannot be read: %s", error)
             return
         self._neighbours += 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from amqtask.protocol.entities import Arguments, Binding, Declaration, Exchange, Queue, arguments
+from amqtask.protocol.result import is_reply_queue
 from amqtask.topology.fair import base_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,15 @@ _NO_LIMIT = 1_000_000
 # RabbitMQ 4.3 keeps what was delivered over a node that is gone for consumers there, for a minute by default, in case the node
 # comes back; earlier versions give it to others at once, and ignore the argument (rabbit_fifo, consumer_disconnected_timeout).
 DISCONNECTED = {"x-consumer-disconnected-timeout": 500}
+
+# Mailboxes of remote control, and the queues in which this library keeps what is its own.
+_NO_TASKS = re.compile(r".*\.pidbox|amqtask\.(beat|cancel|chord|config|delay)(\..*)?", re.DOTALL)
+
+
+def may_hold_tasks(name: str) -> bool:
+    """Whether a queue of that name may be one of tasks: for a name that only a message gives, whose body anybody may have
+    written, before it is published there with the rights of whoever runs it again."""
+    return bool(name) and _NO_TASKS.fullmatch(name) is None and not is_reply_queue(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,16 +38,13 @@ if TYPE_CHECKING:
 # a short text until the others fit (`fitted`).
 
 
-# The copy would be routed by these headers, too (https://www.rabbitmq.com/docs/sender-selected).
-_NOT_COPIED = frozenset({"CC", "BCC"})
 # Characters of a dead letter's reason and exception.
 _LONGEST_REASON, _LONGEST_EXCEPTION = 1000, 4000
 
 
 def copied_headers(properties: PropertiesLike) -> HeaderDict:
-    """The headers for a copy of a message, without those that the broker or a delay added."""
-    headers = strip_transit_headers(properties.headers or {})
-    return {name: value for name, value in headers.items() if name not in _NOT_COPIED}
+    """The headers for a copy of a message."""
+    return strip_transit_headers(properties.headers or {})
 
 
 def copied_properties(properties: PropertiesLike, headers: HeaderDict | None = None) -> Properties:
@@ -174,9 +171,11 @@ class Lost:
         *,
         give_back: Callable[[Request], None],
         delivery_limit: Callable[[str], int | None],
+        is_counting: Callable[[str], bool] = lambda queue: True,
         remembered: int = 10_000,
     ) -> None:
         self._loop = loop
+        self._is_counting = is_counting
         self._give_back = give_back
         self._delivery_limit = delivery_limit
         self._remembered = remembered
@@ -193,7 +192,8 @@ class Lost:
 
     def is_last(self, request: Request) -> bool:
         """Count a lost request; whether it must not be delivered again."""
-        if "x-delivery-count" not in request.headers:
+        # In another queue it is the sender's.
+        if "x-delivery-count" not in request.headers or not self._is_counting(request.queue):
             self._add(request.id)
         limit = self._delivery_limit(request.queue)
         return limit is not None and 0 < limit <= request.attempts + 1

@@ -16,10 +16,10 @@ from amqtask.execution.request import CANCELLED
 from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.flow.deadline import bind_received, bound_limit
 from amqtask.ground.printable import bounded_logger
-from amqtask.protocol.task import light_limit
+from amqtask.protocol.task import as_limit, light_limit
 from amqtask.topology.delays import second_delay
 from amqtask.worker.finisher import back_to_its_queue
-from amqtask.worker.strategy import Action, Verdict, as_limit, judge
+from amqtask.worker.strategy import Action, Verdict, judge
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Answer, Outcome, Request
@@ -134,8 +134,7 @@ class Intake:
         if answer is not None:
             self._answer(request, answer)
             return True
-        if not request.attempts:
-            request.attempts = self._losses(request.id)
+        request.attempts = max(request.attempts, self._losses(request.id))
         return self._redeliveries.park(request)
 
     def _divert(self, request: Request, verdict: Verdict) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from amqtask.execution.stops import Perhaps, Stops
 from amqtask.pool import Loop
-from amqtask.topology.declarations import broker_limit
+from amqtask.topology.declarations import broker_limit, is_quorum
 from amqtask.worker.revoked import MAX_IDS
 
 if TYPE_CHECKING:
@@ -139,6 +139,11 @@ class WorkQueues(dict[str, WorkQueue]):
         work = self.get(queue)
         limit = work.queue.argument_map.get("x-delivery-limit") if work is not None else None
         return limit if isinstance(limit, int) else None
+
+    def is_counting(self, queue: str) -> bool:
+        """Whether the broker counts the deliveries of a queue's messages."""
+        work = self.get(queue)
+        return work is not None and is_quorum(work.queue)
 
 
 class RunnableLoop(Loop, Protocol):

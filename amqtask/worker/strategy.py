@@ -18,7 +18,7 @@ from amqtask.execution.request import Request, request_of
 from amqtask.ground.plugins import LONGEST_COMPARED, near_names, others_names
 from amqtask.ground.printable import printable
 from amqtask.protocol.message import OddHeaders
-from amqtask.protocol.task import LONGEST_ID, checked_id, read_v1, timestamp
+from amqtask.protocol.task import LONGEST_ID, as_limit, checked_id, limits_in, read_v1, timestamp
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 # A request whose ETA is nearer than this (seconds) waits here; one with a later ETA goes to the delay levels.
 NEAR_SECONDS = 0.1
-# A limit of so many seconds (31 years) or more is none; timers take no more than some centuries.
-ENDLESS = 1e9
 
 
 class Action(IntEnum):
@@ -178,23 +176,6 @@ def judge(request: Request, now: Callable[[], float], *, delivery_limit: int | N
 def without_end(times: int, explanation: str) -> str:
     """The reason for a message that must not be delivered again."""
     return f"delivered {'once' if times == 1 else f'{times} times'} without an end: {explanation}"
-
-
-def limits_in(headers: Headers) -> tuple[float | None, float | None]:
-    """The message's own (hard, soft) time limit."""
-    limits = headers.get("timelimit")
-    if not isinstance(limits, (list, tuple)) or len(limits) != 2:
-        return None, None
-    hard, soft = limits
-    return as_limit(hard), as_limit(soft)
-
-
-def as_limit(seconds: object) -> float | None:
-    """A time limit as pools get it: a finite number above 0, or None for no limit (0, and values that are no number)."""
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
-        return None
-    # A NaN compares as false.
-    return seconds if 0 < seconds < ENDLESS else None
 
 
 def attempts_in(headers: Headers) -> int:

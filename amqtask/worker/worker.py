@@ -139,6 +139,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
             self.loop,
             give_back=lambda request: self.deliveries.answer(request, Answer.REQUEUE),
             delivery_limit=self.work_queues.delivery_limit,
+            is_counting=self.work_queues.is_counting,
         )
 
     def _make_following(self, endings: Endings) -> FollowUpPublisher:

@@ -235,6 +235,11 @@ def test_a_retried_message_carries_nothing_of_its_death() -> None:
     ("headers", "queue"),
     [
         ({"x-amqtask-queue": "told"}, "told"),
+        ({"x-amqtask-queue": "w@h.celery.pidbox"}, "work"),
+        ({"x-amqtask-queue": "amqtask.cancel"}, "work"),
+        ({"x-amqtask-queue": "amqtask.beat.shop"}, "work"),
+        ({"x-amqtask-queue": "7c1fd0b6-2d3d-4e0b-a7a5-7f4b6a6a1c11"}, "work"),
+        ({"x-death": [{"queue": "w@h.celery.pidbox"}]}, "work"),
         ({"x-death": [{"queue": "died-in"}, {"queue": "earlier"}]}, "died-in"),
         ({}, "work"),
     ],

@@ -236,6 +236,21 @@ def test_a_kept_message_that_is_none_keeps_no_other_from_running_again(shown: Sh
     assert answer.json()["done"].startswith("1 task run again; 3 tasks not")
 
 
+@pytest.mark.parametrize(
+    "queue", ["w@h.celery.pidbox", "amqtask.cancel", "amqtask.beat.shop", "7c1fd0b6-2d3d-4e0b-a7a5-7f4b6a6a1c11"]
+)
+def test_a_message_that_an_event_tells_is_not_published_to_a_mailbox(shown: Shown, queue: str) -> None:
+    """Who may write events would have an operator give commands to workers, or forge what they keep."""
+    body = "eyJtZXRob2QiOiAic2h1dGRvd24ifQ=="
+    message = {"body": body, "content_type": "application/json", "headers": {"id": "bad", "task": "shop.send"}}
+    shown.tell(time.time(), "bad", "failed", queue=queue, exception="KeyError('x')", message=message)
+
+    answer = shown.client.post("/api/do/rerun-all", json={"error": "KeyError"})
+
+    assert answer.status_code == 200, answer.text
+    assert "no queue of tasks" in answer.text
+
+
 def put(shown: Shown, message: Message) -> None:
     queue = shown.app.queues["mail"]
     shown.app.publisher.publish(replace(message, declare=(*shown.app.queues.declarations(queue), *message.declare)))

@@ -18,6 +18,7 @@ from amqtask.cli.main import run
 from amqtask.exceptions import FlowStoreUnreachable, SoftTimeLimitExceeded, WrongValue
 from amqtask.flow.contract import Entry, Verdict
 from amqtask.flow.memory import MemoryStore
+from amqtask.protocol.message import Message, Properties
 from amqtask.testing.apps import in_memory
 from amqtask.testing.worker import start_worker
 from integration.waiting import eventually
@@ -126,6 +127,32 @@ def test_what_waits_is_in_the_broker_and_holds_no_slot(app: AmqTask) -> None:
         assert [free.delay().get(timeout=60) for _ in range(3)] == ["free"] * 3
         may_end.set()
         assert [result.get(timeout=60) for result in (first, *waiting)] == ["one"] * 21
+
+
+def test_what_waits_goes_to_its_queue_alone_and_is_sent_by_the_worker(app: AmqTask) -> None:
+    """Its sender's other routes are followed once, with his own rights; and another user's name is refused by the broker."""
+    runs, may_end = threading.Event(), threading.Event()
+    seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    @app.task(name="one", bind=True, limits=Concurrency(1))
+    def one(self: Any) -> None:
+        seen[self.request.id] = self.request.headers, self.request.properties
+        runs.set()
+        may_end.wait(60)
+
+    queue = app.queues[app.conf.task_default_queue]
+    with start_worker(app, pool="threads", concurrency=2):
+        one.delay()
+        assert runs.wait(60)
+        headers = {"task": "one", "id": "waits", "CC": ["w@h.celery.pidbox"], "BCC": ["other"], "mine": 1}
+        properties = Properties("application/json", "utf-8", headers, user_id="ann", app_id="shop")
+        app.publisher.publish(Message(b"[[], {}, {}]", properties, "", queue.name, app.queues.declarations(queue)))
+        eventually(lambda: [use.waiting for limit in app.limits.read() for use in limit.keys] == [1])
+        may_end.set()
+        eventually(lambda: "waits" in seen)
+    callers, sent = seen["waits"]
+    assert callers == {"mine": 1}
+    assert (sent.get("user_id"), sent["app_id"]) == (None, "shop")
 
 
 def test_a_place_is_free_after_a_failure_and_for_a_retry(app: AmqTask) -> None:

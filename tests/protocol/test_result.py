@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -209,3 +210,26 @@ def test_stamps_that_are_none_are_left_out(names: Any, stamps: Any) -> None:
 )  # fmt: skip
 def test_whatever_describes_an_exception_an_exception_comes_of_it(found: Any) -> None:
     assert isinstance(exception_from_dict(found), BaseException)
+
+
+def test_no_module_imports_what_a_result_says() -> None:
+    """Modules may have a __getattr__ that imports: this package has one, and large libraries do."""
+    module = types.ModuleType("lazy_for_results")
+    asked: list[str] = []
+    module.__getattr__ = asked.append  # type: ignore[method-assign]
+    sys.modules[module.__name__] = module
+    try:
+        error = exception_from_dict(
+            {"exc_type": "submodule.Thing", "exc_module": module.__name__, "exc_message": ["x"]}
+        )
+    finally:
+        del sys.modules[module.__name__]
+
+    assert (asked, type(error).__name__, error.args) == ([], "Thing", ("x",))
+
+
+def test_long_names_of_exceptions_are_not_kept() -> None:
+    kinds = {type(exception_from_dict({"exc_type": "N" * 1_000 + str(n), "exc_message": []})) for n in range(3)}
+
+    assert len(kinds) == 1
+    assert len(kinds.pop().__name__) < 1_000

@@ -151,10 +151,13 @@ def test_what_a_broker_wrote_is_not_sent_again() -> None:
         "x-delivery-count": 3,
         "amqtask-delay-0": "f",
         "amqtask-delay-to": "",
+        "CC": ["other"],
+        "BCC": ["another"],
         "x-mine": "stays",
+        "CCC": "stays",
     }
 
-    assert strip_death_headers(headers) == {"task": "t", "x-mine": "stays"}
+    assert strip_death_headers(headers) == {"task": "t", "x-mine": "stays", "CCC": "stays"}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from amqtask.services.command_context import Control
 from amqtask.services.commands import COMMANDS
 from amqtask.services.elections import Elections
 from amqtask.services.events import EventSender
-from amqtask.services.panel import Panel
+from amqtask.services.panel import MOST_ASKING, Panel
 from amqtask.transport.declare import QueueLocked
 from tests.worker.bench import Bench
 from tests.worker.fakes import HandPublisher, ToldConsumer
@@ -36,7 +36,9 @@ ACCEPT = frozenset({"application/json"})
 class Remote:
     """A worker, its panel, and the caller's end."""
 
-    def __init__(self, *, slots: int = 2, autoscale: bool = False, mingles: bool = False) -> None:
+    def __init__(
+        self, *, slots: int = 2, autoscale: bool = False, mingles: bool = False, accept: frozenset[str] = ACCEPT
+    ) -> None:
         self.bench = Bench(slots=slots)
         self.publisher = HandPublisher()
         self.consumers: list[ToldConsumer] = []
@@ -70,7 +72,7 @@ class Remote:
             loop=self.bench.loop,
             make_consumer=self.make_consumer,
             make_publisher=lambda: self.publisher,
-            accept=ACCEPT,
+            accept=accept,
             mingles=mingles,
         )
         self.panel.start()
@@ -710,6 +712,60 @@ def test_other_commands_are_answered_while_one_waits_for_a_server() -> None:
 
     ((task,),) = json.loads(sent[-1].body).values()
     assert task["request"]["id"] == "x"
+
+
+def test_questions_that_wait_for_a_server_are_bounded() -> None:
+    remote = Remote()
+    may_find = threading.Event()
+
+    def find(limit: int) -> list[tuple[float, Delivery]]:
+        may_find.wait(60)
+        return []
+
+    remote.control.delayed, remote.control.delayed_blocks = find, True
+    answers = [remote.tell(Command("scheduled", {}, ticket="t", reply_key="caller")) for _ in range(MOST_ASKING + 2)]
+    assert answers[:MOST_ASKING] == [[]] * MOST_ASKING
+    assert [list(answer[0]) for answer in answers[MOST_ASKING:]] == [["error"]] * 2
+    may_find.set()
+    deadline = time.monotonic() + 60
+    while len(remote.publisher.sent) < MOST_ASKING + 2:
+        assert time.monotonic() < deadline
+        remote.bench.loop.turn()
+    assert "error" not in str(remote.tell(Command("scheduled", {}, ticket="t", reply_key="caller")))
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("registered", {"taskinfoitems": ["name"] * 10_000}),
+        ("purge_delayed", {"addresses": [["", str(n)] for n in range(10_000)]}),
+    ],
+)
+def test_a_question_that_asks_too_much_is_refused(method: str, arguments: dict[str, Any]) -> None:
+    """Each of them was asked of each task, or of each message that is held, on the worker's loop."""
+    assert "at most" in Remote().ask(method, **arguments)["error"]
+
+
+def test_the_loop_does_not_stand_still_for_many_stamps() -> None:
+    """The time grew with the square of their number: a megabyte took minutes."""
+    started = time.process_time()
+    answer = Remote().ask("revoke_by_stamped_headers", headers=[f"n{n}=v" for n in range(30_000)])
+
+    assert "flagged as revoked" in answer["ok"]
+    assert time.process_time() - started < 10
+
+
+def test_a_large_command_in_yaml_is_not_read() -> None:
+    """PyYAML takes a second for some tens of kilobytes, on the worker's loop."""
+    remote = Remote(accept=frozenset({"application/x-yaml"}))
+    for name, answered in ("a" * 10, True), ("a" * 100_000, False):
+        body = f"{{method: ping, ticket: t, reply_to: {{routing_key: k}}, destination: [w@h, {name}]}}".encode()
+        remote.panel.on_delivery(
+            Delivery(body, Properties("application/x-yaml", "utf-8", {}), "celery.pidbox", "", False, "mailbox", 1, 1)
+        )
+        remote.bench.loop.turn()
+        assert bool(remote.publisher.sent) is answered
+        remote.publisher.sent.clear()
 
 
 def test_a_queue_is_consumed_with_slots_of_its_own() -> None:

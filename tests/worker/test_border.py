@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amqtask import AmqTask
+from amqtask.execution.no_run import MOST_TOLD
 from amqtask.protocol.message import Delivery, Properties
 from amqtask.testing.tasks import PlainTask, make_executor
 from amqtask.transport.content import decode_table
@@ -95,3 +98,28 @@ def _acked(frames: list[tuple[Any, ...]]) -> list[int]:
         is_multiple = frame[0] == "ack" and frame[2]
         done += [tag for tag in range(1, frame[1] + 1) if tag not in done] if is_multiple else [frame[1]]
     return done
+
+
+REPLIES = "7c1fd0b6-2d3d-4e0b-a7a5-7f4b6a6a1c11"
+
+
+@pytest.mark.parametrize("what", ["chain", "errbacks"])
+def test_what_is_told_on_the_loop_to_those_who_wait_is_bounded_and_the_last_step_is_told(
+    what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A message of half a megabyte asked for a result each of 10,000 steps, in time that grew with their square."""
+    app = AmqTask("loop", broker="amqp://", backend="rpc://", set_as_current=False)
+    app.task(name="t")(lambda *args: None)
+    bench = Bench(endings=app.make_executor("w@h"))
+    steps = [{"task": "t", "options": {"task_id": f"s{n}", "reply_to": REPLIES}} for n in range(10_000)]
+    headers = {"task": "t", "id": "i", "expires": "2000-01-01T00:00:00Z" if what == "chain" else "soon"}
+    body = _json([[], {}, {what: steps}])
+    found = Properties("application/json", "utf-8", headers)
+    bench.worker.on_delivery(Delivery(body, found, "", "q", False, "q", 1, 1))
+    bench.loop.advance(1.0)
+
+    told = [message.properties for message in bench.publisher.sent]
+    assert 1_000 < len(told) <= MOST_TOLD + 1
+    if what == "chain":  # which is stored from its end
+        assert {"s0", "s1"} <= {properties.correlation_id for properties in told}
+        assert "the others are not told" in caplog.text
