@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 
 from amqtask.protocol.entities import Queue, arguments
+from amqtask.protocol.message import Delivery
 from amqtask.transport.collector import PikaCollector
 from amqtask.transport.contract import QueuePresence
 from amqtask.transport.url import parse_broker_urls
@@ -36,3 +39,50 @@ def test_it_looks_over_the_host_that_parts_are_published_to(
         collector.stop()
 
     assert seen == [QueuePresence.THERE, QueuePresence.THERE if published else QueuePresence.AWAY]
+
+
+@pytest.mark.parametrize("has_read", [False, True], ids=["before they have come", "while they are dealt with"])
+def test_messages_that_a_silent_connection_was_given_are_awaited(
+    rabbit: Broker, looped: Looped, broker_url: str, caplog: pytest.LogCaptureFixture, has_read: bool
+) -> None:
+    caplog.set_level("INFO", "amqtask.transport")
+    queue = Queue(rabbit.queue("parts"), arguments=arguments({"x-queue-type": "classic"}))
+    other = rabbit.queue("others")
+    channel = rabbit.channel()
+    for name in (queue.name, other):
+        channel.queue_declare(name, durable=True, arguments=dict(queue.arguments))
+    for body in (b"1", b"2"):
+        channel.basic_publish("", queue.name, body)
+    taken: list[list[bytes]] = []
+    finish: list[Callable[[bool], None]] = []
+    seen: list[QueuePresence] = []
+    others: list[QueuePresence] = []
+
+    def take(deliveries: Sequence[Delivery], finished: Callable[[bool], None]) -> bool:
+        taken.append([delivery.body for delivery in deliveries])
+        finish.append(finished)
+        return True
+
+    with Forwarder(broker_url) as way:
+        if not has_read:
+            way.keep_deliveries()
+        collector = PikaCollector(parse_broker_urls([way.url, broker_url]), looped.loop)
+        collector.collect(queue.name, 2, take=take, on_done=seen.append)
+        looped.until(lambda: rabbit.count(queue.name) == 0 and len(taken) == has_read)
+        way.stall()
+        looped.until(lambda: "chords: connection lost" in caplog.text)
+        if has_read:
+            finish[0](False)
+        # Looks are taken in turns: when the other queue has had its own, this one has, too.
+        collector.collect(other, 1, take=take, on_done=others.append)
+        looped.until(lambda: others)
+        assert (seen, len(taken)) == ([], has_read)
+
+        way.cut()
+        looped.until(lambda: len(taken) > has_read)
+        finish[-1](True)
+        looped.until(lambda: seen)
+        collector.stop()
+
+    assert taken[-1] == [b"1", b"2"]
+    assert seen == [QueuePresence.GONE]

@@ -13,6 +13,9 @@ A part is confirmed before its queue is looked at, so looks go over the host tha
 
 A queue whose node is down exists again when the node comes back: such a queue is reported as AWAY, not as GONE. So is a queue
 whose broker does not answer.
+
+A connection that fell silent keeps the messages that it was given until the broker gives it up, after some heartbeats. Whoever
+has lost them so looks until they are back, or the queue is gone: to everybody else it is a queue that is not full.
 """
 
 from __future__ import annotations
@@ -50,6 +53,8 @@ Take = Callable[[Deliveries, Callable[[bool], None]], bool]
 LOOK_SECONDS, READ_SECONDS = 3.0, 30.0
 # It changes its host at most once in so many seconds.
 MOVE_SECONDS = 3.0
+# Between two looks for messages that a lost connection of ours still has.
+HELD_PAUSE = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +68,8 @@ class _Look:
     next_callbacks: list[OnDone] = field(default_factory=list)
     # Its messages are dealt with; the queue only has to be deleted.
     is_over: bool = False
+    # How many messages a connection of ours was given that is lost: the broker may not have noticed.
+    held: int = 0
 
 
 class PikaCollector:
@@ -149,10 +156,12 @@ class PikaCollector:
         if look is not self._current:
             return
         self._take_current()
-        if count < max(1, look.size) or look.is_over:
-            self.settle(look, QueuePresence.THERE)
-        else:
+        if not look.is_over and count >= max(1, look.size, look.held):
             _Reader(self, look, count)
+        elif look.held and not look.is_over:
+            self.loop.call_later(HELD_PAUSE, lambda: self.look_again(look))
+        else:
+            self.settle(look, QueuePresence.THERE)
         self._next()
 
     def _take_current(self) -> _Look | None:
@@ -184,7 +193,7 @@ class PikaCollector:
         self._next()
 
     def look_again(self, look: _Look) -> None:
-        """Its reader has lost its channel."""
+        """Its reader has lost its channel, or what that had was not back yet."""
         self._line.append(look)
         self._next()
 
@@ -300,14 +309,20 @@ class _Reader:
 
     def _finished(self, is_dealt_with: bool) -> None:
         self._is_completing = False
-        if not is_dealt_with:
-            self._end(QueuePresence.AWAY)
-            return
-        self._look.is_over = True
-        if self._channel.is_open:
+        self._look.is_over = is_dealt_with
+        if not self._channel.is_open:
+            self._lost()
+        elif is_dealt_with:
             self._channel.queue_delete(self._look.queue, callback=lambda _: self._end(QueuePresence.GONE))
         else:
-            self._owner.look_again(self._look)  # which only deletes it
+            self._end(QueuePresence.AWAY)
+
+    def _lost(self) -> None:
+        """Its channel is closed: another one takes the messages when they are back, or only deletes the queue."""
+        self._is_over = True
+        self._timer.cancel()
+        self._look.held = self._expected
+        self._owner.look_again(self._look)
 
     def _end(self, presence: QueuePresence) -> None:
         """End this attempt; closing the channel requeues the messages that it still has."""
@@ -327,9 +342,7 @@ class _Reader:
         if self._is_over or self._is_completing:
             return  # in the latter case it goes on when it has finished
         if self._owner.connection is None:
-            self._is_over = True
-            self._timer.cancel()
-            self._owner.look_again(self._look)
+            self._lost()
         else:
             self._end(_presence_of(error))
 
