@@ -37,6 +37,22 @@ def test_url_and_settings_name_a_place(url: str, settings: dict[str, Any], name:
     assert deployment_of(url, {}, 4.0, settings).name == name
 
 
+@pytest.mark.parametrize("option", ["timeout=20", "visibility_timeout=30", "ssl_cert_reqs=none"])
+def test_an_option_that_a_url_cannot_have_is_an_error_that_names_it(option: str) -> None:
+    with pytest.raises(ConfigurationError, match=option.partition("=")[0]) as error:
+        deployment_of(f"redis://:secret@h/1?{option}", {}, 4.0)
+
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["redis://h/1", "redis+socket:///run/redis.sock"])
+def test_options_of_a_url_are_read_as_kombu_and_we_need_them(url: str) -> None:
+    client = deployment_of(f"{url}?virtual_host=4&decode_responses=True&socket_timeout=3", {}, 4.0).client()
+
+    options = client.connection_pool.connection_kwargs
+    assert (options["db"], options["socket_timeout"], options.get("decode_responses")) == (4, 3.0, None)
+
+
 def test_a_user_is_not_taken_for_a_scheme() -> None:
     tls = {"redis_backend_use_ssl": {"ssl_ca_certs": "ca.pem"}}
 

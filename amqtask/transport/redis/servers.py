@@ -74,9 +74,24 @@ def client_arguments(
 
 
 def client_url(url: str) -> str:
-    """The URL with Celery's spelling of `ssl_cert_reqs` in redis-py's."""
+    """The URL with Celery's and kombu's spellings in redis-py's, and without what would make texts of the bytes that are read."""
     address, mark, query = url.partition("?")
-    return address + mark + urlencode([(name, _CERT_REQS.get(value, value)) for name, value in parse_qsl(query)])
+    options = [
+        ("db" if name == "virtual_host" else name, _CERT_REQS.get(value, value)) for name, value in parse_qsl(query)
+    ]
+    return address + mark + urlencode([option for option in options if option[0] != "decode_responses"])
+
+
+def _check_options(url: str, arguments: Options) -> None:
+    """redis-py trips over what it does not know when it connects."""
+    pool = redis.ConnectionPool.from_url(url, **arguments)
+    try:
+        pool.connection_class(**pool.connection_kwargs)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{safe_url(url)}: the URL has an option that connections to Redis of this kind do not have ({error}); what Celery "
+            "takes as broker_transport_options is written there"
+        ) from error
 
 
 def safe_url(url: str, port: int = 6379) -> str:
@@ -123,6 +138,7 @@ class SingleServer:
         self._arguments = dict(arguments)
         if url.startswith("unix:"):
             self._arguments.pop("socket_keepalive", None)  # of TCP
+        _check_options(self._url, self._arguments)
 
     def client(self) -> Any:
         """Connects when it is used."""

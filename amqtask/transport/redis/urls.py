@@ -36,10 +36,6 @@ def in_clients_words(url: str, *, has_tls: bool = False) -> str:
     if name.endswith("+cluster"):
         hosts = [part.rpartition("://")[2] for part in url.split(";") if part.strip()]
         return ";".join(f"{name}://{host}" for host in hosts)
-    if name == "unix":
-        path, _, query = location.partition("?")
-        query = query.replace("virtual_host=", "db=")
-        return f"unix://{path}" + (f"?{query}" if query else "")
     return f"{name}://{location}"
 
 
