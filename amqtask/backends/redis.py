@@ -38,7 +38,7 @@ from amqtask.ground.plugins import others_names
 from amqtask.ground.printable import described
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import content_type, content_types, dumps, is_text, loads
-from amqtask.transport.redis.lines import WELL, Lines, Question, Watch, Watches, run_script
+from amqtask.transport.redis.lines import WELL, LinePool, Lines, Question, Watch, run_script
 from amqtask.transport.redis.servers import Cluster, SentinelMaster, deployment_of
 
 # -- Chords counted in Redis, under Celery's keys and in its encoding, so that workers of both systems end one header together.
@@ -233,6 +233,8 @@ FAIL_OVER = 30.0
 AT_ONCE = 1_000
 # More results than that are waited for over a subscription.
 MOST_WATCHED = 50
+# Watches that are kept for the next who waits.
+IDLE_WATCHES = 10
 
 
 class RedisBackend(RedisChords, PatientStore):
@@ -347,7 +349,7 @@ class RedisBackend(RedisChords, PatientStore):
     def _watched(self, missing: dict[str, str], deadline: float | None) -> Iterator[tuple[str, ResultMessage]]:
         """Those that come over a watch until the deadline; not all where there is none, or it breaks."""
         watches = self._connections.get().watches
-        watch = watches.idle() if missing else None
+        watch = watches.take() if missing else None
         if watch is None:
             yield from self._stored(missing)
             watch = watches.open() if missing else None
@@ -369,7 +371,7 @@ class RedisBackend(RedisChords, PatientStore):
             return  # the ordinary client finds out what is wrong
         finally:
             if is_sound:
-                watches.keep(watch)
+                watches.put(watch)
             else:
                 watch.close()
 
@@ -467,7 +469,7 @@ class RedisBackend(RedisChords, PatientStore):
             server,
             Callbacks(server, self._decode),
             Lines((STORE,), lambda question: run_script(server.client, question), lambda: server.client, timeout),
-            Watches(lambda: server.client, timeout),
+            LinePool(lambda: server.client, lambda place: Watch(place, timeout), most=IDLE_WATCHES),
         )
 
 
@@ -477,7 +479,7 @@ class _Connections(NamedTuple):
     server: RedisServer
     callbacks: Callbacks
     lines: Lines
-    watches: Watches
+    watches: LinePool[Watch]
 
 
 __getattr__ = others_names(__name__)

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from redis.exceptions import NoScriptError
 
@@ -32,8 +32,6 @@ WELL = 0
 _WELL = b":0\r\n"
 # Seconds after which a line that was not used is asked whether it still works: something on the way may have forgotten it.
 IDLE_SECONDS = 20.0
-# Watches that are kept for the next who waits.
-IDLE_WATCHES = 10
 CHUNK = 65_536
 # The longest wait without a look at the clock (seconds).
 LONGEST = 3600.0
@@ -119,6 +117,10 @@ class Line:
             chunk = None
         return replies
 
+    def finish(self) -> None:
+        """Close it when what was asked has its answer."""
+        self.close()
+
     def close(self) -> None:
         self._sock.close()
 
@@ -146,6 +148,54 @@ def _connect(place: Place, timeout: float) -> socket.socket:
     sock = socket.create_connection((place.host, place.port), timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
+
+
+LineT = TypeVar("LineT", bound=Line)
+
+
+class LinePool(Generic[LineT]):
+    """The lines of one process that are not in use, which threads share. `client`: redis-py's, from which is known where to
+    connect to; of a cluster there are no lines. `most`: so many are kept."""
+
+    def __init__(self, client: Callable[[], Any], connect: Callable[[Place], LineT], *, most: float = math.inf) -> None:
+        self._client = client
+        self._connect = connect
+        self._most = most
+        self._idle: list[LineT] = []
+
+    def take(self) -> LineT | None:
+        """The one that was used last; those that do not work any more are closed."""
+        idle = self._idle
+        while idle:
+            try:
+                line = idle.pop()
+            except IndexError:  # another thread has it
+                break
+            if line.is_good:
+                return line
+            line.close()
+        return None
+
+    def open(self) -> LineT | None:
+        """A new one, when the client has just had an answer; None where there are none."""
+        try:
+            place = _place_of(self._client())
+            return None if place is None else self._connect(place)
+        except Exception:  # noqa: BLE001 - sentinels, TLS and servers before Redis 6 have errors of their own; redis-py tells them
+            return None
+
+    def put(self, line: LineT) -> None:
+        """Nobody uses it any more."""
+        if len(self._idle) < self._most:
+            line.used_at = time.monotonic()
+            self._idle.append(line)
+        else:
+            line.close()
+
+    def close(self) -> None:
+        """Close those that nobody uses, with what is under way on them."""
+        while self._idle:
+            self._idle.pop().finish()
 
 
 class _ScriptLine(Line):
@@ -199,24 +249,30 @@ class _ScriptLine(Line):
         self.unanswered.clear()
         return replies[before:]
 
+    def finish(self) -> None:
+        try:
+            if self.unanswered:
+                self.answer()
+        except (OSError, ValueError):
+            pass
+        self.close()
+
 
 class Lines:
-    """The lines of one process, which threads share. `slowly` asks over the ordinary client, and `client` is that, from which is
-    known where to connect to; of a cluster there are no lines. `timeout`: seconds for connecting and for an answer."""
+    """Scripts over the lines of one process. `slowly` asks over the ordinary client, which is `client`: see LinePool. `timeout`:
+    seconds for connecting and for an answer."""
 
     def __init__(
         self, scripts: Iterable[str], slowly: Callable[[Question], Any], client: Callable[[], Any], timeout: float
     ) -> None:
-        self._heads = {script: _head(script) for script in scripts}
+        self._heads = heads = {script: _head(script) for script in scripts}
         self._slowly = slowly
-        self._client = client
-        self._timeout = timeout
-        self._idle: list[_ScriptLine] = []
+        self._pool = LinePool(client, lambda place: _ScriptLine(place, timeout, heads))
 
     def ask(self, script: str, key: str, /, *arguments: bytes) -> Any:
         """The answer. Raises: what `slowly` raises."""
         question = Question(script, key, arguments)
-        packed, line = self._packed(question), fresh(self._idle)
+        packed, line = self._packed(question), self._pool.take()
         if line is None:
             return self._ask_slowly([question])[-1]
         try:
@@ -228,12 +284,12 @@ class Lines:
         except BaseException:  # a time limit: half an answer may be under way
             line.close()
             raise
-        self._idle.append(line)
+        self._pool.put(line)
         return answer
 
     def ask_all(self, questions: Sequence[Question]) -> list[Any]:
         """The answers to all of them, in one round trip where there is a line. Raises: what `slowly` raises."""
-        packed, line = b"".join(map(self._packed, questions)), fresh(self._idle)
+        packed, line = b"".join(map(self._packed, questions)), self._pool.take()
         if line is None:
             return self._ask_slowly(questions)
         try:
@@ -244,13 +300,13 @@ class Lines:
         except BaseException:
             line.close()
             raise
-        self._idle.append(line)
+        self._pool.put(line)
         return answers
 
     def tell(self, script: str, key: str, /, *arguments: bytes) -> None:
         """Ask, and do not wait for the answer, which is WELL. Raises: what `slowly` raises."""
         question = Question(script, key, arguments)
-        packed, line = self._packed(question), fresh(self._idle)
+        packed, line = self._packed(question), self._pool.take()
         if line is None:
             self._ask_slowly([question])
             return
@@ -263,27 +319,17 @@ class Lines:
             line.close()
             raise
         else:
-            self._idle.append(line)
+            self._pool.put(line)
 
     def close(self) -> None:
         """Wait for the answers that are not here yet, and close all."""
-        while self._idle:
-            line = self._idle.pop()
-            try:
-                if line.unanswered:
-                    line.answer()
-            except (OSError, ValueError):
-                pass
-            line.close()
+        self._pool.close()
 
     def _ask_slowly(self, questions: Sequence[Question]) -> list[Any]:
         answers = [self._slowly(question) for question in questions]
-        try:
-            place = place_of(self._client())
-            if place is not None:
-                self._idle.append(_ScriptLine(place, self._timeout, self._heads))
-        except Exception:  # noqa: BLE001 - sentinels and TLS have errors of their own; the ordinary client does
-            pass
+        line = self._pool.open()
+        if line is not None:
+            self._pool.put(line)
         return answers
 
     def _packed(self, question: Question) -> bytes:
@@ -304,7 +350,6 @@ class Watch(Line):
 
     def begin(self, keys: Sequence[str]) -> None:
         """From now on these keys are waited for, and no others. Raises: OSError."""
-        self.used_at = time.monotonic()
         before, self._keys = self._keys, keys
         self._send(*([("UNSUBSCRIBE", *before)] if before else []), ("SUBSCRIBE", *keys))
 
@@ -352,57 +397,6 @@ class Watch(Line):
         return not self._looks
 
 
-class Watches:
-    """The watches of one process, which threads share. `client` is the ordinary one: see Lines."""
-
-    def __init__(self, client: Callable[[], Any], timeout: float) -> None:
-        self._client = client
-        self._timeout = timeout
-        self._idle: list[Watch] = []
-
-    def idle(self) -> Watch | None:
-        """One that was used before, if there is one."""
-        return fresh(self._idle)
-
-    def open(self) -> Watch | None:
-        """A new one, when the client has just had an answer; None where there are none."""
-        try:
-            place = place_of(self._client())
-            return None if place is None else Watch(place, self._timeout)
-        except Exception:  # noqa: BLE001 - as with lines: a server before Redis 6, sentinels …
-            return None
-
-    def keep(self, watch: Watch) -> None:
-        """Nobody waits on it any more."""
-        if len(self._idle) < IDLE_WATCHES:
-            watch.used_at = time.monotonic()
-            self._idle.append(watch)
-        else:
-            watch.close()
-
-    def close(self) -> None:
-        """Close the idle ones."""
-        while self._idle:
-            self._idle.pop().close()
-
-
-LineT = TypeVar("LineT", bound=Line)
-
-
-def fresh(idle: list[LineT]) -> LineT | None:
-    """The one that was used last; those that do not work any more are closed."""
-    while idle:
-        try:
-            line = idle.pop()
-        except IndexError:  # another thread has it
-            break
-        if line.is_good:
-            line.used_at = time.monotonic()
-            return line
-        line.close()
-    return None
-
-
 def run_script(client: Any, question: Question) -> Any:
     """Ask over redis-py's client. Raises: what that raises."""
     script, key, arguments = question
@@ -421,7 +415,7 @@ def _head(script: str) -> bytes:
     return b"\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n" % _sha(script).encode()
 
 
-def place_of(client: Any) -> Place | None:
+def _place_of(client: Any) -> Place | None:
     """The server that takes writes now; None of a cluster. Raises: what redis-py raises when sentinels do not say."""
     pool = getattr(client, "connection_pool", None)
     if pool is None:

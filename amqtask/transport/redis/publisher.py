@@ -20,7 +20,7 @@ from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption
 from amqtask.transport.redis.envelope import Outgoing, incoming
 from amqtask.transport.redis.layout import OWN_SECONDS, Command, Layout, list_keys, owner
-from amqtask.transport.redis.lines import Line, fresh, place_of
+from amqtask.transport.redis.lines import Line, LinePool
 from amqtask.transport.redis.publishing import (
     Batch,
     Declared,
@@ -92,15 +92,18 @@ class Conversations:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._idle: list[Line] = []
+        self._lines = LinePool(
+            lambda: client,
+            lambda place: Line(place, client.connection_pool.connection_kwargs["socket_connect_timeout"]),
+        )
 
     def ask(self, commands: Callable[[], Sequence[Command]], deadline: float) -> list[Any]:
         """As `converse`; `commands` is called when there is a connection. Raises: redis.RedisError, OSError."""
-        line = fresh(self._idle)
+        line = self._lines.take()
         if line is None:
             with borrowed(self._client) as connection:
                 replies = converse(connection, commands(), deadline)
-                line = self._opened()
+                line = self._lines.open()
                 if line is not None:
                     connection.disconnect()  # so that there is one for each thread
         else:
@@ -115,21 +118,12 @@ class Conversations:
         if any(isinstance(reply, Exception) for reply in replies):
             line.close()
         else:
-            self._idle.append(line)
+            self._lines.put(line)
         return replies
-
-    def _opened(self) -> Line | None:
-        try:
-            place = place_of(self._client)
-            seconds = self._client.connection_pool.connection_kwargs["socket_connect_timeout"]
-            return None if place is None else Line(place, seconds)
-        except Exception:  # noqa: BLE001 - sentinels and TLS have errors of their own; redis-py tells them
-            return None
 
     def close(self) -> None:
         """Close those that nobody uses."""
-        while self._idle:
-            self._idle.pop().close()
+        self._lines.close()
 
 
 class RedisPublisher:
