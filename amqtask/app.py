@@ -9,10 +9,12 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, tzinfo
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from amqtask import signals
 from amqtask.calls.signature import Signature
+from amqtask.client.bursts import Bursts
 from amqtask.client.caller import Caller, delegated
 from amqtask.client.registry import (
     TaskRegistry,
@@ -64,6 +66,9 @@ T = TypeVar("T")
 _PARTS_OF_CELERY = ("amqp", "autofinalize", "control", "events", "fixups", "loader", "log", "tasks")
 
 
+_bursts: Callable[[AmqTask], Bursts] = attrgetter("bursts")
+
+
 class AmqTask(WithOthersNames):
     """An application: `app = AmqTask("tasks", broker="amqp://…", backend="rpc://")`.
 
@@ -91,6 +96,7 @@ class AmqTask(WithOthersNames):
         self.tasks = TaskRegistry(self.finalize)
         self.runtime: Runtime = Runtime(self, Kept())
         self.caller = Caller(self)
+        self.bursts = Bursts(self, self.caller)
         self.strict_typing = strict_typing
         self.is_finalized = False
         self.on_configure = signals.Signal("on_configure")
@@ -126,24 +132,24 @@ class AmqTask(WithOthersNames):
     apublish_call = delegated(Caller.apublish_call)
     publish_signature = delegated(Caller.publish_signature)
     apublish_signature = delegated(Caller.apublish_signature)
-    publish_many = delegated(Caller.publish_many)
-    apublish_many = delegated(Caller.apublish_many)
-    publish_composition = delegated(Caller.publish_composition)
-    apublish_composition = delegated(Caller.apublish_composition)
+    publish_many = delegated(Bursts.publish_many, _bursts)
+    apublish_many = delegated(Bursts.apublish_many, _bursts)
+    publish_composition = delegated(Bursts.publish_composition, _bursts)
+    apublish_composition = delegated(Bursts.apublish_composition, _bursts)
     pipeline = delegated(Caller.pipeline)
     compose_call = delegated(Caller.compose_call)
     compose_periodic = delegated(Caller.compose_periodic)
     periodic_settled = delegated(Caller.periodic_settled)
-    freeze = delegated(Caller.freeze)
-    add_to_chord = delegated(Caller.add_to_chord)
+    freeze = delegated(Bursts.freeze, _bursts)
+    add_to_chord = delegated(Bursts.add_to_chord, _bursts)
     run_inline = delegated(Caller.run_inline)
-    run_composition = delegated(Caller.run_composition)
+    run_composition = delegated(Bursts.run_composition, _bursts)
     aconnect = delegated(Caller.aconnect)
 
     # -- results
 
     AsyncResult = delegated(Caller.AsyncResult)
-    group_result = delegated(Caller.group_result)
+    group_result = delegated(Bursts.group_result, _bursts)
     store_state = delegated(Caller.store_state)
     revoke_call = delegated(Caller.revoke_call)
     # For `app.GroupResult.restore(id)`, as in Celery.

@@ -205,7 +205,7 @@ def each_end(
         if not missing:
             return
         if time.monotonic() >= deadline:
-            from amqtask.backends.mailbox import too_late
+            from amqtask.backends.contract import too_late
 
             raise too_late(task_ids, len(missing), timeout)
         look()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from amqtask import states
-from amqtask.exceptions import BackendNotConfigured, EncodeError, MessageError
+from amqtask.exceptions import BackendNotConfigured, EncodeError, MessageError, TimeoutError
+from amqtask.ground.deadlines import arrival
 from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.plugins import WithOthersNames
 from amqtask.ground.printable import bounded_logger, described
@@ -287,6 +290,69 @@ class MadeForApp:
     if TYPE_CHECKING:
 
         def __init__(self, *, app: Any, url: str | None) -> None: ...
+
+
+# -- How one waits for a result that another thread brings, and what is said when it does not come.
+
+
+def too_late(task_ids: Sequence[str], missing: int, timeout: float | None) -> TimeoutError:
+    """The error for results that did not come in time."""
+    seconds = f"{timeout or 0:g} s"
+    if len(task_ids) == 1:
+        return TimeoutError(f"no result of task {task_ids[0]} within {seconds}")
+    return TimeoutError(f"{missing} of {len(task_ids)} results did not come within {seconds}")
+
+
+# Called with the result, or with why there will be none.
+Arrived = Callable[[ResultMessage | Exception], None]
+
+
+class CallsBack(Protocol):
+    """A backend that calls when a result is ready."""
+
+    def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None: ...
+
+    def cancel_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None: ...
+
+
+async def await_arrival(
+    task_id: str, timeout: float | None, subscribe: Callable[[Arrived], Callable[[], None]]
+) -> ResultMessage:
+    """The result that `arrived` is called with, from any thread, after `subscribe(arrived)`, which returns how to unsubscribe.
+
+    Raises: TimeoutError, the error that arrived."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[ResultMessage] = loop.create_future()
+
+    def settle(result_or_error: ResultMessage | Exception) -> None:
+        if future.done():
+            return
+        if isinstance(result_or_error, Exception):
+            future.set_exception(result_or_error)
+        else:
+            future.set_result(result_or_error)
+
+    def arrived(result_or_error: ResultMessage | Exception) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed, and nobody waits there any more
+            loop.call_soon_threadsafe(settle, result_or_error)
+
+    cancel = subscribe(arrived)
+    try:
+        return await arrival(future, timeout)
+    except asyncio.TimeoutError:
+        raise too_late([task_id], 1, timeout) from None
+    finally:
+        cancel()
+
+
+async def await_callback(backend: CallsBack, task_id: str, timeout: float | None) -> ResultMessage:
+    """The result, when the backend's thread delivers it. Raises: TimeoutError."""
+
+    def subscribe(arrived: Arrived) -> Callable[[], None]:
+        backend.add_callback(task_id, arrived)
+        return lambda: backend.cancel_callback(task_id, arrived)
+
+    return await await_arrival(task_id, timeout, subscribe)
 
 
 # -- How the parts of a stored result are written and read: the same for all stores that keep bytes.

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, KnownStore
-from amqtask.backends.mailbox import Arrivals, Mailbox, await_callback
+from amqtask.backends.contract import BackendOptions, KnownStore, await_callback
+from amqtask.backends.rpc import Arrivals, Mailbox
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.protocol.serialization import content_types
 
@@ -74,7 +74,7 @@ class MemoryChords:
 class MemoryBackend(MemoryChords, KnownStore):
     """See amqtask.backends.contract.ResultBackend. Values pass through the serializer, as they would elsewhere."""
 
-    # What nobody holds goes by itself (amqtask.backends.mailbox).
+    # What nobody holds goes by itself (amqtask.backends.rpc.Mailbox).
     supports_autoexpire = True
 
     def __init__(self, options: BackendOptions) -> None:

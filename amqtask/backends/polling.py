@@ -12,8 +12,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar, NamedTuple, TypeVar
 
-from amqtask.backends.contract import BackendOptions, KnownStore, PatientStore, RetryPolicy, retrying
-from amqtask.backends.mailbox import Arrived, await_arrival, too_late
+from amqtask.backends.contract import (
+    Arrived,
+    BackendOptions,
+    KnownStore,
+    PatientStore,
+    RetryPolicy,
+    await_arrival,
+    retrying,
+    too_late,
+)
 from amqtask.exceptions import BackendUnreachable
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import bounded_logger

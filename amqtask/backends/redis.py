@@ -17,8 +17,7 @@ from weakref import WeakKeyDictionary
 import redis
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, Codec, PatientStore, RetryPolicy, key_prefix
-from amqtask.backends.mailbox import too_late
+from amqtask.backends.contract import BackendOptions, Codec, PatientStore, RetryPolicy, key_prefix, too_late
 from amqtask.backends.redis_waiting import (
     ERRORS,
     FIRST_PAUSE,

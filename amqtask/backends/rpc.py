@@ -11,12 +11,13 @@ import contextlib
 import os
 import time
 import uuid
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, KnownStore
-from amqtask.backends.mailbox import CAPACITY, Arrivals, Arrived, Mailbox, await_arrival, too_late
+from amqtask.backends.contract import Arrived, BackendOptions, KnownStore, await_arrival, too_late
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, MessageError, PublishError, ResultLost
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import bounded_logger
@@ -34,6 +35,189 @@ logger = bounded_logger("amqtask.backends")
 # Seconds between looks at the queue of a process that publishes and reads no results.
 READ_EVERY = 0.1
 MOST_KNOWN = 1000
+
+
+# -- Results of this process by task id: what is known, who waits; also for the store that keeps them in memory.
+#
+# A result stays for as long as somebody holds its AsyncResult. Of those that nobody holds, the oldest go first: past
+# `capacity` if they were never read (a caller may have kept the id only), past `recent` if they were. So a process that publishes
+# for ever and looks at few of its results does not grow for ever.
+
+OnResult = Callable[[ResultMessage], None]
+CAPACITY = 100_000
+RECENT = 1_000
+
+
+class Mailbox:
+    """The newest result per task; callbacks run once, when a result is ready.
+
+    Safe across threads, and in signal handlers that interrupt one: there is no lock. Each step is one of a dictionary's own, and
+    at no time between two of them is a result that was known in no place. Dead holders are swept, not reported: a weak
+    reference's callback would swallow an exception that strikes in it.
+    """
+
+    def __init__(self, capacity: int = CAPACITY, recent: int = RECENT) -> None:
+        self._capacity = capacity
+        self._recent = recent
+        self._unread: OrderedDict[str, ResultMessage] = OrderedDict()
+        self._read: OrderedDict[str, ResultMessage] = OrderedDict()
+        # Past the limits, but somebody holds (or held) them; swept when it has doubled, as the holders are.
+        self._held: dict[str, ResultMessage] = {}
+        self._sweep_at = 1_000
+        self._holders: dict[str, ref[Any]] = {}
+        self._sweep_holders_at = 1_000
+        self._callbacks: dict[str, list[OnResult]] = {}
+
+    def __len__(self) -> int:
+        return len(self._unread) + len(self._read) + len(self._held)
+
+    def hold(self, task_id: str, holder: object) -> None:
+        """Keep the result for as long as `holder` lives."""
+        self._holders[task_id] = ref(holder)
+        if len(self._holders) > self._sweep_holders_at:
+            for held_id, reference in list(self._holders.items()):
+                if reference() is None:
+                    self._holders.pop(held_id, None)
+            self._sweep_holders_at = max(1_000, 2 * len(self._holders))
+
+    def _is_held(self, task_id: str) -> bool:
+        reference = self._holders.get(task_id)
+        return reference is not None and reference() is not None
+
+    def expected(self) -> list[str]:
+        """The tasks whose results somebody holds or waits for, and that have not come."""
+        held = [task_id for task_id in list(self._holders) if self._is_held(task_id)]
+        return [task_id for task_id in dict.fromkeys([*held, *self._callbacks]) if not self.is_ready(task_id)]
+
+    def put(self, result: ResultMessage) -> None:
+        """Note a result; a final one is never overwritten by an earlier state, nor SUCCESS by anything."""
+        task_id = result.task_id
+        stored = self._find(task_id)
+        if stored is not None and _outranks(stored, result):
+            return
+        self._unread[task_id] = result
+        self._unread.move_to_end(task_id)
+        self._read.pop(task_id, None)
+        self._held.pop(task_id, None)
+        self._trim(self._unread, self._capacity)
+        if result.is_ready:
+            waiting = self._callbacks.pop(task_id, [])
+            for callback in list(waiting):
+                if _taken(waiting, callback):
+                    callback(result)
+
+    def find(self, task_id: str) -> ResultMessage | None:
+        """The newest result of a task, or None."""
+        return self._find(task_id)
+
+    def is_ready(self, task_id: str) -> bool:
+        """Whether the final result has come."""
+        stored = self._find(task_id)
+        return stored is not None and stored.is_ready
+
+    def take(self, task_id: str) -> ResultMessage | None:
+        """The same as `find`, for somebody who keeps a final result."""
+        stored = self._find(task_id)
+        if stored is not None and stored.is_ready and task_id in self._unread:
+            self._read[task_id] = stored
+            self._unread.pop(task_id, None)
+            self._trim(self._read, self._recent)
+        return stored
+
+    def forget(self, task_id: str) -> None:
+        """Drop the result."""
+        for results in (self._unread, self._read, self._held):
+            results.pop(task_id, None)
+
+    def when_ready(self, task_id: str, callback: OnResult) -> None:
+        """Call `callback` once, now or when the result comes."""
+        waiting = self._callbacks.setdefault(task_id, [])
+        waiting.append(callback)
+        stored = self._find(task_id)
+        if stored is not None and stored.is_ready and _taken(waiting, callback):
+            callback(stored)  # it has come between the two
+
+    def cancel(self, task_id: str, callback: OnResult) -> None:
+        """Cancel a callback."""
+        waiting = self._callbacks.get(task_id, [])
+        if _taken(waiting, callback) and not waiting:
+            self._callbacks.pop(task_id, None)
+
+    def _find(self, task_id: str) -> ResultMessage | None:
+        return self._unread.get(task_id) or self._read.get(task_id) or self._held.get(task_id)
+
+    def _trim(self, results: OrderedDict[str, ResultMessage], limit: int) -> None:
+        while len(results) > limit:
+            task_id, result = next(iter(results.items()))
+            if self._is_held(task_id):
+                self._held[task_id] = result
+            results.pop(task_id, None)
+        if len(self._held) > self._sweep_at:
+            for held_id in list(self._held):
+                if not self._is_held(held_id):
+                    self._held.pop(held_id, None)
+            self._sweep_at = max(1_000, 2 * len(self._held))
+
+
+def _outranks(stored: ResultMessage, new: ResultMessage) -> bool:
+    return stored.status == states.SUCCESS or (stored.is_ready and not new.is_ready)
+
+
+def _taken(waiting: list[OnResult], callback: OnResult) -> bool:
+    """Take a callback off the list; whoever succeeds calls it."""
+    try:
+        waiting.remove(callback)
+    except ValueError:
+        return False
+    return True
+
+
+class Arrivals:
+    """The results of some tasks in the order in which they become ready; cheap to ask however many are awaited."""
+
+    def __init__(self, mailbox: Mailbox, task_ids: Sequence[str]) -> None:
+        self._mailbox = mailbox
+        self._task_ids = task_ids
+        self._missing = set(task_ids)
+        self.ready: deque[ResultMessage] = deque()
+        for task_id in list(self._missing):
+            mailbox.when_ready(task_id, self._arrived)
+
+    def _arrived(self, result: ResultMessage) -> None:
+        self._missing.discard(result.task_id)
+        self.ready.append(result)
+
+    @property
+    def missing(self) -> int:
+        """How many results have not come."""
+        return len(self._missing)
+
+    def __bool__(self) -> bool:
+        return bool(self.ready)
+
+    def next(self) -> ResultMessage:
+        """The next result that has come."""
+        result = self.ready.popleft()
+        self._mailbox.take(result.task_id)
+        return result
+
+    def each(self, timeout: float | None, wait: Callable[[float | None], bool]) -> Iterator[tuple[str, ResultMessage]]:
+        """All of them by task id, within `timeout` seconds. `wait(deadline)`: whether one has come. Raises: TimeoutError."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self or self._missing:
+            if not self and not wait(deadline):
+                raise too_late(self._task_ids, self.missing, timeout)
+            while self:
+                result = self.next()
+                yield result.task_id, result
+
+    def close(self) -> None:
+        """Stop waiting."""
+        for task_id in list(self._missing):
+            self._mailbox.cancel(task_id, self._arrived)
+
+
+# -- over the broker
 
 
 class _Inbox:

@@ -7,7 +7,7 @@ import gc
 import pytest
 
 from amqtask import states
-from amqtask.backends.mailbox import Arrivals, Mailbox
+from amqtask.backends.rpc import Arrivals, Mailbox
 from amqtask.protocol.result import ResultMessage
 
 
