@@ -20,6 +20,7 @@ from amqtask.client.registry import (
     TaskRegistry,
     django_apps,
     import_related,
+    make_task,
     name_of_main,
     prepare_django,
     twin_of_main,
@@ -39,7 +40,7 @@ from amqtask.protocol import option_types
 from amqtask.protocol.serialization import LARGEST_BODY, content_types
 from amqtask.results import GroupResult, ResultSet
 from amqtask.settings import Settings
-from amqtask.task import AsyncTask, make_task
+from amqtask.task import AsyncTask
 from amqtask.task import Task as TaskBase
 
 if TYPE_CHECKING:

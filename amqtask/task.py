@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import types
 import uuid
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -18,17 +16,15 @@ from amqtask.exceptions import (
     OperationalError,
     Replaced,
     Retry,
-    UnknownTaskOptionWarning,
 )
 from amqtask.execution.batches import check_batch
 from amqtask.execution.context import Context, current_context
-from amqtask.execution.task_plan import pydantic_wrapper
 from amqtask.flow.fair import fair_plan_of
 from amqtask.flow.keys import plan_of
 from amqtask.ground.current import current_app
 from amqtask.ground.plugins import WithOthersNames, plugins
 from amqtask.protocol import option_types
-from amqtask.protocol.option_types import TASK, near_option, of_call, of_task
+from amqtask.protocol.option_types import TASK, of_call, of_task
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import is_private
 
@@ -36,7 +32,7 @@ if TYPE_CHECKING:
     from amqtask.calls.application import Application
     from amqtask.flow.fair import FairPlan
     from amqtask.flow.keys import FlowPlan
-    from amqtask.ground.shapes import Arguments, CoroutineOf, KeywordDict, Keywords, OptionDict, Options
+    from amqtask.ground.shapes import Arguments, CoroutineOf, KeywordDict, Keywords, Options
     from amqtask.result import AsyncResult, EagerResult
 
 P = ParamSpec("P")
@@ -518,46 +514,6 @@ def argument_check(function: Callable[..., object]) -> Callable[..., Any] | None
         return inspect.signature(function).bind
     except (TypeError, ValueError):
         return None
-
-
-def make_task(
-    function: Callable[..., Any],
-    base: type[RegisteredTask],
-    *,
-    name: str,
-    bind: bool,
-    pydantic: bool,
-    pydantic_options: OptionDict,
-    options: Options,
-) -> RegisteredTask:
-    """The task of a function; options that are none of ours are its attributes, as in Celery, and slips are told."""
-    if inspect.isasyncgenfunction(function):
-        raise TypeError(f"task {name} is an async generator; a task returns one value: use a plain `async def`")
-    body = pydantic_wrapper(function, **pydantic_options) if pydantic else function
-    attributes: dict[str, object] = {
-        "name": name,
-        "run": body if bind else staticmethod(body),
-        "__doc__": function.__doc__,
-        "__module__": function.__module__,
-        "__wrapped__": staticmethod(function),
-        "abstract": False,
-    }
-    if pydantic:
-        attributes["as_data"] = staticmethod(body.as_data)  # type: ignore[attr-defined]
-    attributes.update(options)
-    for option in options:
-        near = None if hasattr(base, option) else near_option(option)
-        if near is not None:
-            warnings.warn(
-                f"task {name}: {option!r} is not an option of amqtask's; did you mean {near!r}?",
-                UnknownTaskOptionWarning,
-                stacklevel=4,
-            )
-    task_class = types.new_class(function.__name__, (base,), exec_body=lambda namespace: namespace.update(attributes))
-    task: RegisteredTask = task_class()
-    # What decorators above the task copy (functools.wraps), and logs show.
-    task.__dict__.update(__name__=function.__name__, __qualname__=function.__qualname__)
-    return task
 
 
 def _annotations(annotations: object, name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from amqtask.exceptions import ChordError, Terminated
 from amqtask.execution.context import Context, current, current_context
 from amqtask.execution.executor import Executor
 from amqtask.execution.follow_ups import first_task
+from amqtask.execution.hooks import tell, tell_retry
 from amqtask.execution.request import ErrorInfo, Outcome, Request
 from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.flow.deadline import deadline_in
@@ -138,7 +139,7 @@ class InlineExecutor(Executor):
 
     def _retried(self, plan: TaskPlan, request: Request, context: Context, retry: Retry, runtime: float) -> Outcome:
         self.retry = retry
-        self._tell(self._tell_retry, plan, request, context, retry, ErrorInfo(retry.exc or retry))
+        tell(tell_retry, plan, request, context, retry, ErrorInfo(retry.exc or retry))
         return Outcome(request.number, "RETRY", runtime=runtime)
 
     def _classify(

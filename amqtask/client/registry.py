@@ -1,4 +1,5 @@
-"""The tasks of an app by name, whose error for an unknown one lists near names; and shared tasks, for whichever app there is."""
+"""The tasks of an app by name, whose error for an unknown one lists near names; how they are made of functions; and shared tasks,
+for whichever app there is."""
 
 from __future__ import annotations
 
@@ -6,16 +7,20 @@ import importlib.util
 import inspect
 import os
 import sys
+import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from amqtask.exceptions import ConfigurationError, NotRegistered
+from amqtask.exceptions import ConfigurationError, NotRegistered, UnknownTaskOptionWarning
+from amqtask.execution.task_plan import pydantic_wrapper
 from amqtask.ground.current import current_app, find_current_app, note_shared
 from amqtask.ground.plugins import did_you_mean, load, load_path, others_names, plugins
 from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.option_types import near_option
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import CoroutineOf, OptionDict
+    from amqtask.ground.shapes import CoroutineOf, OptionDict, Options
     from amqtask.task import AsyncTask, RegisteredTask, Task
 
 
@@ -81,6 +86,46 @@ class TaskRegistry(Mapping[str, "RegisteredTask"]):
     def unregister(self, name: str) -> None:
         """Take a task out. Raises: NotRegistered."""
         del self._tasks[self[name].name]
+
+
+def make_task(
+    function: Callable[..., Any],
+    base: type[RegisteredTask],
+    *,
+    name: str,
+    bind: bool,
+    pydantic: bool,
+    pydantic_options: OptionDict,
+    options: Options,
+) -> RegisteredTask:
+    """The task of a function; options that are none of ours are its attributes, as in Celery, and slips are told."""
+    if inspect.isasyncgenfunction(function):
+        raise TypeError(f"task {name} is an async generator; a task returns one value: use a plain `async def`")
+    body = pydantic_wrapper(function, **pydantic_options) if pydantic else function
+    attributes: dict[str, object] = {
+        "name": name,
+        "run": body if bind else staticmethod(body),
+        "__doc__": function.__doc__,
+        "__module__": function.__module__,
+        "__wrapped__": staticmethod(function),
+        "abstract": False,
+    }
+    if pydantic:
+        attributes["as_data"] = staticmethod(body.as_data)  # type: ignore[attr-defined]
+    attributes.update(options)
+    for option in options:
+        near = None if hasattr(base, option) else near_option(option)
+        if near is not None:
+            warnings.warn(
+                f"task {name}: {option!r} is not an option of amqtask's; did you mean {near!r}?",
+                UnknownTaskOptionWarning,
+                stacklevel=4,
+            )
+    task_class = types.new_class(function.__name__, (base,), exec_body=lambda namespace: namespace.update(attributes))
+    task: RegisteredTask = task_class()
+    # What decorators above the task copy (functools.wraps), and logs show.
+    task.__dict__.update(__name__=function.__name__, __qualname__=function.__qualname__)
+    return task
 
 
 class SharedTask:

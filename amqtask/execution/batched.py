@@ -13,6 +13,7 @@ from amqtask.exceptions import BackendUnreachable
 from amqtask.execution.batches import BatchCall, settle
 from amqtask.execution.context import AT_END, Context, current
 from amqtask.execution.gated import GatedExecutor
+from amqtask.execution.hooks import tell_start
 from amqtask.execution.no_run import INTERRUPTED_SECONDS, not_stored, requeued
 from amqtask.execution.request import Outcome, calls_of, is_batch
 from amqtask.ground.processes import FORKS, end_forked
@@ -137,7 +138,7 @@ class BatchedExecutor(GatedExecutor):
             if plan.track_started:
                 self._mark_started(plan, request)
             if plan.hooks or signals.task_prerun.connected:
-                self._before(plan, request, context)
+                tell_start(plan, request, context)
         except BaseException as error:  # noqa: BLE001 - see Executor
             call.fail(error)
             batch.outcomes.append(self._outcome_of(batch, call))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError, Retry
 from amqtask.execution.context import Context, current
+from amqtask.protocol.flow_options import Fair
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
@@ -184,7 +185,7 @@ def check_batch(task: Any) -> None:
         raise ConfigurationError(
             f"task {task.name} has batch and {' and '.join(names)}: that is for tasks whose calls run one by one"
         )
-    by = getattr(task.fair_by, "by", task.fair_by)
+    by = task.fair_by.by if isinstance(task.fair_by, Fair) else task.fair_by
     if by is not None and not callable(by):
         raise ConfigurationError(
             f"task {task.name} has batch and fair_by {', '.join(by)}: its function has none of a call's arguments, so fair_by "

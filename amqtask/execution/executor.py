@@ -30,6 +30,7 @@ from amqtask.execution.chain_steps import OFF, Resuming
 from amqtask.execution.context import AT_END, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
 from amqtask.execution.follow_ups import NOTHING, FollowUpComposer, FollowUps
+from amqtask.execution.hooks import tell, tell_failure, tell_postrun, tell_retry, tell_start, tell_success
 from amqtask.execution.inbox import in_inbox
 from amqtask.execution.no_run import DEFAULT, INTERRUPTED_SECONDS, Bounds, Endings, not_stored, requeued
 from amqtask.execution.request import (
@@ -49,7 +50,6 @@ from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.printable import bounded_logger
 from amqtask.ground.processes import FORKS, count_forks, end_forked
 from amqtask.protocol.chord import CHORD_HEADER, read_mark
-from amqtask.protocol.result import ENDS
 from amqtask.protocol.serialization import LARGEST_BODY, is_private
 from amqtask.protocol.task import NO_FOLLOW_UPS, saferepr
 
@@ -195,7 +195,7 @@ class Executor(Endings):
                 if plan.track_started:
                     self._mark_started(plan, request)
                 if plan.hooks or signals.task_prerun.connected:
-                    self._before(plan, request, context)
+                    tell_start(plan, request, context)
                 value = plan.call(*args, **kwargs)
                 if plan.is_async or value.__class__ is CoroutineType:
                     value = self.run_coroutine(value)
@@ -244,7 +244,7 @@ class Executor(Endings):
                     else:
                         self._mark_started(plan, request)
                 if plan.hooks or signals.task_prerun.connected:
-                    self._before(plan, request, context)
+                    tell_start(plan, request, context)
                 value = plan.call(*args, **kwargs)
                 if plan.is_async or value.__class__ is CoroutineType:
                     value = await value
@@ -313,14 +313,6 @@ class Executor(Endings):
         if self._results is not None and is_wanted(plan, request):
             self._results.started(request)
 
-    def _before(self, plan: TaskPlan, request: Request, context: Context) -> None:
-        if signals.task_prerun:
-            signals.task_prerun.send(
-                sender=plan.task, task_id=request.id, task=plan.task, args=context.args, kwargs=context.kwargs
-            )
-        if "before_start" in plan.hooks:
-            plan.task.before_start(request.id, context.args, context.kwargs)
-
     # -- ends of a run
 
     def _returned(self, plan: TaskPlan, request: Request, context: Context, value: object, started: float) -> Outcome:
@@ -345,7 +337,7 @@ class Executor(Endings):
         if CHORD_HEADER in request.headers:
             self._end_chord(request)
         if plan.hooks or signals.task_success.connected or signals.task_postrun.connected:
-            self._tell(self._tell_success, plan, request, context, value, runtime)
+            tell(tell_success, plan, request, context, value, runtime)
         summary = "" if not self._verbose[0] else HIDDEN if is_private(request.content_type) else saferepr(value)
         if after is NOTHING:
             return of_success(request.number, runtime, summary, result=result)
@@ -361,7 +353,7 @@ class Executor(Endings):
             error = _ask_for_retry(plan.task, context, error)
         outcome = self._classify(plan, request, context, error, runtime)
         if signals.task_postrun and not isinstance(error, Abandoned):
-            self._tell(self._tell_postrun, plan, request, context, outcome.state, error)
+            tell(tell_postrun, plan, request, context, outcome.state, error)
         return outcome
 
     def _classify(
@@ -429,7 +421,7 @@ class Executor(Endings):
         result = None
         if self._results is not None and is_wanted(plan, request):
             result = self._results.retry(request, context, cause, info.traceback)
-        self._tell(self._tell_retry, plan, request, context, retry, info)
+        tell(tell_retry, plan, request, context, retry, info)
         outcome = Outcome(
             request.number,
             states.RETRY,
@@ -465,7 +457,7 @@ class Executor(Endings):
         if CHORD_HEADER in request.headers:
             self._end_chord(request)
         if hooks:
-            self._tell(self._tell_failure, plan, request, context, error, info)
+            tell(tell_failure, plan, request, context, error, info)
         summary = saferepr(error, 500)
         is_acked = task.acks_on_failure or not task.acks_late
         outcome = Outcome(
@@ -513,63 +505,6 @@ class Executor(Endings):
             self._chord_store.end_chord(group_id, body_id)
         except BackendUnreachable as error:
             logger.warning("the parts of chord %s stay until they expire: %s", group_id, error)
-
-    # -- hooks and signals
-
-    def _tell(self, tell: Callable[..., None], *arguments: object) -> None:
-        """Hooks, and receivers of signals: one that wants to end the process (`sys.exit`) does not change how the task ended."""
-        try:
-            tell(*arguments)
-        except ENDS as error:
-            logger.error("a receiver of a signal raised %s; the process goes on", type(error).__name__)
-
-    def _tell_success(self, plan: TaskPlan, request: Request, context: Context, value: object, runtime: float) -> None:
-        if "on_success" in plan.hooks:
-            self._hook(plan.task.on_success, value, request.id, context.args, context.kwargs)
-        if signals.task_success:
-            signals.task_success.send(sender=plan.task, result=value, runtime=runtime)
-        if "after_return" in plan.hooks:
-            self._hook(plan.task.after_return, states.SUCCESS, value, request.id, context.args, context.kwargs, None)
-        if signals.task_postrun:
-            self._tell_postrun(plan, request, context, states.SUCCESS, value)
-
-    def _tell_failure(
-        self, plan: TaskPlan, request: Request, context: Context, error: BaseException, info: ErrorInfo
-    ) -> None:
-        task, args, kwargs = plan.task, context.args, context.kwargs
-        if "on_failure" in plan.hooks:
-            self._hook(task.on_failure, error, request.id, args, kwargs, info)
-        if signals.task_failure:
-            signals.task_failure.send(
-                sender=task, task_id=request.id, exception=error, args=args, kwargs=kwargs,
-                traceback=error.__traceback__, einfo=info,
-            )  # fmt: skip
-        if "after_return" in plan.hooks:
-            self._hook(task.after_return, states.FAILURE, error, request.id, args, kwargs, info)
-
-    def _tell_retry(self, plan: TaskPlan, request: Request, context: Context, retry: Retry, info: ErrorInfo) -> None:
-        if "on_retry" in plan.hooks:
-            self._hook(plan.task.on_retry, retry.exc or retry, request.id, context.args, context.kwargs, info)
-        if signals.task_retry:
-            signals.task_retry.send(sender=plan.task, request=context, reason=retry, einfo=info)
-
-    def _tell_postrun(self, plan: TaskPlan, request: Request, context: Context, state: str, value: object) -> None:
-        signals.task_postrun.send(
-            sender=plan.task, task_id=request.id, task=plan.task, args=context.args, kwargs=context.kwargs,
-            retval=value, state=state,
-        )  # fmt: skip
-
-    def _hook(self, hook: Callable[..., object], *arguments: object) -> None:
-        """Call a hook; an error of it is logged, and does not change the task's outcome."""
-        try:
-            hook(*arguments)
-        except (Exception, *ENDS) as error:
-            name, context = getattr(hook, "__qualname__", hook), current.get()
-            request = context.request if context is not None else None
-            if request is not None and is_private(request.content_type):
-                logger.error("hook %s failed: %s %s", name, type(error).__name__, HIDDEN)
-            else:
-                logger.exception("hook %s failed", name)
 
 
 def _shown(request: Request, outcome: Outcome, error: BaseException) -> Outcome:
