@@ -111,11 +111,15 @@ def _borders(connection: sa.Connection, top: int | None) -> Iterator[int]:
     """Keys, each with about _TIMES as many tasks from there to the one before as there were before that; at last 0."""
     count, wanted = 0, _FIRST
     for minute, number in _minutes(connection, None if top is None else top // key_at(60.0)):
-        count += number
-        bottom = key_at(minute * 60)
-        if count >= wanted and (top is None or bottom < top):
-            count, wanted = 0, wanted * _TIMES
-            yield bottom
+        before = number
+        while count + before >= wanted:
+            # Also within a minute: a burst has very many.
+            before -= wanted - count
+            bottom, count = key_at(60 * (minute + before / number)), 0
+            if top is None or bottom < top:
+                wanted *= _TIMES
+                yield bottom
+        count += before
     yield 0
 
 
