@@ -2,9 +2,10 @@
 
     python -m integration.nodes run --redis -- python -m integration.flow_soak [--calls N] [--kills N] [--redis] [--seed N]
 
-Calls of six kinds (integration.apps.flow_soak) are published as they are worked off, so that some wait all the time; a tenth of
-the unique ones is called twice. The workers, two for slow tasks and two for quick ones, are killed (SIGKILL) in turn and started
-again. The tasks write down when they begin and end; in the end that is counted, and what is in the database.
+Calls of six kinds (integration.apps.flow_soak) are published as they are worked off, so that some wait all the time; every
+third of the unique ones is called twice, so a tenth of all calls are duplicates. The workers, two for slow tasks and two for
+quick ones, are killed (SIGKILL) in turn and started again. The tasks write down when they begin and end; in the end that is
+counted, and what is in the database.
 """
 
 from __future__ import annotations
@@ -34,16 +35,26 @@ from integration.workers import WorkerProcess
 
 CALLS, KILLS = 1_000_000, 60
 APP = "integration.apps.flow_soak"
-DUPLICATES = 0.1
+# Of the unique calls: a tenth of all.
+DUPLICATES = 0.35
 # Without any progress for so many seconds the rest is lost.
 STUCK = 120.0
 # Between the store's permission and a run's first line (seconds): so much later one may begin, and the next ones not.
 JITTER = 0.25
 # Of each kind its part of all calls, and how many of it are there at once.
-PARTS = {"limited": 0.11, "acme": 0.03, "globex": 0.03, "initech": 0.03, "paced": 0.17, "brief": 0.13, "booked": 0.5}
-AHEAD = {"limited": 120, "acme": 40, "globex": 40, "initech": 40, "paced": 300, "brief": 100, "booked": 600}
-# So many of them are published together.
-BLOCK = 20
+PARTS = {
+    "limited": 0.144,
+    "acme": 0.045,
+    "globex": 0.045,
+    "initech": 0.045,
+    "paced": 0.297,
+    "brief": 0.108,
+    "booked": 0.316,
+}
+AHEAD = {"limited": 100, "acme": 40, "globex": 40, "initech": 40, "paced": 160, "brief": 30, "booked": 300}
+# So many of them are published together; and of those without a limit that would be reached, so many a second at most: what they
+# cost must leave the others the CPU that they need to reach theirs.
+BLOCK, PACES = 10, {"brief": 120, "booked": 350}
 COLUMNS = ("task", "calls", "runs", "of killed workers", "limit", "most", "used while calls waited", "lost", "twice")
 
 
@@ -190,9 +201,10 @@ class Soak:
     # -- calls
 
     def _produce(self, kind: Kind) -> None:
+        began, pace = time.monotonic(), PACES.get(kind.name, 1_000_000)
         while kind.published < kind.count:
             block = range(kind.published, min(kind.published + BLOCK, kind.count))
-            while block.stop - len(kind.ended) > AHEAD[kind.name]:
+            while block.stop - len(kind.ended) > AHEAD[kind.name] or kind.published > pace * (time.monotonic() - began):
                 if self._is_over.wait(0.005):
                     return
             try:
