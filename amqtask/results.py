@@ -297,7 +297,7 @@ class ResultSet(Cancellable, WithOthersNames):
         on_message: Callable[[JsonObject], object] | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> Iterator[OneResult]:
-        """Each member as it becomes ready (those that are first), in one pass over the store.
+        """Each member as it becomes ready (those that are first), in one pass over each store: members may be of several apps.
 
         Raises: TimeoutError when the rest does not come within `timeout` seconds."""
         waiting: dict[str, list[OneResult]] = {}  # the same task may be there twice
@@ -306,9 +306,14 @@ class ResultSet(Cancellable, WithOthersNames):
                 waiting.setdefault(result.id, []).append(result)
             else:
                 yield result
-        if waiting:
-            store = next(iter(waiting.values()))[0].result_store
-            for task_id, final in each_end(store, list(waiting), timeout, interval=interval, look=on_interval):
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        by_store: dict[int, list[str]] = {}
+        for task_id, (result, *_) in waiting.items():
+            by_store.setdefault(id(result.result_store), []).append(task_id)
+        for task_ids in by_store.values():
+            store = waiting[task_ids[0]][0].result_store
+            left = timeout if len(by_store) == 1 or timeout is None else max(0.0, deadline - time.monotonic())
+            for task_id, final in each_end(store, task_ids, left, interval=interval, look=on_interval):
                 if on_message is not None:
                     on_message(final.as_meta())
                 for result in waiting[task_id]:

@@ -247,3 +247,20 @@ def test_an_eager_result_can_be_cancelled_alone_or_with_others() -> None:
     GroupResult("g", [member]).cancel()
 
     assert (alone.state, member.state) == (states.REVOKED, states.REVOKED)
+
+
+def test_results_of_several_applications_are_waited_for_together(store: Store) -> None:
+    other = Store()
+    store.succeed("a", 1)
+    other.succeed("b", 2)
+    store.succeed("c", 3)
+
+    def several() -> ResultSet:
+        return ResultSet([AsyncResult("a", store), AsyncResult("b", other), AsyncResult("c", store)])
+
+    assert several().get(timeout=5.0) == [1, 2, 3]
+    assert several().join(timeout=5.0) == [1, 2, 3]
+    assert several().completed_count() == 3
+    missing = ResultSet([AsyncResult("a", store), AsyncResult("nowhere", other)])
+    with pytest.raises(TimeoutError):
+        missing.get(timeout=0.05)
