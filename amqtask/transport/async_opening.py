@@ -1,12 +1,8 @@
-"""From hosts to a `Line`: each address of each host in turn, within a deadline, with a named error.
-
-A name is looked up as for the other publishers: asyncio would do it in a thread that it waits for when its loop closes.
-"""
+"""From hosts to a `Line`: each address of each host in turn, within a deadline, with a named error."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
@@ -16,10 +12,11 @@ from aiormq import exceptions as wire_errors
 from pamqp import commands
 
 from amqtask.exceptions import AccessRefused, BrokerUnreachable
-from amqtask.ground.deadlines import arrival, ended
+from amqtask.ground.deadlines import ended
 from amqtask.transport.async_line import Line, is_ours, keep_quiet
+from amqtask.transport.async_resolving import addresses_of
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_ALLOWED, NOT_OFFERED, access_refused, unreachable
-from amqtask.transport.resolving import Answer, avoid, look_up_in_thread
+from amqtask.transport.resolving import as_host, avoid
 from amqtask.transport.url import EXTERNAL, Addresses, BrokerAddress, HostTurns, client_properties
 
 if TYPE_CHECKING:
@@ -66,7 +63,12 @@ async def _open(address: BrokerAddress, deadline: float, heartbeat: int | None, 
     BrokerUnreachable."""
     loop = asyncio.get_running_loop()
     failure: BrokerUnreachable | None = None
-    found = await _found(address, deadline - loop.time())
+    try:
+        found = await addresses_of(address.host, address.port, deadline - loop.time())
+    except TimeoutError:
+        raise _late(address) from None
+    except OSError as error:
+        raise unreachable(error, [address]) from error
     for index, place in enumerate(found):
         seconds = (deadline - loop.time()) / (len(found) - index)
         opening = await ended(_open_at(place, address, heartbeat, name), seconds, Line.abandon)
@@ -84,29 +86,6 @@ def _late(address: BrokerAddress) -> BrokerUnreachable:
     return BrokerUnreachable(f"{address.safe_url} did not answer in time")
 
 
-async def _found(address: BrokerAddress, seconds: float) -> list[Any]:
-    """The addresses of the host."""
-    loop = asyncio.get_running_loop()
-    arriving: asyncio.Future[Answer] = loop.create_future()
-
-    def arrived(answer: Answer) -> None:
-        if not arriving.done():
-            arriving.set_result(answer)
-
-    def note(answer: Answer) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed by now
-            loop.call_soon_threadsafe(arrived, answer)
-
-    look_up_in_thread(address.host, address.port, note)
-    try:
-        answer = await arrival(arriving, seconds)
-    except asyncio.TimeoutError as late:
-        raise _late(address) from late
-    if isinstance(answer, OSError):
-        raise unreachable(answer, [address])
-    return [candidate[4] for candidate in answer]
-
-
 async def _open_at(place: Any, address: BrokerAddress, heartbeat: int | None, name: str) -> Line:
     is_ours.set(True)  # of this task, which is ours
     keep_quiet()
@@ -117,7 +96,7 @@ async def _open_at(place: Any, address: BrokerAddress, heartbeat: int | None, na
     if address.login_method == EXTERNAL:
         options["auth"] = EXTERNAL
     connection = await aio_pika.connect(
-        host=place[0],
+        host=as_host(place),
         port=place[1],
         login=address.user,
         password=address.password,

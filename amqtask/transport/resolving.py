@@ -80,6 +80,11 @@ def is_address(host: str) -> bool:
     return ":" in host or host.replace(".", "").isdigit()
 
 
+def as_host(address: Sequence[object]) -> str:
+    """An address (as sockets have it) as text, with its zone where it has one."""
+    return f"{address[0]}%{address[3]}" if len(address) > 3 and address[3] else str(address[0])
+
+
 def _look_up(host: str, port: int) -> Sequence[AddressInfo]:
     # As bytes: for text Python imports its idna codec, which turns every exception that is raised meanwhile into its own.
     name = host.encode() if host.isascii() else host

@@ -22,6 +22,7 @@ from redis.exceptions import NoScriptError
 
 from amqtask.transport.redis.servers import way_to
 from amqtask.transport.redis.wire import Parser, Push, ReplyError, command
+from amqtask.transport.resolving import as_host, resolve
 
 if TYPE_CHECKING:
     from amqtask.transport.redis.servers import Place
@@ -145,9 +146,18 @@ def _connect(place: Place, timeout: float) -> socket.socket:
             sock.close()
             raise
         return sock
-    sock = socket.create_connection((place.host, place.port), timeout)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
+    deadline = time.monotonic() + timeout
+    error = OSError(f"the name {place.host!r} has no address")
+    for candidate in resolve(place.host, place.port, deadline):
+        try:
+            sock = socket.create_connection((as_host(candidate[4]), place.port), _until(deadline))
+        except OSError as failure:
+            error = failure
+        else:
+            sock.settimeout(timeout)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+    raise error
 
 
 LineT = TypeVar("LineT", bound=Line)

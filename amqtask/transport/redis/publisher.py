@@ -214,7 +214,7 @@ class RedisAsyncPublisher:
         while not batch.is_done:
             seconds = min(LONGEST, max(0.0, batch.deadline - time.monotonic()))
             try:
-                pause = batch.take(await asyncio.wait_for(_run(client, batch.commands()), seconds))
+                pause = batch.take(await asyncio.wait_for(_run(client, batch.commands), seconds))
             except (*FAILURES, asyncio.TimeoutError) as error:
                 pause = batch.failed(error)
             if pause:
@@ -235,9 +235,11 @@ class RedisAsyncPublisher:
         return client
 
 
-async def _run(client: Any, commands: Sequence[Command]) -> list[Any]:
+async def _run(client: Any, commands: Callable[[], Sequence[Command]]) -> list[Any]:
+    """The replies to commands, which are asked for when there is a connection: before that nothing has left."""
     async with client.pipeline(transaction=False) as pipeline:
-        for command in commands:
+        pipeline.connection = await client.connection_pool.get_connection()
+        for command in commands():
             pipeline.execute_command(*command)
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
     if any(map(_is_refused, replies)) and hasattr(client, "connection_pool"):

@@ -24,6 +24,7 @@ from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from amqtask.exceptions import ConfigurationError
+from amqtask.transport.redis.connections import async_class_for, class_for
 from amqtask.transport.redis.urls import in_clients_words
 
 if TYPE_CHECKING:
@@ -142,11 +143,13 @@ class SingleServer:
 
     def client(self) -> Any:
         """Connects when it is used."""
-        return redis.Redis.from_url(self._url, retry=_once(), **self._arguments)
+        return redis.Redis.from_url(self._url, retry=_once(), **class_for(self._url), **self._arguments)
 
     async def async_client(self) -> Any:
         """Connects when it is used."""
-        return redis.asyncio.Redis.from_url(self._url, retry=_async_once(), **self._arguments)
+        return redis.asyncio.Redis.from_url(
+            self._url, retry=_async_once(), **async_class_for(self._url), **self._arguments
+        )
 
     def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
         """MGET."""
