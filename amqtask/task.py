@@ -19,8 +19,7 @@ from amqtask.exceptions import (
 )
 from amqtask.execution.batches import check_batch
 from amqtask.execution.context import Context, current_context
-from amqtask.flow.fair import fair_plan_of
-from amqtask.flow.keys import plan_of
+from amqtask.flow.keys import fair_plan_of, plan_of
 from amqtask.ground.current import current_app
 from amqtask.ground.plugins import WithOthersNames, plugins
 from amqtask.protocol import option_types
@@ -30,8 +29,7 @@ from amqtask.protocol.serialization import is_private
 
 if TYPE_CHECKING:
     from amqtask.calls.application import Application
-    from amqtask.flow.fair import FairPlan
-    from amqtask.flow.keys import FlowPlan
+    from amqtask.flow.keys import FairPlan, FlowPlan
     from amqtask.ground.shapes import Arguments, CoroutineOf, KeywordDict, Keywords, Options
     from amqtask.result import AsyncResult, EagerResult
 

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from amqtask.execution.contract import ChordStore
     from amqtask.execution.inbox import InboxRuns
     from amqtask.execution.request import Request
-    from amqtask.flow.fair import FairPlan
-    from amqtask.flow.keys import FlowPlan
+    from amqtask.flow.keys import FairPlan, FlowPlan
     from amqtask.ground.shapes import Arguments, Headers, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.outbox.contract import Outbox
     from amqtask.pipeline import Pipeline

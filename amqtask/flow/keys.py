@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import random
 import sys
 import uuid
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,11 @@ from amqtask.exceptions import WrongValue
 from amqtask.flow.contract import Bound, Guard, Lock
 from amqtask.ground.plugins import near_names
 from amqtask.ground.printable import printable
-from amqtask.protocol.flow_options import Breaker, Concurrency, Limit, Unique, label_of
+from amqtask.protocol.flow_options import Breaker, Concurrency, Limit, Unique, as_fair, label_of, weighted_text
 from amqtask.protocol.serialization import dumps
 
 if TYPE_CHECKING:
-    from amqtask.protocol.flow_options import By
+    from amqtask.protocol.flow_options import By, Fair
 
 PREFIX = "amqtask-flow:"
 # On a message: the key of a unique call; whether its caller has taken that.
@@ -187,6 +189,35 @@ def plan_of(
     if unique is None and not limits and breaker is None:
         return None
     return FlowPlan(name, function, unique, limits or (), breaker, tells_keys=tells_keys)
+
+
+# -- which shard of its queue a call of a task with `fair_by` goes to
+
+
+class FairPlan:
+    """The shares of one task's calls. Raises: WrongValue for arguments that the function does not have."""
+
+    def __init__(self, name: str, function: Callable[..., Any], fair: Fair) -> None:
+        self._fair = fair
+        self._keys = FlowPlan(name, function, None, ())
+        self._keys.check("fair_by", fair.by)
+
+    def shard(self, args: Sequence[Any], kwargs: Mapping[str, Any], count: int) -> int:
+        """The number of the call's shard, of so many; the same in each process. Raises: TypeError for arguments that the function
+        does not take; what a function `by` raises."""
+        values = self._keys.values(self._fair.by, args, kwargs)
+        key = values[0] if isinstance(values, list) and len(values) == 1 else values
+        text = canonical_text(key)
+        # A key of weight 3 has three shards, so three turns in each round.
+        weight = self._fair.weights.get(weighted_text(key), 1) if self._fair.weights else 1
+        if weight > 1 and (turn := random.randrange(weight)):
+            return (zlib.crc32(text.encode()) + turn) % count
+        return zlib.crc32(text.encode()) % count
+
+
+def fair_plan_of(name: str, function: Callable[..., Any], fair: object) -> FairPlan | None:
+    """The plan of a task; None for one that does not ask for it. Raises: WrongValue."""
+    return None if fair is None else FairPlan(name, function, as_fair(fair))
 
 
 def _is_small(value: object) -> bool:

@@ -20,7 +20,7 @@ from amqtask.topology.declarations import QueueDefaults, declarations, is_declar
 from amqtask.topology.fair import base_of, has_shards, shard_name, shard_of
 
 if TYPE_CHECKING:
-    from amqtask.flow.fair import FairPlan
+    from amqtask.flow.keys import FairPlan
     from amqtask.ground.shapes import Keywords, OptionDict, Options
 
 Target: TypeAlias = "str | Queue | Mapping[str, Any]"

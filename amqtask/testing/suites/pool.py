@@ -101,8 +101,8 @@ class Bench:
         assert self.surprises == []
 
 
-class PoolSuite:
-    """The promises of every pool. Tests that need two slots are skipped by pools that only ever have one."""
+class PoolParts:
+    """The pool that a suite is about."""
 
     pool_name = ""
 
@@ -111,15 +111,117 @@ class PoolSuite:
         """The pool class, found as the worker finds it."""
         return find_pool(self.pool_name or os.environ["AMQTASK_SUITE_POOL"])
 
-    def test_no_member_of_the_contract_is_misspelt(self, pool_class: type[Pool]) -> None:
-        assert misspelt(pool_class, Pool) == {}, "a member, and which one of the contract it looks like"
-
     @pytest.fixture
     def bench(self, pool_class: type[Pool]) -> Iterator[Bench]:
         """A bench with a pool of two slots."""
         bench = Bench(pool_class, 2)
         yield bench
         bench.close()
+
+
+class LimitsSuite(PoolParts):
+    """A part of PoolSuite."""
+
+    # -- limits
+
+    @pytest.mark.parametrize("task", ["clean_up", "clean_up_async", "clean_up_beside_async"])
+    def test_the_soft_limit_is_raised_in_the_task(self, bench: Bench, tmp_path: Path, task: str) -> None:
+        needs_limit(bench, "soft", task)
+        assert bench.value(bench.submit(task, str(tmp_path), soft_limit=0.3)) == "cleaned up"
+
+    @pytest.mark.parametrize("task", ["wait_for", "wait_for_async"])
+    def test_a_soft_limit_that_is_not_handled_fails_the_task(self, bench: Bench, tmp_path: Path, task: str) -> None:
+        needs_limit(bench, "soft", task)
+        outcome = bench.outcome(bench.submit(task, str(tmp_path), "a", "never", soft_limit=0.3))
+
+        assert outcome.state == states.FAILURE
+        assert outcome.summary.startswith("SoftTimeLimitExceeded")
+        assert outcome.result is not None
+        assert json.loads(outcome.result.body)["result"]["exc_type"] == "SoftTimeLimitExceeded"
+        assert bench.value(bench.submit("add", 1, 1)) == 2
+
+    @pytest.mark.parametrize("task", ["wait_for", "wait_for_async"])
+    def test_the_hard_limit_ends_the_task_and_frees_its_slot(self, bench: Bench, tmp_path: Path, task: str) -> None:
+        needs_limit(bench, "hard", task)
+        outcome = bench.outcome(bench.submit(task, str(tmp_path), "a", "never", hard_limit=0.4))
+
+        assert outcome.state == states.FAILURE
+        assert outcome.summary.startswith("TimeLimitExceeded")
+        assert bench.value(bench.submit("add", 1, 1)) == 2
+        bench.until(lambda: bench.pool.free >= bench.pool.slots)
+
+    def test_a_limit_that_was_not_reached_does_not_hit_the_next_task(self, bench: Bench, tmp_path: Path) -> None:
+        limits = {f"{limit_name}_limit": 0.2 for limit_name in limits_of(type(bench.pool), is_async=False)}
+        for n in range(bench.pool.slots):
+            bench.outcome(bench.submit("add", n, n, **limits))
+        bench.loop.call_later(0.4, (tmp_path / "go").touch)
+
+        assert bench.value(bench.submit("wait_for", str(tmp_path), "a", "go")) == "a"
+
+    # -- batches
+
+    @pytest.mark.parametrize("task", ["add_each", "add_each_async"])
+    def test_a_batch_is_one_run_with_an_outcome_for_each_call(self, bench: Bench, task: str) -> None:
+        batches = [bench.submit_batch(task, *((n, index) for index in range(100))) for n in range(5)]
+        alone = bench.submit(task, 3, 4)
+
+        for n, batch in enumerate(batches):
+            outcomes = bench.outcome(batch).calls
+            assert [outcome.number for outcome in outcomes] == list(range(-batch, -batch + 100))
+            assert [value_of(outcome) for outcome in outcomes] == [n + index for index in range(100)]
+            assert {outcome.answer for outcome in outcomes} == {Answer.ACK}
+        assert bench.value(alone) == 7
+        bench.until(lambda: bench.pool.free >= bench.pool.slots)
+
+    def test_each_call_of_a_batch_has_an_end_of_its_own(self, bench: Bench) -> None:
+        batch = bench.submit_batch("end_each", ("succeed",), ("fail",), ("retry",), ("",))
+        succeeded, failed, retried, other = bench.outcome(batch).calls
+
+        assert (value_of(succeeded), value_of(other)) == (f"id-{-batch}", None)
+        assert (failed.state, failed.answer, failed.summary) == (states.FAILURE, Answer.ACK, "ValueError('as told')")
+        assert retried.state == states.RETRY
+        assert [message.routing_key for message in retried.publish] == ["retry"]
+        assert json.loads(retried.publish[0].body)["when"] == 1.5
+
+    def test_a_batch_that_raises_fails_the_calls_of_which_nothing_was_said(self, bench: Bench) -> None:
+        batch = bench.submit_batch("end_each", ("succeed",), ("",), ("retry",), ("raise",))
+
+        outcomes = bench.outcome(batch).calls
+        assert [outcome.state for outcome in outcomes] == ["SUCCESS", "FAILURE", "RETRY", "FAILURE"]
+        assert {outcome.summary for outcome in outcomes if outcome.state == states.FAILURE} == {
+            "KeyError('all others')"
+        }
+        assert bench.value(bench.submit("add", 1, 1)) == 2
+
+    @pytest.mark.parametrize("task", ["wait_for_each", "wait_for_each_async"])
+    def test_the_soft_limit_of_a_batch_fails_the_calls_that_are_left(
+        self, bench: Bench, tmp_path: Path, task: str
+    ) -> None:
+        needs_limit(bench, "soft", task)
+        call = (str(tmp_path), "a", "never")
+        first, last = bench.outcome(bench.submit_batch(task, call, call, soft_limit=0.3)).calls
+
+        assert (first.state, value_of(last)) == (states.FAILURE, "said before")
+        assert first.summary.startswith("SoftTimeLimitExceeded")
+
+    @pytest.mark.parametrize("task", ["wait_for_each", "wait_for_each_async"])
+    def test_the_hard_limit_ends_a_batch(self, bench: Bench, tmp_path: Path, task: str) -> None:
+        needs_limit(bench, "hard", task)
+        call = (str(tmp_path), "a", "never")
+        first, second, last = bench.outcome(bench.submit_batch(task, call, call, call, hard_limit=0.4)).calls
+
+        assert first.summary.startswith("TimeLimitExceeded")
+        assert second.summary.startswith("TimeLimitExceeded")
+        # A process is killed, whatever was said there; elsewhere that counts.
+        assert last.state in (states.FAILURE, states.SUCCESS)
+        assert bench.value(bench.submit("add", 1, 1)) == 2
+
+
+class PoolSuite(LimitsSuite):
+    """The promises of every pool. Tests that need two slots are skipped by pools that only ever have one."""
+
+    def test_no_member_of_the_contract_is_misspelt(self, pool_class: type[Pool]) -> None:
+        assert misspelt(pool_class, Pool) == {}, "a member, and which one of the contract it looks like"
 
     # -- running
 
@@ -286,100 +388,6 @@ class PoolSuite:
 
         assert {outcome.answer for outcome in (unknown, undecodable, wrong)} == {Answer.DEAD_LETTER}
         assert "no_such_task" in unknown.reason
-        assert bench.value(bench.submit("add", 1, 1)) == 2
-
-    # -- limits
-
-    @pytest.mark.parametrize("task", ["clean_up", "clean_up_async", "clean_up_beside_async"])
-    def test_the_soft_limit_is_raised_in_the_task(self, bench: Bench, tmp_path: Path, task: str) -> None:
-        needs_limit(bench, "soft", task)
-        assert bench.value(bench.submit(task, str(tmp_path), soft_limit=0.3)) == "cleaned up"
-
-    @pytest.mark.parametrize("task", ["wait_for", "wait_for_async"])
-    def test_a_soft_limit_that_is_not_handled_fails_the_task(self, bench: Bench, tmp_path: Path, task: str) -> None:
-        needs_limit(bench, "soft", task)
-        outcome = bench.outcome(bench.submit(task, str(tmp_path), "a", "never", soft_limit=0.3))
-
-        assert outcome.state == states.FAILURE
-        assert outcome.summary.startswith("SoftTimeLimitExceeded")
-        assert outcome.result is not None
-        assert json.loads(outcome.result.body)["result"]["exc_type"] == "SoftTimeLimitExceeded"
-        assert bench.value(bench.submit("add", 1, 1)) == 2
-
-    @pytest.mark.parametrize("task", ["wait_for", "wait_for_async"])
-    def test_the_hard_limit_ends_the_task_and_frees_its_slot(self, bench: Bench, tmp_path: Path, task: str) -> None:
-        needs_limit(bench, "hard", task)
-        outcome = bench.outcome(bench.submit(task, str(tmp_path), "a", "never", hard_limit=0.4))
-
-        assert outcome.state == states.FAILURE
-        assert outcome.summary.startswith("TimeLimitExceeded")
-        assert bench.value(bench.submit("add", 1, 1)) == 2
-        bench.until(lambda: bench.pool.free >= bench.pool.slots)
-
-    def test_a_limit_that_was_not_reached_does_not_hit_the_next_task(self, bench: Bench, tmp_path: Path) -> None:
-        limits = {f"{limit_name}_limit": 0.2 for limit_name in limits_of(type(bench.pool), is_async=False)}
-        for n in range(bench.pool.slots):
-            bench.outcome(bench.submit("add", n, n, **limits))
-        bench.loop.call_later(0.4, (tmp_path / "go").touch)
-
-        assert bench.value(bench.submit("wait_for", str(tmp_path), "a", "go")) == "a"
-
-    # -- batches
-
-    @pytest.mark.parametrize("task", ["add_each", "add_each_async"])
-    def test_a_batch_is_one_run_with_an_outcome_for_each_call(self, bench: Bench, task: str) -> None:
-        batches = [bench.submit_batch(task, *((n, index) for index in range(100))) for n in range(5)]
-        alone = bench.submit(task, 3, 4)
-
-        for n, batch in enumerate(batches):
-            outcomes = bench.outcome(batch).calls
-            assert [outcome.number for outcome in outcomes] == list(range(-batch, -batch + 100))
-            assert [value_of(outcome) for outcome in outcomes] == [n + index for index in range(100)]
-            assert {outcome.answer for outcome in outcomes} == {Answer.ACK}
-        assert bench.value(alone) == 7
-        bench.until(lambda: bench.pool.free >= bench.pool.slots)
-
-    def test_each_call_of_a_batch_has_an_end_of_its_own(self, bench: Bench) -> None:
-        batch = bench.submit_batch("end_each", ("succeed",), ("fail",), ("retry",), ("",))
-        succeeded, failed, retried, other = bench.outcome(batch).calls
-
-        assert (value_of(succeeded), value_of(other)) == (f"id-{-batch}", None)
-        assert (failed.state, failed.answer, failed.summary) == (states.FAILURE, Answer.ACK, "ValueError('as told')")
-        assert retried.state == states.RETRY
-        assert [message.routing_key for message in retried.publish] == ["retry"]
-        assert json.loads(retried.publish[0].body)["when"] == 1.5
-
-    def test_a_batch_that_raises_fails_the_calls_of_which_nothing_was_said(self, bench: Bench) -> None:
-        batch = bench.submit_batch("end_each", ("succeed",), ("",), ("retry",), ("raise",))
-
-        outcomes = bench.outcome(batch).calls
-        assert [outcome.state for outcome in outcomes] == ["SUCCESS", "FAILURE", "RETRY", "FAILURE"]
-        assert {outcome.summary for outcome in outcomes if outcome.state == states.FAILURE} == {
-            "KeyError('all others')"
-        }
-        assert bench.value(bench.submit("add", 1, 1)) == 2
-
-    @pytest.mark.parametrize("task", ["wait_for_each", "wait_for_each_async"])
-    def test_the_soft_limit_of_a_batch_fails_the_calls_that_are_left(
-        self, bench: Bench, tmp_path: Path, task: str
-    ) -> None:
-        needs_limit(bench, "soft", task)
-        call = (str(tmp_path), "a", "never")
-        first, last = bench.outcome(bench.submit_batch(task, call, call, soft_limit=0.3)).calls
-
-        assert (first.state, value_of(last)) == (states.FAILURE, "said before")
-        assert first.summary.startswith("SoftTimeLimitExceeded")
-
-    @pytest.mark.parametrize("task", ["wait_for_each", "wait_for_each_async"])
-    def test_the_hard_limit_ends_a_batch(self, bench: Bench, tmp_path: Path, task: str) -> None:
-        needs_limit(bench, "hard", task)
-        call = (str(tmp_path), "a", "never")
-        first, second, last = bench.outcome(bench.submit_batch(task, call, call, call, hard_limit=0.4)).calls
-
-        assert first.summary.startswith("TimeLimitExceeded")
-        assert second.summary.startswith("TimeLimitExceeded")
-        # A process is killed, whatever was said there; elsewhere that counts.
-        assert last.state in (states.FAILURE, states.SUCCESS)
         assert bench.value(bench.submit("add", 1, 1)) == 2
 
     # -- orders from the worker
