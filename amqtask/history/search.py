@@ -98,7 +98,7 @@ def look(
         if len(rows) >= limit or bottom <= since:
             return rows, None
         is_first, top, now = False, bottom, time.monotonic()
-        if now + _TIMES * (now - began) > end:
+        if now + (_TIMES + 1) * (now - began) > end:
             return rows, top
     return rows, None
 
