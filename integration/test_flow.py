@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from typing import Any
 
+import pika
 import pytest
 import redis
 
@@ -21,6 +22,7 @@ from amqtask.client.flow_store import open_flow_store
 from amqtask.exceptions import FlowStoreUnreachable
 from amqtask.flow.contract import RUN, Bound, Entry, FlowStore
 from amqtask.testing.suites.flow import FlowStoreSuite
+from integration.conftest import Broker
 from integration.machine import free_port
 from integration.servers import Postgres
 from integration.workers import WorkerProcess, eventually, run_cli
@@ -149,6 +151,35 @@ def test_limits_hold_on_all_workers(flow: Any) -> None:
         times = sorted(rates.get(timeout=90))
     assert most_at_once(flow) == (3, 1)
     assert times[-1] - times[0] >= 9 * 0.05 * 0.9
+
+
+@pytest.mark.parametrize("flow", ["rabbitmq"], indirect=True)
+def test_a_message_that_waits_for_its_turn_reaches_no_mailbox(flow: Any, rabbit: Broker) -> None:
+    """Its sender, with a right on one exchange only, ended workers: one published it again, to the keys in CC, too."""
+    queue, task_id = flow.app.conf.task_default_queue, str(uuid.uuid4())
+    with ExitStack() as stack:
+        (worker,) = workers(stack, 1, "-c", "2", "-P", "threads")
+        ((name,),) = flow.app.control.ping(timeout=30, limit=1)
+        first = flow.work.delay(1, "a", 2.0)
+        eventually(lambda: "begin a 1" in lines(flow))
+        channel = rabbit.channel()
+        channel.queue_bind(queue, "amq.direct", queue)
+        # A task of the old protocol, and a command.
+        body = {
+            "task": "flow.work",
+            "id": task_id,
+            "args": [2, "a"],
+            "kwargs": {},
+            "method": "shutdown",
+            "arguments": {},
+        }
+        headers = {"task": "flow.work", "id": task_id, "CC": [f"{name}.celery.pidbox"]}
+        properties = pika.BasicProperties("application/json", "utf-8", headers, delivery_mode=2)
+        channel.basic_publish("amq.direct", queue, json.dumps(body).encode(), properties)
+        assert first.get(timeout=90) == 1
+        eventually(lambda: "end a 2" in lines(flow))
+        assert flow.work.delay(3, "a").get(timeout=90) == 3
+        assert "shutdown" not in worker.log.lower()
 
 
 def test_parts_of_workflows_and_what_is_published_together_have_limits_keys_and_deadlines(flow: Any) -> None:
