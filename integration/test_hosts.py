@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pika import spec
 
-from amqtask import AmqTask
+from amqtask import AmqTask, signals
 from amqtask.exceptions import AccessRefused, BrokerUnreachable, PublishRefused, PublishTimeout, ResultLost
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Message, Properties
@@ -26,6 +26,7 @@ from integration.faults import Forwarder
 from integration.looped import Looped, Sent
 from integration.nodes import free_port
 from integration.scripted import Script, scripted
+from integration.waiting import eventually
 
 Make = Callable[..., PikaPublisher]
 Host = Callable[..., Script]
@@ -359,5 +360,36 @@ def test_calls_go_on_and_who_waits_is_told_when_the_queue_of_results_is_on_a_nod
 
         assert not app.send_task("t").ready()
         assert len(broker.away) == len(set(broker.declared) - before) == 1
+    finally:
+        app.close()
+
+
+@pytest.mark.parametrize("way", ["delay", "publish_many", "adelay"])
+def test_who_calls_while_the_queue_of_results_is_given_up_is_told(host: Host, way: str) -> None:
+    broker = host()
+    app = AmqTask("away", broker=broker.url, backend="rpc://", broker_publish_timeout=60.0)
+    call = app.signature("t")
+
+    def give_up(**_: object) -> None:
+        before = set(broker.declared)
+        broker.away = {name for name in before if not name.startswith("amqtask")}
+        broker.cut()
+        eventually(lambda: first.ready() or len(set(broker.declared) - before) == 1, what="no other queue of results")
+
+    try:
+        first = app.send_task("t")
+        signals.before_task_publish.connect(give_up)
+        try:
+            if way == "delay":
+                lost = call.apply_async()
+            elif way == "publish_many":
+                (lost,) = app.publish_many([call])
+            else:
+                lost = asyncio.run(call.aapply_async())
+        finally:
+            signals.before_task_publish.disconnect(give_up)
+
+        with pytest.raises(ResultLost, match=lost.id):
+            lost.get(timeout=60)
     finally:
         app.close()

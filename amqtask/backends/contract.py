@@ -217,6 +217,9 @@ class ResultBackend(StoreDefaults, Protocol):
     def hold(self, task_id: str, holder: object) -> None:
         """Keep the result for as long as `holder` (an AsyncResult, weakly referenced) lives."""
 
+    def sent(self, task_id: str, reply_to: str) -> None:
+        """A call was published that has its result sent to `reply_to`, which `reply_to()` said before; it is held by now."""
+
     def find(self, task_id: str) -> ResultMessage | None:
         """The newest known result without waiting; None: nothing known (PENDING)."""
 
@@ -258,6 +261,9 @@ class KnownStore(WithOthersNames, StoreDefaults):
 
     def hold(self, task_id: str, holder: object) -> None:
         """Do nothing: the store keeps the result until it expires."""
+
+    def sent(self, task_id: str, reply_to: str) -> None:
+        """Do nothing: results go into the store."""
 
     def cleanup(self) -> None:
         """Do nothing: what has expired goes by itself."""

@@ -231,6 +231,8 @@ class _Inbox:
         self.read_again_at = 0.0
         # The coroutines that wait, which nobody else would tell that there will be no more results.
         self.awaiting: set[Arrived] = set()
+        # The names of queues whose results nobody reads any more.
+        self.given_up: set[str] = set()
         self._accept = content_types(options.accept)
         self._largest_body = options.largest_body
         self.replies = QueueReader(
@@ -257,18 +259,24 @@ class _Inbox:
         """The queue is on a node that is away, with the results in it and those that are still sent there. Returns a new
         queue, on a node that works; those who wait get ResultLost."""
         lost, queue = self.queue, self._new_queue()
+        # Before those who wait are looked for: who begins to wait afterwards sees it.
+        self.given_up.add(lost.name)
         missing = self.mailbox.expected()
         logger.warning(
             "the queue of results %s is on a node that is away (%s); results come to %s from now on, %d are lost",
             lost.name, error, queue.name, len(missing),
         )  # fmt: skip
         for task_id in missing:
-            reason = ResultLost(
-                f"the result of task {task_id} is lost: the queue of results {lost.name} was on a node that is away. "
-                "The task itself may have run, or run yet"
-            )
-            self.mailbox.put(ResultMessage(task_id, states.FAILURE, exception_as_dict(reason)))
+            self.tell_lost(task_id, lost.name)
         return queue
+
+    def tell_lost(self, task_id: str, queue: str) -> None:
+        """Whoever waits for the result of that task gets ResultLost, unless it has come."""
+        reason = ResultLost(
+            f"the result of task {task_id} is lost: the queue of results {queue} was on a node that is away. "
+            "The task itself may have run, or run yet"
+        )
+        self.mailbox.put(ResultMessage(task_id, states.FAILURE, exception_as_dict(reason)))
 
     def _on_reply(self, delivery: Delivery) -> None:
         properties, body = delivery.properties, delivery.body
@@ -400,6 +408,12 @@ class RpcBackend(KnownStore):
     def hold(self, task_id: str, holder: object) -> None:
         """Keep the result while `holder` lives."""
         self._inbox().mailbox.hold(task_id, holder)
+
+    def sent(self, task_id: str, reply_to: str) -> None:
+        """Tell its holder, if the queue was given up while the call was on its way."""
+        inbox = self._inbox()
+        if reply_to in inbox.given_up:
+            inbox.tell_lost(task_id, reply_to)
 
     def find(self, task_id: str) -> ResultMessage | None:
         """The result, if it has come."""

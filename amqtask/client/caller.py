@@ -217,6 +217,9 @@ class Caller:
         headers = message.properties.headers
         ignored = bool(headers["ignore_result"])
         result: UntypedResult = self.noted(self._result(headers["id"], headers["task"], ignored=ignored))
+        reply_to, backend = message.properties.reply_to, self._app.runtime.backend
+        if reply_to and backend is not None and not ignored:
+            backend.sent(result.id, reply_to)
         return result
 
     def _result(self, task_id: str, name: str | None = None, *, ignored: bool = False) -> UntypedResult:
