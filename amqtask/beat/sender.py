@@ -79,6 +79,14 @@ class AppSender:
         """Tell receivers of signals that the broker has the message, or has not."""
         self._app.periodic_settled(message, error)
 
+    def claim(self, message: Message) -> str | None:
+        """Take the message's unique key; the id of the call that has it, if another one has."""
+        return self._app.caller.claim_periodic(message)
+
+    def claimed(self, message: Message, error: PublishError | None) -> None:
+        """Tell the store of keys that the broker has the message, or has not."""
+        self._app.caller.periodic_claimed(message, error)
+
     def published(self, messages: Sequence[Message]) -> None:
         """Send events about published messages (task_send_sent_event)."""
         if self._tells and messages:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from amqtask.beat.contract import Entry, Run
 from amqtask.beat.scheduler import decode_positions, encode_positions
 from amqtask.exceptions import AmqTaskError, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
+from amqtask.flow.keys import TAKEN, UNIQUE
 from amqtask.ground.loop import OneTimer, Ticker
 from amqtask.ground.printable import bounded_logger
 
@@ -126,6 +127,13 @@ class Sender(Protocol):
 
     def settled(self, message: Message, error: PublishError | None) -> None:
         """Tell receivers of signals that the broker has the message, or has not."""
+
+    def claim(self, message: Message) -> str | None:
+        """Take the message's unique key; the id of the call that has it, if another one has. Called on the schedule store's
+        thread, so it may block."""
+
+    def claimed(self, message: Message, error: PublishError | None) -> None:
+        """The broker has a message whose key was taken, or has not. Called on that thread, too."""
 
     def task_id(self, due: Due) -> str:
         """The id of a run's task: the same from every beat."""
@@ -379,7 +387,33 @@ class Beat:
                 due.entry.task,
                 f", due at {due.due_at.isoformat()}" if due.is_catch_up else "",
             )
-            self._publisher.publish(message, self._on_published(batch, due, message))
+            if UNIQUE in message.properties.headers:
+                self._claim(batch, due, message)
+            else:
+                self._publisher.publish(message, self._on_published(batch, due, message))
+
+    def _claim(self, batch: _Batch, due: Due, message: Message) -> None:
+        """Publish a unique task's message when its key is taken."""
+
+        def taken(other: str | None) -> None:
+            if batch.term != self._term:
+                return
+            if other is None:
+                self._publisher.publish(message, self._on_published(batch, due, message))
+                return
+            name, task = due.entry.name, due.entry.task
+            logger.info(
+                "beat: %s (%s) is not sent: call %s, which waits or runs, has its unique key", name, task, other
+            )
+            batch.done(due, None)
+
+        def failed(error: Exception) -> None:
+            logger.error(
+                "beat: no key for %s (%s), which is sent without it: %s", due.entry.name, due.entry.task, error
+            )
+            taken(None)
+
+        self._clerk.ask(lambda store: self._sender.claim(message), taken, failed)
 
     def _on_published(self, batch: _Batch, due: Due, message: Message) -> Callable[[PublishError | None], None]:
         def on_published(error: PublishError | None) -> None:
@@ -391,6 +425,8 @@ class Beat:
             else:
                 self._refused.discard(due.entry.name)
             self._sender.settled(message, error)
+            if TAKEN in message.properties.headers:
+                self._clerk.ask(lambda store: self._sender.claimed(message, error), lambda _: None, self._not_told)
             batch.done(due, message if error is None else None, is_still_due=passes)
 
         return on_published
@@ -421,7 +457,7 @@ class Beat:
         self._clerk.ask(lambda store: self._sender.published(messages), lambda _: None, self._not_told)
 
     def _not_told(self, error: Exception) -> None:
-        logger.warning("beat: the events about sent tasks could not be published: %s", error)
+        logger.warning("beat: what became of sent tasks could not be told: %s", error)
 
     def _save(self, runs: Sequence[Run]) -> None:
         self.is_busy, self._is_dirty = True, False

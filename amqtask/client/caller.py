@@ -302,9 +302,22 @@ class Caller:
             tell_composed(message)
         return message
 
+    def claim_periodic(self, message: Message) -> str | None:
+        """Take the key of a unique call of beat's; the id of the call that has it, if another one has. Asks the store."""
+        plan = self.unique_plan(message)
+        if plan is None:
+            return None
+        replaces = plan.unique.on_conflict == "replace"
+        other: str | None = self._app.runtime.claims.try_to_take(plan, message, replaces=replaces)
+        return other
+
+    def periodic_claimed(self, message: Message, error: PublishError | None) -> None:
+        """Tell the store of keys that the broker has stored a periodic task's message, or has not."""
+        self._app.runtime.claims.settled(message, error)
+
     def periodic_settled(self, message: Message, error: PublishError | None) -> None:
-        """Tell receivers of signals that the broker has stored a periodic task's message, or has not."""
-        self.sender.settled(message, error)
+        """Tell receivers of signals the same."""
+        self.sender.tell(message, error)
 
     def noted(self, result: Any) -> Any:
         """Note a published result as a child of the task that runs."""
@@ -461,9 +474,10 @@ class Sender:
         """Tell the store of a unique call's key, and send the signal after_task_publish, or with an error task_publish_failed."""
         if TAKEN in message.properties.headers:
             self._app.runtime.claims.settled(message, error)
-        self._tell(message, error)
+        self.tell(message, error)
 
-    def _tell(self, message: Message, error: BaseException | None = None) -> None:
+    def tell(self, message: Message, error: BaseException | None = None) -> None:
+        """Send the signal about a message, as `settled` does."""
         if error is None:
             if signals.after_task_publish.connected:
                 signals.after_task_publish.send(**_described(message))
@@ -473,7 +487,7 @@ class Sender:
     async def _asettled(self, message: Message, error: BaseException | None = None) -> None:
         if TAKEN in message.properties.headers:
             await asyncio.to_thread(self._app.runtime.claims.settled, message, error)
-        self._tell(message, error)
+        self.tell(message, error)
 
     def all_settled(self, messages: Sequence[Message], errors: Sequence[PublishError | None]) -> None:
         """Send the signals about a burst. Raises: the first error."""

@@ -47,12 +47,15 @@ class Claims:
             self._go_without(plan, message, error)
             return None
 
-    def try_to_take(self, plan: FlowPlan, message: Message, *, at_once: bool = True) -> None:
-        """Take the key of a call that is published in any case, where it is free. One without it asks when it is to run."""
+    def try_to_take(
+        self, plan: FlowPlan, message: Message, *, at_once: bool = True, replaces: bool = False
+    ) -> str | None:
+        """`take` for a call that does not fail by it: while the store is away it has no key, and asks when it is to run."""
         try:
-            self._take(plan, message, at_once=at_once, replaces=False)
+            return self._take(plan, message, at_once=at_once, replaces=replaces)
         except FlowStoreUnreachable as error:
             self._go_without(plan, message, error)
+            return None
 
     def _take(self, plan: FlowPlan, message: Message, *, at_once: bool, replaces: bool) -> str | None:
         unique, headers = plan.unique, message.properties.headers

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from amqtask import Queue
+from amqtask import Queue, Unique
 from amqtask.beat import BeatLazyFunc
 from amqtask.beat.contract import Entry
 from amqtask.beat.scheduler import Due
@@ -258,6 +258,28 @@ def test_a_lazy_argument_is_worked_out_when_the_task_is_sent(bench: Bench) -> No
     bench.leading(beat)
     bench.until(21)
     assert [bench.arguments(number)[1] for number in (0, 1)] == [{"word": "one"}, {"word": "two"}]
+    beat.stop()
+
+
+def test_a_unique_task_is_not_sent_while_another_call_has_its_key(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.app.task(name="tasks.once", unique=Unique(by=()))(lambda: None)
+    beat = bench.beat(ListStore(entry("once", task="tasks.once"), entry()))
+    beat.start()
+    bench.leading(beat)
+
+    def ids() -> list[str]:
+        return [task_id for name, task_id, _ in bench.sent if name == "once"]
+
+    with caplog.at_level("INFO"):
+        bench.passing(lambda: caplog.text.count("is not sent: call ") == 2)
+    (first,) = ids()
+    assert f"call {first}, which waits or runs" in caplog.text
+    assert len(bench.sent) > 2
+    sent = [properties for properties, _ in bench.broker.messages("amqtask") if properties.headers["id"] == first]
+    bench.app.runtime.flow_store.free(sent[0].headers["amqtask-unique"], first)
+    bench.passing(lambda: len(ids()) == 2)
     beat.stop()
 
 
