@@ -3,7 +3,7 @@
     python -m integration.nodes run --redis -- python -m integration.flow_soak [--calls N] [--kills N] [--redis] [--seed N]
 
 Calls of six kinds (integration.apps.flow_soak) are published as they are worked off, so that some wait all the time; every
-third of the unique ones is called twice, so a tenth of all calls are duplicates. The workers, two for slow tasks and two for
+fourth of the unique ones is called twice, so a tenth of all calls are duplicates. The workers, two for slow tasks and two for
 quick ones, are killed (SIGKILL) in turn and started again. The tasks write down when they begin and end; in the end that is
 counted, and what is in the database.
 """
@@ -36,25 +36,25 @@ from integration.workers import WorkerProcess
 CALLS, KILLS = 1_000_000, 60
 APP = "integration.apps.flow_soak"
 # Of the unique calls: a tenth of all.
-DUPLICATES = 0.35
+DUPLICATES = 0.24
 # Without any progress for so many seconds the rest is lost.
 STUCK = 120.0
 # Between the store's permission and a run's first line (seconds): so much later one may begin, and the next ones not.
 JITTER = 0.25
 # Of each kind its part of all calls, and how many of it are there at once.
 PARTS = {
-    "limited": 0.144,
-    "acme": 0.045,
-    "globex": 0.045,
-    "initech": 0.045,
-    "paced": 0.297,
-    "brief": 0.108,
-    "booked": 0.316,
+    "limited": 0.07,
+    "acme": 0.0215,
+    "globex": 0.0215,
+    "initech": 0.0215,
+    "paced": 0.14,
+    "brief": 0.2655,
+    "booked": 0.46,
 }
-AHEAD = {"limited": 100, "acme": 40, "globex": 40, "initech": 40, "paced": 160, "brief": 30, "booked": 300}
+AHEAD = {"limited": 60, "acme": 30, "globex": 30, "initech": 30, "paced": 80, "brief": 30, "booked": 300}
 # So many of them are published together; and of those without a limit that would be reached, so many a second at most: what they
 # cost must leave the others the CPU that they need to reach theirs.
-BLOCK, PACES = 10, {"brief": 120, "booked": 350}
+BLOCK, PACES = 10, {"brief": 305, "booked": 530}
 COLUMNS = ("task", "calls", "runs", "of killed workers", "limit", "most", "used while calls waited", "lost", "twice")
 
 

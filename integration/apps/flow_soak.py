@@ -26,7 +26,7 @@ QUEUE = os.environ["FLOW_SOAK_QUEUE"]
 # Tasks that wait for something, and such that are over at once.
 SLOW, QUICK = f"{QUEUE}-slow", f"{QUEUE}-quick"
 # Runs at once: of a task, of each tenant, of the task that is over at once. Runs in a second, and at once after a pause.
-PLACES, TENANTS_PLACES, BRIEF_PLACES, PER_SECOND, BURST = 32, 10, 2, 330, 330
+PLACES, TENANTS_PLACES, BRIEF_PLACES, PER_SECOND, BURST = 16, 5, 2, 160, 160
 TENANTS = ("acme", "globex", "initech")
 # Seconds: of a run on average, and after which a dead worker's places are free.
 SECONDS, LEASE = 0.2, 5.0
