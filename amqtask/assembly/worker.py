@@ -25,8 +25,7 @@ from amqtask.pool import OnOutcomes, Pool, PoolOptions, Share, share_of
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.serialization import content_types, control_serializer
 from amqtask.services.autoscale import Autoscale
-from amqtask.services.command_context import Control
-from amqtask.services.commands import asked_queue
+from amqtask.services.command_context import Control, asked_queue
 from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.flow import Later, Leases

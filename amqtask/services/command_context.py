@@ -1,16 +1,19 @@
-"""Control: the object that a worker's remote commands work on; and PanelState, the first argument of custom commands."""
+"""What a worker's remote commands work on: their arguments, Control, and PanelState, the first argument of custom commands."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from amqtask.events.dispatcher import LamportClock
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import printable
+from amqtask.protocol.entities import Exchange
 from amqtask.protocol.task import saferepr
+from amqtask.topology.declarations import declarations, work_queue
+from amqtask.transport.declare import check_declarable
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, JsonFields, SettingValues
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from amqtask.services.autoscale import Autoscale
     from amqtask.services.elections import Elections
     from amqtask.services.events import EventSender
+    from amqtask.topology.declarations import QueueDefaults
     from amqtask.topology.delays import Address
     from amqtask.worker.operations import Operations
     from amqtask.worker.worker import Worker
@@ -38,6 +42,49 @@ def whole(arguments: CommandArguments, name: str, default: Default, most: int = 
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
         raise ConfigurationError(f"{name} is a whole number, at most {most}, not {printable(saferepr(value), 50)}")
     return value
+
+
+OPTIONS = ("durable", "exclusive", "auto_delete", "queue_arguments")
+EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
+_PLACE = ("queue", "exchange", "exchange_type", "routing_key", "slots")
+
+
+def asked_queue(arguments: CommandArguments, defaults: QueueDefaults) -> Queue | str:
+    """The queue by its description; only its name if there is no more in it.
+
+    Options: `durable`, `exclusive`, `auto_delete`, `queue_arguments` (the broker's). Raises: ConfigurationError for
+    another option, for an unknown exchange type, and without a name; PublishError for what no broker can have.
+    """
+    name = arguments.get("queue")
+    if not name or not isinstance(name, str):
+        raise ConfigurationError("add_consumer needs the name of a queue")
+    options = {key: value for key, value in arguments.items() if key not in _PLACE and value is not None}
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise ConfigurationError(f"add_consumer knows no option {', '.join(unknown)} (there are: {', '.join(OPTIONS)})")
+    exchange, queue_arguments = arguments.get("exchange"), options.get("queue_arguments")
+    if not isinstance(queue_arguments, (Mapping, type(None))):
+        raise ConfigurationError("add_consumer wants queue_arguments as a mapping of names")
+    queue = work_queue(
+        name,
+        defaults,
+        exchange=_exchange(str(exchange), arguments.get("exchange_type")) if exchange else None,
+        routing_key=str(arguments.get("routing_key") or name),
+        queue_arguments=queue_arguments,
+        durable=bool(options.get("durable", True)),
+        exclusive=bool(options.get("exclusive")),
+        auto_delete=bool(options.get("auto_delete")),
+    )
+    for entity in declarations(queue, defaults):
+        check_declarable(entity)  # its consumer would try for ever
+    return queue if exchange or options else name
+
+
+def _exchange(name: str, exchange_type: object) -> Exchange:
+    exchange_type = exchange_type or "direct"
+    if exchange_type not in EXCHANGE_TYPES and not str(exchange_type).startswith("x-"):
+        raise ConfigurationError(f"there is no exchange type {exchange_type!r}: it is {', '.join(EXCHANGE_TYPES)}")
+    return Exchange(name, type=str(exchange_type))
 
 
 class Later(NamedTuple):
@@ -140,7 +187,7 @@ class ConsumerView:
         routing_key: str | None = None,
         **options: object,
     ) -> None:
-        """Consume one more queue; for the options see amqtask.services.commands."""
+        """Consume one more queue; for the options see `asked_queue`."""
         queue_options = {
             "queue": queue,
             "exchange": exchange,

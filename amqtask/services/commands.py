@@ -26,10 +26,8 @@ from amqtask.protocol.task import as_limit, decode_body, saferepr
 from amqtask.services.command_context import Control, Later, whole
 from amqtask.services.delayed import Which, as_task
 from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
-from amqtask.topology.declarations import declarations, work_queue
 from amqtask.topology.delays import TO_HEADER, waiting_priority
 from amqtask.topology.slots import asked_slots
-from amqtask.transport.declare import check_declarable
 from amqtask.worker.strategy import bare_request
 from amqtask.worker.throttle import parse_rate
 
@@ -38,10 +36,9 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, JsonObject
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery
-    from amqtask.topology.declarations import QueueDefaults
 
 
-# -- The form of the panel's answers: Celery's dictionaries of tasks, queues, tasks' options and resources; and asked queues.
+# -- The form of the panel's answers: Celery's dictionaries of tasks, queues, tasks' options and resources.
 #
 # Sources: celery/worker/request.py (`info`), kombu's Queue.as_dict, celery/worker/worker.py (`rusage`).
 
@@ -184,49 +181,6 @@ def rusage() -> Mapping[str, float]:
     """The resource usage of the main process (getrusage(2))."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {name: getattr(used, f"ru_{name}") for name in RUSAGE}
-
-
-OPTIONS = ("durable", "exclusive", "auto_delete", "queue_arguments")
-EXCHANGE_TYPES = ("direct", "topic", "fanout", "headers")
-_PLACE = ("queue", "exchange", "exchange_type", "routing_key", "slots")
-
-
-def asked_queue(arguments: CommandArguments, defaults: QueueDefaults) -> Queue | str:
-    """The queue by its description; only its name if there is no more in it.
-
-    Options: `durable`, `exclusive`, `auto_delete`, `queue_arguments` (the broker's). Raises: ConfigurationError for
-    another option, for an unknown exchange type, and without a name; PublishError for what no broker can have.
-    """
-    name = arguments.get("queue")
-    if not name or not isinstance(name, str):
-        raise ConfigurationError("add_consumer needs the name of a queue")
-    options = {key: value for key, value in arguments.items() if key not in _PLACE and value is not None}
-    unknown = sorted(set(options) - set(OPTIONS))
-    if unknown:
-        raise ConfigurationError(f"add_consumer knows no option {', '.join(unknown)} (there are: {', '.join(OPTIONS)})")
-    exchange, queue_arguments = arguments.get("exchange"), options.get("queue_arguments")
-    if not isinstance(queue_arguments, (Mapping, type(None))):
-        raise ConfigurationError("add_consumer wants queue_arguments as a mapping of names")
-    queue = work_queue(
-        name,
-        defaults,
-        exchange=_exchange(str(exchange), arguments.get("exchange_type")) if exchange else None,
-        routing_key=str(arguments.get("routing_key") or name),
-        queue_arguments=queue_arguments,
-        durable=bool(options.get("durable", True)),
-        exclusive=bool(options.get("exclusive")),
-        auto_delete=bool(options.get("auto_delete")),
-    )
-    for entity in declarations(queue, defaults):
-        check_declarable(entity)  # its consumer would try for ever
-    return queue if exchange or options else name
-
-
-def _exchange(name: str, exchange_type: object) -> Exchange:
-    exchange_type = exchange_type or "direct"
-    if exchange_type not in EXCHANGE_TYPES and not str(exchange_type).startswith("x-"):
-        raise ConfigurationError(f"there is no exchange type {exchange_type!r}: it is {', '.join(EXCHANGE_TYPES)}")
-    return Exchange(name, type=str(exchange_type))
 
 
 # -- The memory commands memsample, memdump and objgraph, in the form of Celery's answers (celery/utils/debug.py).

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
         OnWarning,
         Publisher,
     )
+    from amqtask.transport.event_publisher import PikaEventPublisher
     from amqtask.transport.loop_publisher import PikaLoopPublisher
-    from amqtask.transport.publisher import PikaEventPublisher, PikaPublisher
+    from amqtask.transport.publisher import PikaPublisher
     from amqtask.transport.queue_reader import QueueReader
     from amqtask.transport.tail import QueueTail
     from amqtask.transport.url import BrokerAddress
@@ -134,7 +135,7 @@ class AmqpBroker:
 
     def event_publisher(self, *, name: str, on_warning: OnWarning) -> PikaEventPublisher:
         """Without confirms."""
-        from amqtask.transport.publisher import PikaEventPublisher
+        from amqtask.transport.event_publisher import PikaEventPublisher
 
         return PikaEventPublisher(
             self._written, connect_timeout=self._options.connect_timeout, client_name=name, on_warning=on_warning

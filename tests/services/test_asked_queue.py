@@ -8,7 +8,7 @@ import pytest
 
 from amqtask.exceptions import ConfigurationError, PublishError
 from amqtask.protocol.entities import Queue
-from amqtask.services.commands import asked_queue
+from amqtask.services.command_context import asked_queue
 from amqtask.topology.declarations import QueueDefaults
 
 DEFAULTS = QueueDefaults()
