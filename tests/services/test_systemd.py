@@ -45,7 +45,9 @@ def waiting(manager: socket.socket) -> list[str]:
 def test_a_worker_tells_that_it_is_ready_healthy_and_stopping(manager: socket.socket) -> None:
     app = AmqTask("told", broker="memory://", set_as_current=False)
     with closing(app), start_worker(app):
-        assert manager.recv(1000) == b"READY=1"
+        # It is healthy for as long as it takes to become ready.
+        first = list(iter(lambda: manager.recv(1000), b"READY=1"))
+        assert set(first) <= {b"WATCHDOG=1"}
         assert manager.recv(1000) == b"WATCHDOG=1"
         assert manager.recv(1000) == b"WATCHDOG=1"
 
