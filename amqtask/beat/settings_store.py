@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from amqtask.beat.contract import Entry, Run, StoreOptions
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import bounded_logger
+from amqtask.protocol.option_types import arguments, of_call, shown
 from amqtask.schedules import crontab, maybe_schedule
 
 if TYPE_CHECKING:
@@ -206,14 +207,19 @@ def entry_of(app: AmqTask, name: str, fields: object) -> Entry:
         raise ConfigurationError(f"beat_schedule[{name!r}] needs a task (its name) and a schedule")
     try:
         schedule = maybe_schedule(fields["schedule"], bool(fields.get("relative", False)))
-    except ConfigurationError as error:
+        args, kwargs = arguments(task, fields.get("args"), fields.get("kwargs"))
+        options = fields.get("options") or {}
+        if not isinstance(options, Mapping):
+            raise ConfigurationError(f"options is a dictionary of options by name, not {shown(options)}")
+        options = dict(of_call(task, options))
+    except (ConfigurationError, TypeError) as error:
         raise ConfigurationError(f"beat_schedule[{name!r}]: {error}") from error
     return Entry(
         name=str(name),
         task=task,
         schedule=schedule,
-        args=tuple(fields.get("args") or ()),
-        kwargs=dict(fields.get("kwargs") or {}),
-        options=dict(fields.get("options") or {}),
+        args=args,
+        kwargs=kwargs,
+        options=options,
         enabled=bool(fields.get("enabled", True)),
     )

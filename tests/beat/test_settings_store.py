@@ -61,6 +61,10 @@ def test_the_schedule_has_all_of_celerys_names(spelling: str) -> None:
         ({"task": "tasks.add", "schedule": 0}, "longer than nothing"),
         ({"task": "tasks.add", "schedule": 5, "arg": [1]}, "no field 'arg'"),
         (["tasks.add", 5], "is not a mapping"),
+        ({"task": "tasks.add", "schedule": 5, "args": "ab"}, "args is a list or a tuple"),
+        ({"task": "tasks.add", "schedule": 5, "kwargs": [1]}, "kwargs is a dictionary"),
+        ({"task": "tasks.add", "schedule": 5, "options": "high"}, "options is a dictionary"),
+        ({"task": "tasks.add", "schedule": 5, "options": {"priority": 999}}, "priority wants a whole number"),
     ],
 )
 def test_an_entry_that_is_wrong_is_named(given: Any, says: str) -> None:
