@@ -238,7 +238,7 @@ class RedisAsyncPublisher:
 async def _run(client: Any, commands: Callable[[], Sequence[Command]]) -> list[Any]:
     """The replies to commands, which are asked for when there is a connection: before that nothing has left."""
     async with client.pipeline(transaction=False) as pipeline:
-        pipeline.connection = await client.connection_pool.get_connection()
+        pipeline.connection = await pipeline.connection_pool.get_connection()
         for command in commands():
             pipeline.execute_command(*command)
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
