@@ -30,6 +30,8 @@ from amqtask.schedules import clocked, crontab, schedule
 # Readers ignore what they do not know, so that beats of different versions can follow each other.
 
 VERSION = 1
+# As many as a database's integer holds: anybody may have written the state, also a number that can be read and not written again.
+_MOST_RUNS = 2**31 - 1
 
 
 class Position(NamedTuple):
@@ -70,7 +72,7 @@ def _position(since: Any, count: Any = 0, has_run: Any = 0) -> Position:
     moment = datetime.fromisoformat(since)
     if moment.tzinfo is None:
         raise ValueError(f"a time without a zone: {since!r}")
-    return Position(moment, int(count), bool(has_run))
+    return Position(moment, max(0, min(int(count), _MOST_RUNS)), bool(has_run))
 
 
 def merged_positions(states: Iterable[Mapping[str, Position]]) -> dict[str, Position]:

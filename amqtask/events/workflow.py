@@ -95,9 +95,10 @@ def _add(entries: list[JsonObject], how: str, signature: object) -> None:
     entry: JsonObject = {"how": how, "task": str(name), "id": _text(options.get("task_id"))}
     members = kwargs.get("header") if name == "celery.chord" else kwargs.get("tasks")
     if name in ("celery.group", "celery.chord"):
-        entry["members"] = len(
-            _listed(members.get("kwargs", {}).get("tasks") if isinstance(members, Mapping) else members)
-        )
+        if isinstance(members, Mapping):  # a header that is a group
+            inner = members.get("kwargs")
+            members = inner.get("tasks") if isinstance(inner, Mapping) else None
+        entry["members"] = len(_listed(members))
     if how == "chord" and isinstance(signature.get(SIZE), int):
         entry["size"] = signature[SIZE]
     entries.append(entry)

@@ -11,7 +11,7 @@ back to the broker's delay levels for `STORE_PAUSE` seconds and the task runs ag
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask import states
@@ -42,6 +42,13 @@ if TYPE_CHECKING:
 
 
 FOLLOW_UPS, NEW_QUEUES = 100_000, 10
+# Compositions that may be called as tasks, with the parameters that are given by position.
+_CALLED: dict[str, tuple[str, ...]] = {
+    "celery.group": ("tasks",),
+    "celery.chord": ("header",),
+    "celery.chain": (),
+    "celery.chunks": ("task", "it", "n"),
+}
 # So many signatures are told on the I/O loop that they will not run, and so many errbacks are called there: each is a message,
 # or a write to the result store.
 MOST_TOLD = 2_000
@@ -74,13 +81,24 @@ class Bounds(NamedTuple):
         if signatures:
             self._count(signatures)
 
+    def check_call(self, task: str, args: Sequence[object], kwargs: Keywords) -> None:
+        """The same for a composition that is called as a task, of which the calls are arguments. Raises: InvalidTaskError."""
+        given = {**dict(zip(_CALLED[task], args, strict=False)), **kwargs}
+        if task != "celery.chunks":
+            self._count([{"task": task, "kwargs": given}])
+            return
+        items, size = given.get("it"), given.get("n")
+        if isinstance(items, (list, tuple)) and isinstance(size, int) and len(items) > max(1, size) * self.follow_ups:
+            raise self._too_many()
+
+    def _too_many(self) -> InvalidTaskError:
+        return InvalidTaskError(f"the message asks for more than {self.follow_ups} follow-ups (worker_max_follow_ups)")
+
     def _count(self, signatures: list[object]) -> None:
         queues = set()
         for count, call in enumerate(_published(signatures), 1):
             if count > self.follow_ups:
-                raise InvalidTaskError(
-                    f"the message asks for more than {self.follow_ups} follow-ups (worker_max_follow_ups)"
-                )
+                raise self._too_many()
             queue = call.get("queue")
             if isinstance(queue, str) and queue not in self.known_queues:
                 queues.add(queue)
@@ -241,9 +259,11 @@ class Endings:
         decoded = decode_body(
             request.body, request.content_type, request.content_encoding, request.headers, self.accept, limit
         )
-        if decoded[2] is not NO_FOLLOW_UPS:
+        if decoded[2] is not NO_FOLLOW_UPS or request.task in _CALLED:
             try:
                 self._bounds.check(decoded[2])
+                if request.task in _CALLED:
+                    self._bounds.check_call(request.task, decoded[0], decoded[1])
             except InvalidTaskError:
                 if is_private(request.content_type):
                     raise InvalidTaskError(f"the follow-ups of the message are not valid {HIDDEN}") from None

@@ -234,7 +234,7 @@ logger = bounded_logger("amqtask.worker")
 # Delayed tasks in one answer; places that one question about them may name, and attributes that one about tasks may.
 MOST_DELAYED = 500
 MOST_ADDRESSES, MOST_FIELDS = 1_000, 100
-# More slots than these are a slip: in one order to grow or shrink, and as bounds of autoscale.
+# More slots than these are a slip: in one order to grow or shrink; and in all.
 MOST_MORE, MOST_SLOTS = 1_000, 10_000
 Command = Callable[[Control, "CommandArguments"], object]
 
@@ -543,5 +543,7 @@ def _resized(control: Control, sign: int, arguments: CommandArguments) -> object
     pool = control.operations.pool(arguments.get("pool"))
     if control.autoscale is not None and pool is control.operations.pool():
         return {"error": f"pool_{verb} is not supported with autoscale. Adjust autoscale range instead."}
+    if pool.slots + by > MOST_SLOTS:
+        return {"error": f"{pool.slots + by} slots; {MOST_SLOTS} at most"}
     control.operations.resize(pool.slots + by, pool)
     return {"ok": f"pool will {verb}"}

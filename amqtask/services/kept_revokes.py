@@ -27,7 +27,7 @@ from amqtask.services.revoking import ids_of, matcher, stamps_of
 from amqtask.transport.contract import OFFSET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from amqtask.ground.shapes import CommandArguments
     from amqtask.pool import Loop
@@ -50,6 +50,8 @@ STOP_SECONDS = 1.0
 NOT_KEPT = "worker: revokes are not kept, so a worker that starts learns them only from workers that run"
 # Entries in one read.
 BATCH = 1000
+# Ids and stamps that the loop learns in one go.
+AT_ONCE = 5_000
 # Orders that wait to be written down; while the broker takes none, the oldest go.
 MOST_HEARD = 10_000
 
@@ -60,6 +62,9 @@ class _Said(NamedTuple):
     ids: tuple[str, ...]
     stamps: tuple[Stamp, ...]
     is_tree: bool
+
+
+_Order = tuple[_Said, "CommandArguments"]
 
 
 class RevokeReader:
@@ -136,7 +141,7 @@ class RevokeReader:
             self._dispatcher.release()
             self._operations.wake()
 
-    def _learn(self, orders: Sequence[tuple[_Said, CommandArguments]]) -> None:
+    def _learn(self, orders: Sequence[_Order]) -> None:
         now = time.time()
         for (ids, stamps, is_tree), arguments in orders:
             if arguments.get(CANCEL):
@@ -184,7 +189,7 @@ class RevokeReader:
             return
         # The last one whose headers could be read.
         position = [offset for delivery in deliveries if (offset := _offset_of(delivery)) is not None][-1:]
-        orders: list[tuple[_Said, CommandArguments]] = []
+        orders: list[_Order] = []
         is_all = False
         for delivery in deliveries:
             try:
@@ -199,12 +204,26 @@ class RevokeReader:
                 logger.warning("worker: an entry among the kept revokes that is none: %s", error)
         tail.acknowledge()
         self._position = position[0] if position else self._position
-        if orders:
-            self._call(lambda: self._learn(orders))
+        for portion in _portions(orders):
+            self._have_learned(portion)
         if is_all:
             self._has_all = True
             logger.debug("worker: the kept revokes are read (%s last)", count(len(orders), "order"))
             self._call(self._release)
+
+    def _have_learned(self, portion: Sequence[_Order]) -> None:
+        """Wait for the loop, so that it has turns of its own between two portions."""
+        learned = threading.Event()
+
+        def learn() -> None:
+            try:
+                self._learn(portion)
+            finally:
+                learned.set()
+
+        self._call(learn)
+        while not (learned.wait(LOOK_SECONDS) or self._stopping.is_set()):
+            pass
 
     def _call(self, callback: Callable[[], None]) -> None:
         """On the loop, unless that is about to end."""
@@ -213,7 +232,7 @@ class RevokeReader:
 
     def _write(self, until: float) -> None:
         """Write down what is due by then."""
-        while self._heard:
+        while self._heard and len(self._unwritten) < MOST_HEARD:
             order = self._heard.popleft()
             due = time.monotonic() + random.random() * SPREAD_SECONDS
             try:
@@ -228,6 +247,22 @@ class RevokeReader:
                     logger.warning("worker: an order cannot be kept: %s", error)
                 del self._unwritten[said]
                 self._written()
+
+
+def _portions(orders: Iterable[_Order]) -> Iterator[list[_Order]]:
+    """The same orders, in portions that keep the loop for moments: anybody may have written many, or long ones."""
+    portion: list[_Order] = []
+    size = 0
+    for (ids, stamps, is_tree), arguments in orders:
+        for start in range(0, max(1, len(ids), len(stamps)), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            portion.append((_Said(ids[part], stamps[part], is_tree), arguments))
+            size += len(ids[part]) + len(stamps[part])
+            if size >= AT_ONCE or len(portion) >= AT_ONCE:
+                yield portion
+                portion, size = [], 0
+    if portion:
+        yield portion
 
 
 def _offset_of(delivery: Delivery) -> object:

@@ -179,22 +179,24 @@ class Lost:
         self._give_back = give_back
         self._delivery_limit = delivery_limit
         self._remembered = remembered
-        self._counts: OrderedDict[str, int] = OrderedDict()
+        self._counts: OrderedDict[str | int, int] = OrderedDict()
         self._waiting: dict[int, tuple[Request, Timer]] = {}
 
     def __len__(self) -> int:
         """How many requests wait to be requeued."""
         return len(self._waiting)
 
-    def count(self, task_id: str) -> int:
-        """How often this task's process died here, for queues that do not count deliveries."""
-        return self._counts.get(task_id, 0)
+    def attempts(self, request: Request) -> int:
+        """How often a redelivered message was delivered before: by the broker's count, else how often its process died here."""
+        if request.attempts and self._is_counting(request.queue):
+            return request.attempts
+        return self._counts.get(_name(request), 0)
 
     def is_last(self, request: Request) -> bool:
         """Count a lost request; whether it must not be delivered again."""
         # In another queue it is the sender's.
         if "x-delivery-count" not in request.headers or not self._is_counting(request.queue):
-            self._add(request.id)
+            self._add(_name(request))
         limit = self._delivery_limit(request.queue)
         return limit is not None and 0 < limit <= request.attempts + 1
 
@@ -213,11 +215,16 @@ class Lost:
         if self._waiting.pop(request.number, None) is not None:
             self._give_back(request)
 
-    def _add(self, task_id: str) -> None:
-        self._counts[task_id] = self._counts.get(task_id, 0) + 1
-        self._counts.move_to_end(task_id)
+    def _add(self, name: str | int) -> None:
+        self._counts[name] = self._counts.get(name, 0) + 1
+        self._counts.move_to_end(name)
         if len(self._counts) > self._remembered:
             self._counts.popitem(last=False)
+
+
+def _name(request: Request) -> str | int:
+    """What a message is known by: a sender may have given it no id."""
+    return request.id or hash(request.body)
 
 
 # -- The finisher. Every path through it ends in one call of `answer(request, …)`, or of `requeue(request)` when the worker

@@ -53,7 +53,7 @@ class Intake:
         loop: Loop,
         finisher: Finisher,
         redeliveries: Redeliveries,
-        losses: Callable[[str], int],
+        attempts: Callable[[Request], int],
         revoked: Revocations,
         report: Report,
         delays: Delays,
@@ -68,7 +68,7 @@ class Intake:
         self._loop = loop
         self._finisher = finisher
         self._redeliveries = redeliveries
-        self._losses = losses
+        self._attempts = attempts
         self._revoked = revoked
         self._report = report
         self._delays = delays
@@ -134,7 +134,7 @@ class Intake:
         if answer is not None:
             self._answer(request, answer)
             return True
-        request.attempts = max(request.attempts, self._losses(request.id))
+        request.attempts = self._attempts(request)
         return self._redeliveries.park(request)
 
     def _divert(self, request: Request, verdict: Verdict) -> bool:

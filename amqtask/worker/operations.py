@@ -185,7 +185,8 @@ class Operations:
 
     def _with_shards(self, queue: str) -> list[str]:
         known = self._worker.work_queues.keys() | self._worker.lifecycle.paused.keys()
-        return [queue, *sorted(name for name in known if name != queue and base_of(name) == queue)]
+        shards = f"{queue}.fair."
+        return [queue, *sorted(name for name in known if name.startswith(shards) and base_of(name) == queue)]
 
     def _pause(self, queue: str) -> bool:
         worker = self._worker
@@ -217,13 +218,19 @@ class Operations:
         return any(are_consumed)
 
     def keep_paused(self, names: Set[str]) -> None:
-        """Exactly these queues are paused: what the broker says now."""
+        """Exactly these queues are paused: what the broker says now. Most of them may be others'."""
+        paused = self._worker.lifecycle.paused
+        known = {*self._worker.work_queues, *(name for name, work in paused.items() if work is not None)}
+        known |= set(map(base_of, known))
         # A queue comes before its shards, which are resumed with it.
-        for queue in sorted(self._worker.lifecycle.paused):
+        for queue in sorted(known & paused.keys()):
             if queue not in names and base_of(queue) not in names:
                 self.resume(queue)
-        for queue in names - self._worker.lifecycle.paused.keys():
+        for queue in (known & names) - paused.keys():
             self.pause(queue)
+        for queue in paused.keys() - known - names:
+            del paused[queue]
+        paused.update(dict.fromkeys(names - known))
 
     def cancel(self, queue: str) -> bool:
         """Take no more deliveries from a queue; those that are here still run. False: it was not consumed."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from amqtask.execution.stops import Perhaps, Stops
 from amqtask.pool import Loop
-from amqtask.topology.declarations import broker_limit, is_quorum
+from amqtask.topology.declarations import CLASSIC, broker_limit
 from amqtask.worker.revoked import MAX_IDS
 
 if TYPE_CHECKING:
@@ -141,9 +141,9 @@ class WorkQueues(dict[str, WorkQueue]):
         return limit if isinstance(limit, int) else None
 
     def is_counting(self, queue: str) -> bool:
-        """Whether the broker counts the deliveries of a queue's messages."""
+        """Whether the broker counts the deliveries of a queue's messages; of a queue whose type only the broker knows it may."""
         work = self.get(queue)
-        return work is not None and is_quorum(work.queue)
+        return work is None or work.queue.argument_map.get("x-queue-type") != CLASSIC
 
 
 class RunnableLoop(Loop, Protocol):

@@ -38,6 +38,14 @@ def test_what_is_no_state_is_a_value_error(body: bytes) -> None:
         decode_positions(body)
 
 
+def test_a_number_of_runs_that_nobody_can_store_is_cut() -> None:
+    digits = b"9" * 4300
+    at = b"2026-05-04T12:00:00+00:00"
+    read = decode_positions(b'{"entries": {"a": ["%s", %s, 1], "b": ["%s", -5]}}' % (at, digits, at))
+
+    assert [position.total_run_count for position in read.values()] == [2**31 - 1, 0]
+
+
 @given(st.lists(st.dictionaries(st.sampled_from("ab"), POSITIONS), max_size=4))
 def test_merging_does_not_depend_on_the_order(states: list[dict[str, Position]]) -> None:
     assert merged_positions(states) == merged_positions(reversed(states))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from amqtask import AmqTask, Exchange, Queue, chain
 from amqtask.events.dispatcher import LamportClock, SentEvents, sent_fields
+from amqtask.events.workflow import following
 from amqtask.exceptions import Unroutable
 from amqtask.protocol.entities import Queue as Entity
 from amqtask.protocol.event import event_exchange, read_events
@@ -152,3 +154,11 @@ def test_a_message_of_little_is_told_with_what_there_is() -> None:
     fields = sent_fields(Message(b"", Properties(headers={"id": "a", "task": "add"}), "files", "key"))
 
     assert (fields["uuid"], fields["queue"], fields["exchange"], fields["retries"]) == ("a", None, "files", 0)
+
+
+@pytest.mark.parametrize("header", [{"kwargs": 5}, {"kwargs": None}, {"kwargs": {"tasks": 5}}, 5, None])
+def test_a_header_that_is_none_keeps_nobody_from_telling_of_its_task(header: object) -> None:
+    signature = {"task": "celery.chord", "kwargs": {"header": header}}
+    body = json.dumps([[], {}, {"callbacks": [signature]}]).encode()
+
+    assert [entry["task"] for entry in following(body, "application/json", "utf-8")] == ["celery.chord"]

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from amqtask.exceptions import InvalidTaskError
+from amqtask import AmqTask
+from amqtask.exceptions import InvalidTaskError, QueueNotFound
 from amqtask.execution.no_run import Bounds
+from amqtask.testing.worker import start_worker
 
 BOUNDS = Bounds(follow_ups=50, new_queues=3, known_queues={"known"})
 
@@ -76,3 +78,48 @@ def test_what_users_ask_for_passes(embed: dict[str, Any]) -> None:
 def test_what_is_too_much_or_no_signature_is_refused(embed: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidTaskError, match=text):
         BOUNDS.check(embed)
+
+
+CALLED: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    ("celery.group", (), {"tasks": [call()] * 50}),
+    ("celery.group", ([call("known")],), {}),
+    ("celery.chord", ([call()] * 50, call("other")), {}),
+    ("celery.chain", (1,), {"tasks": [call(f"q{n}") for n in range(1000)]}),
+    ("celery.chunks", (call(), list(range(500)), 10), {}),
+]
+
+
+@pytest.mark.parametrize(("task", "args", "kwargs"), CALLED)
+def test_compositions_that_are_called_as_tasks_pass(task: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    BOUNDS.check_call(task, args, kwargs)
+
+
+@pytest.mark.parametrize(
+    ("task", "args", "kwargs", "text"),
+    [
+        ("celery.group", (), {"tasks": [call()] * 51}, "more than 50 follow-ups"),
+        ("celery.group", ([call(f"q{n}") for n in range(4)],), {}, "more than 3 queues"),
+        ("celery.chord", ([call(f"q{n}") for n in range(4)], call()), {}, "more than 3 queues"),
+        ("celery.chord", (), {"header": group(*[call()] * 51)}, "more than 50 follow-ups"),
+        ("celery.chain", (), {"tasks": [group(*[call()] * 51)]}, "more than 50 follow-ups"),
+        ("celery.chunks", (call(), list(range(511)), 10), {}, "more than 50 follow-ups"),
+        ("celery.chunks", (call(),), {"it": list(range(51)), "n": 0}, "more than 50 follow-ups"),
+        ("celery.group", ("tasks",), {}, "a str, not a list"),
+    ],
+)
+def test_what_they_publish_is_bounded(task: str, args: tuple[Any, ...], kwargs: dict[str, Any], text: str) -> None:
+    with pytest.raises(InvalidTaskError, match=text):
+        BOUNDS.check_call(task, args, kwargs)
+
+
+def test_a_group_that_is_called_as_a_task_makes_no_queues_without_end() -> None:
+    app = AmqTask("bounds", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.task(name="t")(lambda: None)
+    members = [call(f"side{n}") for n in range(20)]
+    with start_worker(app):
+        result = app.send_task("celery.group", kwargs={"tasks": members})
+        with pytest.raises(InvalidTaskError, match="more than 10 queues"):
+            result.get(timeout=60)
+    with app.broker.admin() as admin, pytest.raises(QueueNotFound):
+        admin.count("side1")
+    app.close()

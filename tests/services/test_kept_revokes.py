@@ -74,6 +74,18 @@ def test_stamps_are_kept_too(app: AmqTask) -> None:
         assert_runs(app)
 
 
+def test_a_long_order_is_learned_whole(app: AmqTask) -> None:
+    first, second, third = (app.tasks["kept.add"].delay(1, 1) for _ in range(3))
+    others = [str(uuid.uuid4()) for _ in range(12_000)]
+    app.control.revoke([first.id, *others[:6_000], second.id, *others[6_000:], third.id])
+
+    with start_worker(app):
+        for revoked in (first, second, third):
+            with pytest.raises(TaskRevokedError):
+                revoked.get(timeout=60)
+        assert_runs(app)
+
+
 def test_what_is_said_to_some_workers_only_is_not_kept(app: AmqTask) -> None:
     result = app.tasks["kept.add"].delay(1, 1)
     app.control.revoke(result.id, destination=["other@h"])

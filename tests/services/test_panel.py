@@ -714,6 +714,14 @@ def test_other_commands_are_answered_while_one_waits_for_a_server() -> None:
     assert task["request"]["id"] == "x"
 
 
+def test_a_pool_grows_no_further_than_autoscale_may() -> None:
+    remote = Remote()
+    answers = [remote.ask("pool_grow", n=1_000) for _ in range(10)]
+
+    assert answers[:-1] == [{"ok": "pool will grow"}] * 9
+    assert "10000 at most" in answers[-1]["error"]
+
+
 def test_questions_that_wait_for_a_server_are_bounded() -> None:
     remote = Remote()
     may_find = threading.Event()

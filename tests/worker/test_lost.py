@@ -12,10 +12,20 @@ def test_lost_runs_are_counted_per_task_id_within_bounds() -> None:
         delivery_limit=lambda queue: 5,
         remembered=2,
     )
-    for task_id in ("a", "a", "b", "c"):
-        lost.is_last(Request(number=1, id=task_id, task="t", headers={}, body=b""))
+    requests = {task_id: Request(number=1, id=task_id, task="t", headers={}, body=b"") for task_id in "abc"}
+    for task_id in "aabc":
+        lost.is_last(requests[task_id])
 
-    assert [lost.count(task_id) for task_id in "abc"] == [0, 1, 1]
+    assert [lost.attempts(request) for request in requests.values()] == [0, 1, 1]
+
+
+def test_messages_without_an_id_are_not_counted_for_each_other() -> None:
+    lost = Lost(HandLoop(), give_back=lambda request: None, delivery_limit=lambda queue: 5)
+    kills, innocent = (Request(number=1, id="", task="t", headers={}, body=body) for body in (b"[1]", b"[2]"))
+    for _ in range(4):
+        lost.is_last(kills)
+
+    assert [lost.attempts(request) for request in (kills, innocent)] == [4, 0]
 
 
 def test_a_senders_count_of_deliveries_is_not_the_brokers() -> None:
@@ -27,6 +37,7 @@ def test_a_senders_count_of_deliveries_is_not_the_brokers() -> None:
         is_counting=lambda queue: queue == "quorum",
     )
     for queue in ("classic", "quorum"):
-        lost.is_last(Request(number=1, id=queue, task="t", headers={"x-delivery-count": "x"}, queue=queue))
+        request = Request(number=1, id=queue, task="t", headers={"x-delivery-count": 4}, queue=queue, attempts=4)
+        lost.is_last(request)
 
-    assert [lost.count(queue) for queue in ("classic", "quorum")] == [1, 0]
+        assert lost.attempts(request) == {"classic": 1, "quorum": 4}[queue]
