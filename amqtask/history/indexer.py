@@ -12,11 +12,10 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, AmqTaskError, ConfigurationError, OperationalError, QueueNotFound
-from amqtask.ground.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger, placed
 from amqtask.history.index import DELETED_AT_ONCE, LONGEST_ASIDE, HistoryIndex, Overtaken
 from amqtask.history.tables import ASIDE
 from amqtask.protocol.event import read_events
@@ -106,7 +105,7 @@ class Indexer:
 
     def _tell(self, error: Exception) -> None:
         """One line for as long as the same goes wrong."""
-        problem = str(error) if isinstance(error, AmqTaskError) else _described(error)
+        problem = str(error) if isinstance(error, AmqTaskError) else placed(error)
         if not isinstance(error, Overtaken) and problem != self._problem:
             self._problem = problem
             logger.warning("history: %s; trying again", problem)
@@ -169,7 +168,7 @@ class Indexer:
         return events
 
     def _set_aside(self, body: str, error: Exception) -> None:
-        reason = str(error) if isinstance(error, AmqTaskError) else _described(error)
+        reason = str(error) if isinstance(error, AmqTaskError) else placed(error)
         self.index.set_aside(body, reason)
         logger.warning("history: what cannot be taken in is set aside in the index (%s): %s", ASIDE.name, reason)
 
@@ -200,12 +199,3 @@ def _written(event: EventDict) -> str:
         return json.dumps(event, default=str)
     except (ValueError, TypeError, RecursionError):
         return saferepr(event, LONGEST_ASIDE)
-
-
-def _described(error: Exception) -> str:
-    """An error that nobody expected, and where it comes from, in one line."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})" if trace is not None else ""
-    return f"{type(error).__name__}: {error}{where}"

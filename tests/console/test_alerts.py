@@ -203,6 +203,32 @@ def test_what_cannot_be_known_resolves_nothing(watched: Watched, hook: Hook) -> 
     assert unknown(away) == {"queue-wait", "dead-letters", "no-worker", "beat-late"}
 
 
+def test_an_unexpected_error_is_told_once_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amqtask.console.alerts.watch.LOOK_SECONDS", 0.0)
+    app = AmqTask("shop", broker="memory://", set_as_current=False)
+    app.conf.update(history_url=f"sqlite:///{tmp_path}/index.sqlite3")
+    goes_wrong = iter("aaabb")
+
+    def find(firing: object, now: float) -> Facts:
+        if (text := next(goes_wrong, None)) is None:
+            watch.stop()
+            return QUIET
+        raise LookupError(text)
+
+    watch = Watch(app, find=find)
+    watch.run()
+    app.close()
+
+    told = [record for record in caplog.records if "trying again" in record.getMessage()]
+    assert [record.getMessage().split(" (")[0] for record in told] == [
+        "alerts: LookupError: a",
+        "alerts: LookupError: b",
+    ]
+    assert not any(record.exc_info for record in caplog.records)
+
+
 def test_limits_can_be_others_for_all_or_for_some() -> None:
     known = rules({"queue-wait": {"above": 100, "of": {"mail": 10}}, "dead-letters": False, "failures": {"for": 5}})
     waiting = tuple(QueueFacts(name, 1, 1, name == "paused", waits=50.0) for name in ("mail", "video", "paused"))

@@ -18,7 +18,7 @@ from amqtask.console.alerts.facts import FactFinder
 from amqtask.console.alerts.log import AlertLog
 from amqtask.console.alerts.rules import Facts, Problem, problems, rules, unknown
 from amqtask.exceptions import AmqTaskError
-from amqtask.ground.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger, placed
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -55,13 +55,16 @@ class Watch:
             try:
                 self.turn()
                 self._problem = ""
-            except AmqTaskError as error:
-                if str(error) != self._problem:
-                    self._problem = str(error)
-                    logger.warning("alerts: %s; trying again", error)
-            except Exception:
-                logger.exception("alerts: a look failed")
+            except Exception as error:  # noqa: BLE001 - it is told, and the next look may succeed
+                self._complain(error)
             self._stop.wait(LOOK_SECONDS)
+
+    def _complain(self, error: Exception) -> None:
+        """One line for as long as the same goes wrong."""
+        problem = str(error) if isinstance(error, AmqTaskError) else placed(error)
+        if problem != self._problem:
+            self._problem = problem
+            logger.warning("alerts: %s; trying again", problem)
 
     def stop(self) -> None:
         """End `run`, from another thread."""
