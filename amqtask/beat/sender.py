@@ -9,10 +9,12 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from amqtask.protocol.option_types import of_call
 from amqtask.protocol.task import PERIODIC
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.beat.contract import Entry
     from amqtask.beat.scheduler import Due
     from amqtask.exceptions import PublishError
     from amqtask.ground.shapes import Keywords, OptionDict
@@ -62,6 +64,10 @@ class AppSender:
         task_id = due.entry.options.get("task_id")
         return str(task_id) if task_id else str(uuid.uuid5(self._space, f"{due.entry.name}\n{due.due_at.isoformat()}"))
 
+    def check(self, entry: Entry) -> None:
+        """Look at an entry's options before it is due. Raises: TypeError (unknown option), WrongValue."""
+        self._app.caller.check_periodic(entry.task, entry.options)
+
     def compose(self, due: Due) -> Message:
         """The message of a run. Raises: TypeError, ValueError, EncodeError, QueueNotFound; whatever a lazy argument raises."""
         entry = due.entry
@@ -73,7 +79,7 @@ class AppSender:
             NAME_HEADER: entry.name,
             DUE_HEADER: due.due_at.isoformat(),
         }
-        return self._app.compose_periodic(entry.task, args, kwargs, options)
+        return self._app.compose_periodic(entry.task, args, kwargs, of_call(entry.task, options))
 
     def settled(self, message: Message, error: PublishError | None) -> None:
         """Tell receivers of signals that the broker has the message, or has not."""

@@ -20,7 +20,7 @@ from amqtask.beat.scheduler import decode_positions, encode_positions
 from amqtask.exceptions import AmqTaskError, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
 from amqtask.flow.keys import TAKEN, UNIQUE
 from amqtask.ground.loop import OneTimer, Ticker
-from amqtask.ground.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger, placed
 
 if TYPE_CHECKING:
     from amqtask.beat.contract import ScheduleStore
@@ -122,6 +122,9 @@ LONGEST_SLEEP = 5.0
 class Sender(Protocol):
     """Composes the messages of due entries, with the application."""
 
+    def check(self, entry: Entry) -> None:
+        """Look at an entry before it is due. Raises: what is wrong with its options."""
+
     def compose(self, due: Due) -> Message:
         """The message of a run. Raises: whatever the entry's task, arguments or options make wrong."""
 
@@ -191,6 +194,8 @@ class Beat:
         # Whether something is on its way to the broker.
         self.is_busy = False
         self._is_dirty = False
+        # What is wrong with entries that cannot be sent, as it was told; forgotten when one is sent.
+        self._wrong: dict[str, str] = {}
         # Entries that the broker does not take; and whether it just refused one, so that the next attempt has time.
         self._refused: set[str] = set()
         self._is_refused = False
@@ -237,6 +242,7 @@ class Beat:
         poll_seconds, entries = loaded
         interval = min(poll_seconds, self._max_interval) if self._max_interval else poll_seconds
         self._told = entries
+        self._check(entries)
         self.scheduler.update(self._entries(), self._clock())
         self._poll = Ticker(self._loop, max(0.1, interval), self._look_for_changes)
         self._poll.start()
@@ -269,8 +275,25 @@ class Beat:
             return
         logger.info("beat: the schedule has changed")
         self._told = list(entries)
+        self._check(self._told)
         self._is_dirty |= self.scheduler.update(self._entries(), self._clock())
         self._tick()
+
+    def _check(self, entries: Iterable[Entry]) -> None:
+        """Name the entries that cannot be sent as they are: the first due time may be far."""
+        for entry in entries:
+            if entry.enabled:
+                try:
+                    self._sender.check(entry)
+                except Exception as error:  # noqa: BLE001 - the other entries go on
+                    self._cannot(entry, error)
+
+    def _cannot(self, entry: Entry, error: Exception) -> None:
+        """One line for as long as the same is wrong with an entry."""
+        if self._wrong.get(entry.name) != str(error):
+            self._wrong[entry.name] = str(error)
+            text = error if isinstance(error, AmqTaskError) else placed(error)
+            logger.error("beat: %s (%s) cannot be sent: %s", entry.name, entry.task, text)
 
     def _store_failed(self, error: Exception) -> None:
         if not self._store_fails:
@@ -377,10 +400,11 @@ class Beat:
         for due in dues:
             try:
                 message = self._sender.compose(due)
-            except Exception:  # arguments and routers are the user's; the other entries go on
-                logger.exception("beat: %s (%s), due at %s, cannot be sent", due.entry.name, due.entry.task, due.due_at)
+            except Exception as error:  # noqa: BLE001 - arguments and routers are the user's; the other entries go on
+                self._cannot(due.entry, error)
                 batch.done(due, None)
                 continue
+            self._wrong.pop(due.entry.name, None)
             logger.info(
                 "Scheduler: Sending due task %s (%s)%s",
                 due.entry.name,

@@ -292,15 +292,22 @@ class Caller:
 
     def compose_periodic(self, name: str, args: Arguments, kwargs: KeywordDict, options: Options) -> Message:
         """The message of a periodic task, for whose result nobody waits. Raises: TypeError, EncodeError, QueueNotFound."""
-        if not self._app.is_finalized:
-            self._app.finalize()
-        task = self._app.tasks.get(name)
+        task = self._registered(name)
         if task is not None:
             task.check_arguments(args, kwargs)
         message = self._app.runtime.calls.compose(name, args, kwargs, options, task=task)
         if signals.before_task_publish.connected:
             tell_composed(message)
         return message
+
+    def check_periodic(self, name: str, options: Options) -> None:
+        """Look at the options of a periodic task before it is due. Raises: TypeError (unknown option), WrongValue."""
+        self._app.runtime.calls.check_options(name, of_call(name, options), self._registered(name))
+
+    def _registered(self, name: str) -> Any:
+        if not self._app.is_finalized:
+            self._app.finalize()
+        return self._app.tasks.get(name)
 
     def claim_periodic(self, message: Message) -> str | None:
         """Take the key of a unique call of beat's; the id of the call that has it, if another one has. Asks the store."""

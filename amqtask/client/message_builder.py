@@ -106,7 +106,7 @@ class Calls:
         if task is not None and task.as_data is not None:
             args, kwargs = task.as_data(args, kwargs)
         if options and not KNOWN.issuperset(options):
-            self._refuse(name, options, task)
+            self.check_options(name, options, task)
         route = self._route(name, args, kwargs, options, task, is_follow_up=is_follow_up)
         if route.options:
             options = {**route.options, **options}
@@ -349,9 +349,9 @@ class Calls:
         assert call.eta is not None
         return self._delays.delayed(message, call.eta.timestamp() - time.time())
 
-    def _refuse(self, name: str, options: Options, task: CalledTask | None) -> None:
+    def check_options(self, name: str, options: Options, task: CalledTask | None) -> None:
         """Stamps are keyword arguments of their own, and a task's own options may be said otherwise for a call (libraries read
-        them before); everything else unknown is a mistake."""
+        them before); everything else unknown is a mistake. Raises: TypeError."""
         stamps = frozenset(options.get("stamped_headers") or ())
         unknown = sorted(
             option for option in set(options) - KNOWN - stamps if hasattr(Task, option) or not hasattr(task, option)

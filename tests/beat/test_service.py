@@ -221,6 +221,40 @@ def test_an_entry_that_cannot_be_sent_is_said_and_the_others_go_on(
     beat.stop()
 
 
+def test_what_is_wrong_with_an_entry_is_told_when_beat_starts_and_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lazily() -> str:
+        raise LookupError("no rate yet")
+
+    wrong: dict[str, dict[str, object]] = {
+        "unknown": {"options": {"quue": "x"}},
+        "of no kind": {"options": {"priority": 999}},
+    }
+    store = ListStore(
+        *(entry(name, 5.0, **fields) for name, fields in wrong.items()),
+        entry("lazy", 5.0, args=(BeatLazyFunc(lazily),)),
+        entry("right", 5.0),
+    )
+    beat = bench.beat(store)
+    beat.start()
+    bench.leading(beat)
+    at_start = [record.getMessage() for record in caplog.records if "cannot be sent" in record.getMessage()]
+    assert len(at_start) == 2
+    assert "unknown (tasks.tick)" in at_start[0]
+    assert "no option 'quue'" in at_start[0]
+    assert "priority wants a whole number" in at_start[1]
+
+    bench.until(31)
+    told = [record for record in caplog.records if "cannot be sent" in record.getMessage()]
+    assert "LookupError: no rate yet (test_service.py, line" in told[2].getMessage()
+    assert len(told) == 3
+    assert not any(record.exc_info for record in caplog.records)
+    assert {name for name, _, _ in bench.sent} == {"right"}
+
+    beat.stop()
+
+
 def test_what_the_broker_refuses_stays_due_and_holds_up_nobody(bench: Bench) -> None:
     full = Queue("full", arguments=arguments({"x-max-length": 1, "x-overflow": "reject-publish"}))
     bench.app.conf.task_queues = [full]
