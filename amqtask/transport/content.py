@@ -21,7 +21,7 @@ that.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
 from functools import lru_cache
@@ -75,7 +75,6 @@ UNWRITABLE = (
     AssertionError,
     AttributeError,
     ArithmeticError,
-    RecursionError,
 )
 
 
@@ -315,11 +314,24 @@ def _odd_name(encoded: bytes, offset: int, headers: OddHeaders) -> tuple[str, in
 
 
 def encode_table(pieces: list[bytes], table: FieldTable | None) -> int:
-    """Append a table to the pieces; its size in bytes. Raises: UnsupportedAMQPFieldException."""
+    """Append a table to the pieces; its size in bytes.
+
+    Raises: UnsupportedAMQPFieldException; RecursionError where the caller's stack has no room for a table of any kind."""
     try:
         return _write_fields(pieces, table)
     except RecursionError:
+        if not _is_deep(table):
+            raise
         raise UnsupportedAMQPFieldException([], "tables or lists within each other, too many") from None
+
+
+def _is_deep(table: object) -> bool:
+    """Whether there are more tables or lists within each other than anybody reads; so is one that holds itself."""
+    level: list[Any] = [table or {}]
+    for _ in range(MOST_DEEP):
+        items = [item for one in level for item in (one.values() if isinstance(one, Mapping) else one)]
+        level = list({id(item): item for item in items if isinstance(item, (Mapping, list, tuple))}.values())
+    return bool(level)
 
 
 def _write_fields(pieces: list[bytes], table: FieldTable | None) -> int:

@@ -187,9 +187,12 @@ def encode_publish(message: Message, frame_max: int) -> bytes:
 def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
     """The result of a pure function, or its error.
 
-    An exception that was raised into it from outside (by a signal handler, another thread) passes through."""
+    An exception that was raised into it from outside (by a signal handler, another thread) passes through; so does a
+    RecursionError, which is about who calls."""
     try:
         return function(), None
+    except RecursionError:
+        raise
     except Exception as error:
         if not is_own(error, function):
             raise

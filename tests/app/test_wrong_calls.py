@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import uuid
 from typing import Any
 
@@ -22,6 +24,25 @@ def app() -> AmqTask:
         return value
 
     return app
+
+
+@pytest.mark.parametrize("is_connected", [True, False], ids=["connected", "to connect"])
+def test_a_stack_that_is_nearly_full_is_told_as_it_is_and_the_next_call_works(app: AmqTask, is_connected: bool) -> None:
+    def deeper(levels: int) -> Any:
+        return deeper(levels - 1) if levels else app.send_task("same", headers={"mine": [{"a": 1}]})
+
+    app.send_task("same")
+    here = len(inspect.stack(0))
+    raised = set()
+    for left in range(10, 80, 2):
+        if not is_connected:
+            app.publisher.close()
+        try:
+            deeper(sys.getrecursionlimit() - here - left)
+        except Exception as error:
+            raised.add(type(error))
+        assert app.send_task("same").id
+    assert raised == {RecursionError}
 
 
 @pytest.mark.parametrize(
