@@ -98,7 +98,8 @@ class Child:
                 env={**os.environ, **environment, RELOADED: str(number)},
                 pass_fds=[number],
             )
-        self.is_ordered = self.is_loaded = False
+        # `is_stopping`: told to end because another one is ready.
+        self.is_ordered = self.is_loaded = self.is_stopping = False
         self._told, self._ended = told, ended
         threading.Thread(target=self._listen, name="amqtask reload", daemon=True).start()
 
@@ -263,7 +264,15 @@ class Reloader:
         return str(path.relative_to(self._folder) if path.is_relative_to(self._folder) else path)
 
     def _what_goes_on(self) -> str:
-        return f"{'the worker goes on as it was' if self._current else 'nothing runs'} until the next change"
+        if self._current is None:
+            before = "nothing runs"
+        elif not self._current.is_stopping:
+            before = "the worker goes on as it was"
+        elif self._next is not None and self._next.is_ordered:
+            before = "the worker ends its tasks, then the code of the last change that could be compiled runs"
+        else:
+            before = "the worker ends its tasks, then nothing runs"
+        return f"{before} until the next change"
 
     def _said(self, child: Child, said: bytes) -> None:
         if child is not self._next or said != LOADED:
@@ -272,7 +281,14 @@ class Reloader:
         if self._current is None:
             self._hand_over()
         else:
-            self._current.signal(signal.SIGTERM)
+            self._stop_current(self._current)
+
+    def _stop_current(self, current: Child) -> None:
+        """Once: a second TERM would end its tasks, and patience counts from the first change."""
+        if not current.is_stopping:
+            current.is_stopping = True
+            current.signal(signal.SIGTERM)
+        if "patience" not in self._timers:
             self._later("patience", self._patience, self._lose_patience)
 
     def _lose_patience(self) -> None:
@@ -293,24 +309,25 @@ class Reloader:
     def _ended(self, child: Child, code: int) -> None:
         if child is self._current:
             self._current = None
-            self._after_current(code)
+            self._after_current(code, was_told=child.is_stopping)
         elif child is self._next:
             self._next = None
             if self._is_stopping or (code == _WRONG_USE and not self._has_worked):
                 self._exit_code = code
             elif child.is_ordered:
+                self._timers.pop("patience", None)  # there is nothing to make room for
                 say(f"the new code cannot be started; {self._what_goes_on()}")
                 if self._stands_by:
                     self._later("stand by", STAND_BY_SECONDS, self._stand_by)
 
-    def _after_current(self, code: int) -> None:
+    def _after_current(self, code: int, *, was_told: bool) -> None:
         if self._is_stopping:
             self._exit_code = code
         elif self._next is not None and self._next.is_loaded:
             self._hand_over()
         elif self._next is not None and self._next.is_ordered:
             pass  # it was stopped for one that is outdated already; the one that is being loaded follows it
-        elif code == 0:
+        elif code == 0 and not was_told:
             self._exit_code = 0
         else:
             say(f"ended with exit code {code}; {self._what_goes_on()}")
