@@ -126,19 +126,19 @@ class StoreDefaults(Protocol):
     keeps_runs: ClassVar[bool] = False
     # Whether the store deletes expired results by itself; else `cleanup` must be called now and then.
     supports_autoexpire: ClassVar[bool] = True
-    # Whether the results of a batch are stored at once: it has `encoded` and `store_encoded` then.
+    # Whether the results of a batch are stored at once: it has `packed` and `store_packed` then.
     stores_together: ClassVar[bool] = False
 
     def store(self, result: ResultMessage) -> None:
         """See ResultBackend: this one is the store's own."""
         raise NotImplementedError
 
-    def encoded(self, result: ResultMessage) -> bytes:
-        """The result as `store_encoded` takes it. Raises: EncodeError."""
+    def packed(self, result: ResultMessage) -> bytes:
+        """The result as `store_packed` takes it. Raises: EncodeError."""
         raise BackendNotConfigured(ONE_BY_ONE)
 
-    def store_encoded(self, results: Sequence[tuple[str, bytes]]) -> None:
-        """`store` for several: their tasks' ids, and what `encoded` made of them. Raises: BackendUnreachable."""
+    def store_packed(self, results: Sequence[tuple[str, bytes]]) -> None:
+        """`store` for several: their tasks' ids, and what `packed` made of them. Raises: BackendUnreachable."""
         raise BackendNotConfigured(ONE_BY_ONE)
 
     def store_briefly(self, result: ResultMessage) -> None:

@@ -298,11 +298,11 @@ class RedisBackend(RedisChords, PatientStore):
                 policy,
             )
 
-    def encoded(self, result: ResultMessage) -> bytes:
+    def packed(self, result: ResultMessage) -> bytes:
         """See ResultBackend."""
         return self._codec.result(result)
 
-    def store_encoded(self, results: Sequence[tuple[str, bytes]]) -> None:
+    def store_packed(self, results: Sequence[tuple[str, bytes]]) -> None:
         """See ResultBackend."""
         questions = [self._question(task_id, body) for task_id, body in results]
         connections = self._connections.get()

@@ -160,11 +160,11 @@ class ResultStore(Protocol):
 class GatheringStore(ResultStore, Protocol):
     """A result store that takes several results in one round trip."""
 
-    def encoded(self, result: ResultMessage) -> bytes:
-        """The result as `store_encoded` takes it. Raises: EncodeError."""
+    def packed(self, result: ResultMessage) -> bytes:
+        """The result as `store_packed` takes it. Raises: EncodeError."""
 
-    def store_encoded(self, results: Sequence[tuple[str, bytes]]) -> None:
-        """`store` for several: their tasks' ids, and what `encoded` made of them. Raises: BackendUnreachable."""
+    def store_packed(self, results: Sequence[tuple[str, bytes]]) -> None:
+        """`store` for several: their tasks' ids, and what `packed` made of them. Raises: BackendUnreachable."""
 
 
 class ChainStore(ResultStore, Protocol):

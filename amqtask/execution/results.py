@@ -46,7 +46,7 @@ class Results:
         """Raises: EncodeError, BackendUnreachable."""
         result = self._result(request, states.SUCCESS, value, context)
         if context.gathered is not None and self._gathering is not None:
-            context.gathered.append((request.id, self._gathering.encoded(result)))
+            context.gathered.append((request.id, self._gathering.packed(result)))
             return None
         return self._keep(request, result)
 
@@ -57,7 +57,7 @@ class Results:
     def store_gathered(self, gathered: Sequence[tuple[str, bytes]]) -> None:
         """Store what was gathered. Raises: BackendUnreachable."""
         assert self._gathering is not None
-        self._gathering.store_encoded(gathered)
+        self._gathering.store_packed(gathered)
 
     def started(self, request: Request) -> None:
         """Store STARTED now or not at all: stores in AMQP would get it with the outcome, too late to matter."""

@@ -65,10 +65,10 @@ class Together(MemoryBackend):
     is_away = True
     counts: ClassVar[list[int]] = []
 
-    def encoded(self, result: ResultMessage) -> bytes:
+    def packed(self, result: ResultMessage) -> bytes:
         return encode_result(result, "json").body
 
-    def store_encoded(self, results: Sequence[tuple[str, bytes]]) -> None:
+    def store_packed(self, results: Sequence[tuple[str, bytes]]) -> None:
         self.counts.append(len(results))
         if self.is_away:
             self.is_away = False

@@ -239,13 +239,13 @@ class BackendSuite:
             results = [ResultMessage(task_id, states.SUCCESS, number) for number, task_id in enumerate(ids)]
             waiting = _Waiting(partial(backend.wait, others[-1], timeout=PATIENCE))
 
-            backend.store_encoded([(result.task_id, backend.encoded(result)) for result in results])
+            backend.store_packed([(result.task_id, backend.packed(result)) for result in results])
 
             assert waiting.outcome().result == 51
             stored = [backend.find(task_id) for task_id in ids]
             assert [result and result.result for result in stored] == ["first", *range(1, 52), 2]
         with pytest.raises(EncodeError, match="cannot be written"):
-            backend.encoded(ResultMessage(_id(), states.SUCCESS, object()))
+            backend.packed(ResultMessage(_id(), states.SUCCESS, object()))
 
     def test_of_many_that_store_at_once_the_success_stays(self, backend: ResultBackend) -> None:
         ids = [_id() for _ in range(10)]
