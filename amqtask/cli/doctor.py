@@ -23,6 +23,7 @@ from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.topology import planned, planned_delays
 from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import AmqTaskError, OperationalError, QueueNotFound
+from amqtask.ground.plugins import near_names
 from amqtask.ground.printable import count, first_of
 from amqtask.protocol.entities import Binding, Queue
 from amqtask.protocol.task import as_limit
@@ -93,12 +94,8 @@ def of_project(facts: Facts) -> Iterator[Finding]:
     for name, near in conf.unknown_names().items():
         hint = f"Write {near}." if near else "Take it away if no library of yours reads it."
         yield Finding(
-            "warning" if near else "info",
-            f"setting {name}",
-            "is no setting of amqtask's",
-            "It has no effect here.",
-            hint,
-        )
+            "warning" if near else "info", f"setting {name}", "is no setting of amqtask's", "It has no effect here.", hint,
+        )  # fmt: skip
     configured = conf.table()
     for setting in SETTINGS:
         if setting.name in configured and not setting.doc:
@@ -127,7 +124,13 @@ def of_project(facts: Facts) -> Iterator[Finding]:
             "warning", "setting result_expires", "keeps results for ever", "The result store grows until it is full.",
             "Set seconds or a timedelta.",
         )  # fmt: skip
+    if conf.broker_transport_options and app.broker.transport == "amqp":
+        yield Finding(
+            "info", "setting broker_transport_options", "has no effect with RabbitMQ",
+            "It is for Redis; RabbitMQ has no visibility timeout, but consumer_timeout.", "Take it away.",
+        )  # fmt: skip
     yield from _of_tasks(facts)
+    yield from _of_names(app)
     yield from _of_schedule(app)
     yield from _of_urls(app)
 
@@ -168,6 +171,33 @@ def _of_tasks(facts: Facts) -> Iterator[Finding]:
             yield Finding("error", f"task {name}", "has no queue", str(error), "Name the queue in task_queues.")
         except Exception:  # noqa: BLE001 - the user's route function, which may need the arguments of a call
             continue
+
+
+def _of_names(app: AmqTask) -> Iterator[Finding]:
+    own = app.tasks.own
+    for setting in ("task_routes", "task_annotations"):
+        named = dict.fromkeys(_named(app.conf[setting]))
+        others = [task for task in own if task not in named]
+        for name in named:
+            if app.tasks.has(name):
+                continue
+            # With another path to the module, or misspelt. Others' tasks may have names of their own.
+            paths = [task for task in others if task.endswith(f".{name}") or name.endswith(f".{task}")]
+            for near in paths[:1] or near_names(name, others, alike=0.9):
+                yield Finding(
+                    "warning", f"setting {setting}", f"names {name!r}, which is no task of this application",
+                    f"Nothing of it holds for {near!r}.", f"Write {near!r}, if that is meant.",
+                )  # fmt: skip
+
+
+def _named(said: object) -> Iterator[str]:
+    """The tasks that one of these settings names: no patterns, nor what functions decide."""
+    if isinstance(said, Mapping):
+        yield from (name for name in said if isinstance(name, str) and not {*"*?["} & {*name})
+    elif isinstance(said, (list, tuple)):
+        for one in said:
+            is_pair = isinstance(one, (list, tuple)) and len(one) == 2 and isinstance(one[0], str)
+            yield from _named({one[0]: one[1]} if is_pair else one)
 
 
 def _of_schedule(app: AmqTask) -> Iterator[Finding]:
@@ -485,10 +515,15 @@ def read_facts(app: AmqTask, api: str | None) -> tuple[Facts, list[Finding]]:
             why = (
                 "Workers and callers cannot reach it either." if subject != "management plugin" else "It was not asked."
             )
-            failed.append(
-                Finding("error", subject, str(error), why, "Start it, or correct the URL, the user and the rights.")
-            )
+            do = "Start it, or correct the URL, the user and the rights."
+            if _in_container() and re.search(r"localhost|\b127\.|::1", str(error)):
+                do = "In a container that is the container itself: name the host, service or pod that it runs in."
+            failed.append(Finding("error", subject, str(error), why, do))
     return facts, failed
+
+
+def _in_container() -> bool:
+    return "KUBERNETES_SERVICE_HOST" in os.environ or any(map(os.path.exists, ("/.dockerenv", "/run/.containerenv")))
 
 
 def _look_at_results(app: AmqTask) -> None:

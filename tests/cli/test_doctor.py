@@ -92,6 +92,20 @@ def unroutable() -> AmqTask:
     return project(task_routes={"bill": "gone"}, task_create_missing_queues=False)
 
 
+def named(**settings: Any) -> AmqTask:
+    app = project(**settings)
+
+    @app.task(name="shop.bills.write")
+    def write() -> None: ...
+
+    return app
+
+
+def others() -> AmqTask:
+    """Routes of tasks that are here, of others', and by a pattern."""
+    return named(task_routes={"shop.bills.write": "q", "shop.bills.writes": "q", "mail.send": "q", "bills.*": "q"})
+
+
 OLD_FLAG = {"name": "f", "state": "disabled", "stability": "stable"}
 
 
@@ -110,6 +124,10 @@ SEEDS: list[tuple[str, Callable[[], Facts], str]] = [
     ("limits", lambda: facts(with_task(time_limit=10, soft_time_limit=20)), "error task odd"),
     ("long task", lambda: facts(with_task(time_limit=7200), version=(4, 2, 1)), "warning task odd may run"),
     ("route", lambda: facts(unroutable(), queues=[]), "error task bill"),
+    ("options", lambda: facts(project(broker_transport_options={"visibility_timeout": 9})), "info setting broker_transport"),
+    ("misspelt route", lambda: facts(named(task_routes=({"shop.bills.writ": "q"},))), "warning setting task_routes names"),
+    ("route by path", lambda: facts(named(task_routes=[("bills.write", "q")])), "warning setting task_routes names"),
+    ("annotation", lambda: facts(named(task_annotations={"my.shop.bills.write": {}})), "warning setting task_annotations"),
     ("schedule", lambda: facts(project(beat_schedule={"s": {"task": "nobody", "schedule": 5}})), "error schedule s"),
     ("guest", lambda: facts(project("amqp://guest:guest@broker")), "error broker broker is used as guest"),
     ("no TLS", lambda: facts(project("amqp://a:b@broker")), "info broker broker is spoken to without TLS"),
@@ -170,7 +188,11 @@ def test_a_seeded_fault_is_found_and_nothing_else_that_matters(seed: Callable[[]
 CLEAN = {
     "rabbitmq": lambda: facts(project()),
     "long task": lambda: facts(with_task(time_limit=7200)),  # workers ask 4.3 for more themselves
+    "routes of others' tasks": lambda: facts(others()),
     "redis": redis,
+    "options of Redis": lambda: facts(
+        project("redis://localhost", broker_transport_options={"lease": 60}), product="Redis", version=(7, 0, 15)
+    ),
 }
 
 
@@ -203,6 +225,15 @@ def test_a_broker_that_is_not_there_is_an_error_with_an_exit_code(capsys: pytest
     (broken,) = [found for found in json.loads(shown) if found["severity"] == "error"]
     assert broken["subject"] == "broker"
     assert "secret" not in shown
+
+
+def test_localhost_in_a_container_is_told_to_be_the_container(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+
+    assert run(["doctor"], project("amqp://shop:secret@localhost:1//")) == 1
+    assert "do:  In a container that is the container itself" in capsys.readouterr().out
 
 
 def test_without_a_broker_the_project_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
