@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,6 +70,7 @@ def command(
             f"without users the console is for this machine only, not for {host}: set console_users, console_oidc, or "
             "console_user_header behind a proxy that says who it is"
         )
+    _check_address(host, port)
     if not conf.task_history:
         echo("task_history is off, so no task is found here: set task_history = True.", err=True)
     set_up(conf, loglevel=loglevel.upper(), logfile=None, log_format=log_format, color=settings.color)
@@ -79,6 +81,18 @@ def command(
     finally:
         app.close()
     return 0
+
+
+def _check_address(host: str, port: int) -> None:
+    """Before anything is said or begun. Raises: ConfigurationError."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the console cannot be served on {host}:{port}: {error.strerror}. Another port is -p (of `amqtask dev`: "
+            "--console-port)"
+        ) from error
 
 
 def _named(users: tuple[str, ...]) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""`amqtask console --user`: somebody who may come, named by the command line or the environment."""
+"""`amqtask console`: who may come is named by the command line or the environment; where it cannot be served."""
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def test_the_user_of_the_environment_may_come_and_nobody_else(
 ) -> None:
     monkeypatch.setenv("AMQTASK_CONSOLE_USER", f"ann:{hashed('secret')}")
 
-    assert main(["-A", "seen_by_users", "console", "--host", "0.0.0.0"]) == 0
+    assert main(["-A", "seen_by_users", "console", "--host", "0.0.0.0", "-p", "0"]) == 0
     client = TestClient(served[0])
     assert client.get("/audit").status_code == 401
     assert client.get("/audit", auth=("ann", "wrong")).status_code == 401
@@ -43,4 +44,17 @@ def test_the_user_of_the_environment_may_come_and_nobody_else(
 def test_a_user_without_a_hash_is_refused(served: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-A", "seen_by_users", "console", "--user", "ann:secret"]) == 2
     assert "--user wants NAME:HASH" in capsys.readouterr().err
+    assert served == []
+
+
+def test_a_port_that_is_taken_is_told_before_the_console_is_said_to_be_there(
+    served: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["-A", "seen_by_users", "console", "-p", str(port)]) == 1
+
+    shown = capsys.readouterr()
+    assert f"cannot be served on 127.0.0.1:{port}: Address already in use" in shown.err
+    assert "The console is on" not in shown.out
     assert served == []
