@@ -422,6 +422,7 @@ def test_a_lost_task_calls_its_errbacks_by_message() -> None:
     outcome = make_executor(task).lost(lost, WorkerLostError("killed"))
 
     assert [message.routing_key for message in outcome.publish] == ["elsewhere"]
+    assert (outcome.state, outcome.answer) == (states.FAILURE, Answer.ACK)
 
 
 # -- what cannot be run
