@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import copy
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -15,10 +15,11 @@ from amqtask.exceptions import BackendNotConfigured, ChordError, TaskRevokedErro
 from amqtask.execution.context import current
 from amqtask.ground.current import find_current_app
 from amqtask.ground.deadlines import cancel_all
+from amqtask.ground.graph import before
 from amqtask.ground.plugins import WithOthersNames, others_names
 from amqtask.ground.printable import bounded_logger
 from amqtask.pipeline import flush_open, opened
-from amqtask.protocol.result import ResultMessage, exception_from_dict
+from amqtask.protocol.result import ResultMessage, exception_from_dict, parts_of, time_of
 from amqtask.results import Cancellable, WithDescendants, as_task_id, check_not_in_task, each_end
 from amqtask.results import GroupResult as GroupResult
 from amqtask.results import ResultSet as ResultSet
@@ -185,14 +186,12 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
         """The steps before this one that may still fail: then this one never runs, and their error is its own. (A group among
         them is a chord's header, whose body hears of a failure.)"""
         ancestors: dict[str, UntypedResult] = {}
-        node = self.parent
-        while node is not None:
+        for node in before(self) if self.parent is not None else ():
             if isinstance(node, AsyncResult):
                 if node.final_meta is None:
                     ancestors[node.id] = node
                 elif node.final_meta.status in states.PROPAGATE_STATES:
                     raise node.error_of(node.final_meta)
-            node = node.parent
         return ancestors
 
     def _first_end(
@@ -271,11 +270,10 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
 
     def error_in_header(self) -> BaseException | None:
         """Why the chord before this one failed, if it is known: the error of its header's first member that did."""
-        node = self.parent
-        while node is not None:
-            if not isinstance(node, AsyncResult) and (error := node.first_error()) is not None:
+        for node in before(self):
+            error: BaseException | None = None if isinstance(node, AsyncResult) else node.first_error()
+            if error is not None:
                 return error
-            node = node.parent
         return None
 
     def error_of(self, final: ResultMessage) -> BaseException:
@@ -339,14 +337,16 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
     @property
     def date_done(self) -> datetime | None:
         """When the task ended."""
-        done: Any = self.latest_meta().date_done  # some serializers have a type for times
-        return datetime.fromisoformat(done) if isinstance(done, str) else done
+        return time_of(self.latest_meta().date_done)
 
     @property
     def children(self) -> list[Any] | None:
         """The results of what the task published itself."""
-        tuples = self.latest_meta().children
-        return [result_from_tuple(child, self._backend, self.revoke_call) for child in tuples] if tuples else None
+        children = []
+        for child in self.latest_meta().child_tuples:
+            with contextlib.suppress(ValueError, RecursionError):  # others may write to the store, and what they like
+                children.append(result_from_tuple(child, self._backend, self.revoke_call))
+        return children or None
 
     @property
     def name(self) -> str | None:
@@ -479,7 +479,7 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
 
     def as_list(self) -> list[str]:
         """The ids of this result and of its parents."""
-        return [self.id, *(self.parent.as_list() if self.parent else [])]
+        return [self.id, *(node.id for node in before(self))]
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, AsyncResult):
@@ -577,11 +577,10 @@ def result_from_tuple(
         backend, revoke = (None, None) if application is None else (application.backend, application.revoke_call)
     if isinstance(encoded, str):
         return AsyncResult(encoded, backend, revoke=revoke)
-    told, children = encoded
-    task_id, parent = (told, None) if isinstance(told, str) else told
+    task_id, parent, children = parts_of(encoded)
     parent_result = result_from_tuple(parent, backend, revoke) if parent else None
     if children is not None:
-        members: Sequence[Any] = [result_from_tuple(child, backend, revoke) for child in children]
+        members = [result_from_tuple(child, backend, revoke) for child in children]
         return GroupResult(task_id, members, backend, parent_result)
     return AsyncResult(task_id, backend, parent=parent_result, revoke=revoke)
 

@@ -17,8 +17,8 @@ from amqtask import states
 from amqtask.exceptions import BackendNotConfigured, ChordError, TimeoutError
 from amqtask.execution.context import current
 from amqtask.ground.current import current_app
-from amqtask.ground.deadlines import cancel_all
-from amqtask.ground.graph import DependencyGraph
+from amqtask.ground.deadlines import cancel_all, end_of
+from amqtask.ground.graph import DependencyGraph, before
 from amqtask.ground.plugins import WithOthersNames
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def each_end(
     if look is None:
         yield from store.iter_ready(task_ids, timeout=timeout)
         return
-    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    deadline = math.inf if timeout is None else end_of(timeout)
     missing = dict.fromkeys(task_ids)
     while True:
         remaining = max(0.0, deadline - time.monotonic())
@@ -306,7 +306,7 @@ class ResultSet(Cancellable, WithOthersNames):
                 waiting.setdefault(result.id, []).append(result)
             else:
                 yield result
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else end_of(timeout)
         by_store: dict[int, list[str]] = {}
         for task_id, (result, *_) in waiting.items():
             by_store.setdefault(id(result.result_store), []).append(task_id)
@@ -543,7 +543,7 @@ class GroupResult(ResultSet):
 
     def as_list(self) -> list[str]:
         """Its id and those of its parents."""
-        return [self.id, *(self.parent.as_list() if self.parent else [])]
+        return [self.id, *(node.id for node in before(self))]
 
     @property
     def children(self) -> list[Any]:

@@ -60,7 +60,7 @@ def test_a_result_comes_by_the_files_that_the_page_names() -> None:
         files = opened(lambda: result.get(timeout=30))
 
     assert result.result == 8
-    assert files == named("The life of a result", 8)
+    assert files == named("The life of a result", 9)
 
 
 def test_the_drawing_has_the_rows_that_are_judged() -> None:

@@ -23,6 +23,7 @@ from amqtask.backends.contract import (
     too_late,
 )
 from amqtask.exceptions import BackendUnreachable
+from amqtask.ground.deadlines import end_of
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.result import ResultMessage
@@ -86,7 +87,7 @@ class PollingBackend(KnownStore):
 
     def _ready(self, task_ids: Sequence[str], timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
         missing = set(task_ids)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = end_of(timeout)
         pause = FIRST_PAUSE
         while missing:
             asked_at = time.monotonic()

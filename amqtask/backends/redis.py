@@ -32,6 +32,7 @@ from amqtask.backends.redis_waiting import (
     unreachable,
 )
 from amqtask.exceptions import EncodeError
+from amqtask.ground.deadlines import end_of
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.plugins import others_names
 from amqtask.ground.printable import described
@@ -329,7 +330,7 @@ class RedisBackend(RedisChords, PatientStore):
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
         """Each result as it is stored: few over a watch, many over one subscription."""
         missing = {self._result_key(task_id): task_id for task_id in task_ids}
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = end_of(timeout)
         if len(missing) <= MOST_WATCHED:
             yield from self._watched(missing, deadline)
         else:

@@ -19,6 +19,7 @@ from weakref import ref
 from amqtask import states
 from amqtask.backends.contract import Arrived, BackendOptions, KnownStore, await_arrival, too_late
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, MessageError, PublishError, ResultLost
+from amqtask.ground.deadlines import end_of
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.compression import compress, decompress
@@ -203,7 +204,7 @@ class Arrivals:
 
     def each(self, timeout: float | None, wait: Callable[[float | None], bool]) -> Iterator[tuple[str, ResultMessage]]:
         """All of them by task id, within `timeout` seconds. `wait(deadline)`: whether one has come. Raises: TimeoutError."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = end_of(timeout)
         while self or self._missing:
             if not self and not wait(deadline):
                 raise too_late(self._task_ids, self.missing, timeout)
@@ -429,7 +430,7 @@ class RpcBackend(KnownStore):
         inbox = self._inbox()
         mailbox = inbox.mailbox
         if not mailbox.is_ready(task_id):
-            deadline = None if timeout is None else time.monotonic() + timeout
+            deadline = end_of(timeout)
             if not self._drive(inbox, lambda: mailbox.is_ready(task_id), deadline):
                 raise too_late([task_id], 1, timeout)
         result = mailbox.take(task_id)

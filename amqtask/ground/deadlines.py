@@ -8,14 +8,31 @@ when a library does neither: what does not end is left behind, cancelled.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 # What is cancelled and goes on is cancelled again after so many seconds, and so often, before nobody waits for it any more.
 GRACE, ATTEMPTS = 0.1, 3
 # Event loops hold tasks by weak references only.
 _left_behind: set[asyncio.Future[Any]] = set()
+
+
+@overload
+def end_of(timeout: float) -> float: ...
+@overload
+def end_of(timeout: float | None) -> float | None: ...
+def end_of(timeout: float | None) -> float | None:
+    """When so many seconds have passed, on the monotonic clock; None: never. Raises: TypeError, ValueError."""
+    if timeout is None:
+        return None
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout is a number of seconds, or None, not {timeout!r}")
+    if math.isnan(timeout):  # no time is at or after it
+        raise ValueError("timeout is a number of seconds, or None, not nan")
+    return time.monotonic() + timeout
 
 
 async def arrival(future: asyncio.Future[T], timeout: float | None) -> T:

@@ -55,3 +55,12 @@ class DependencyGraph:
 
     def __contains__(self, node: object) -> bool:
         return node in self.adjacent
+
+
+def before(result: Any) -> Iterator[Any]:
+    """The parents of a result, the nearest first; each once, though somebody may have made a circle of them."""
+    seen, node = {id(result)}, result.parent
+    while node is not None and id(node) not in seen:
+        seen.add(id(node))
+        yield node
+        node = node.parent

@@ -6,7 +6,7 @@ import fnmatch
 import re
 import sys
 from asyncio import CancelledError
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -56,6 +56,11 @@ class ResultMessage:
     def is_ready(self) -> bool:
         """Whether the state is final."""
         return self.status in states.READY_STATES
+
+    @property
+    def child_tuples(self) -> Sequence[Any]:
+        """The children, if they are a list: who writes to a store may write what he likes."""
+        return self.children if isinstance(self.children, (list, tuple)) else ()
 
     def as_meta(self) -> JsonObject:
         """The mapping that goes on the wire and into key/value stores."""
@@ -127,6 +132,28 @@ def is_reply_queue(name: object, globs: Iterable[str] = ()) -> bool:
     return isinstance(name, str) and (
         _REPLY_QUEUE.fullmatch(name) is not None or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
     )
+
+
+def parts_of(encoded: Any) -> tuple[str, Any, Sequence[Any] | None]:
+    """Id, parent and members (of a group) of a result as `as_tuple` describes it, or JSON. Raises: ValueError."""
+    try:
+        told, members = encoded
+        task_id, parent = (told, None) if isinstance(told, str) else told
+    except (TypeError, ValueError):
+        task_id = members = None
+    if not isinstance(task_id, (str, UUID)) or not isinstance(members, (list, tuple, type(None))):
+        raise ValueError(f"this is no result as as_tuple() describes it: {saferepr(encoded, 200)}")
+    return str(task_id), parent, members
+
+
+def time_of(done: object) -> datetime | None:
+    """A `date_done` as a time, which some serializers have a type for; None for what is none."""
+    if isinstance(done, str):
+        try:
+            return datetime.fromisoformat(done)
+        except ValueError:
+            return None
+    return done if isinstance(done, datetime) else None
 
 
 def now_iso() -> str:

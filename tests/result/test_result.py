@@ -426,3 +426,71 @@ def test_a_task_that_publishes_itself_under_its_own_id_is_collected_once() -> No
     assert [(each.id, value) for each, value in result.collect(timeout=1.0)] == [("poll", 1), ("other", 2)]
     assert [each.id for _, each in result.iterdeps(intermediate=True)] == ["poll", "other"]
     assert result.get_leaf() == 2
+
+
+# -- what callers and others may do to results
+
+
+@pytest.mark.parametrize(("timeout", "error"), [(float("nan"), ValueError), ("5", TypeError), (-1, TimeoutError)])
+def test_a_timeout_that_is_no_time_ends_no_wait_late(timeout: Any, error: type[Exception]) -> None:
+    store = Store()
+    result = AsyncResult[int]("one", store, parent=AsyncResult("zero", store))
+    for wait in (
+        AsyncResult[int]("one", store).get,
+        result.get,
+        lambda timeout: result.get(timeout, on_interval=lambda: None),
+        ResultSet([result, AsyncResult("two", store)]).get,
+        lambda timeout: list(GroupResult("g", [result]).iter_native(timeout)),
+    ):
+        with pytest.raises(error):
+            wait(timeout=timeout)
+
+
+def test_parents_in_a_circle_end_no_wait_late() -> None:
+    store = Store()
+    first, second = AsyncResult[int]("first", store), AsyncResult[int]("second", store)
+    first.parent, second.parent = second, first
+    alone = AsyncResult[int]("alone", store)
+    alone.parent = alone
+
+    for result in (first, alone):
+        with pytest.raises(TimeoutError):
+            result.get(timeout=0.01)
+    assert (first.as_list(), alone.as_list()) == (["first", "second"], ["alone"])
+    store.succeed("alone", 7)
+    assert alone.get(timeout=5) == 7
+    store.fail("second", ValueError("x"))
+    with pytest.raises(ValueError, match="x"):
+        first.get(timeout=5)
+
+
+@pytest.mark.parametrize("odd", ["soon", 17, 1.5, [1], {"a": 1, "b": 2}, True], ids=repr)
+def test_what_others_wrote_into_a_result_breaks_nothing(odd: Any) -> None:
+    meta = {"task_id": "one", "status": "FAILURE", "result": odd, "traceback": odd, "date_done": odd}
+    more = dict.fromkeys(("name", "args", "kwargs", "worker", "retries", "queue"), odd)
+    result = AsyncResult[int]("one", Store())
+    # As a store of keys and values reads it.
+    children = [odd, [odd, odd], [[odd, odd], odd], "two"]
+    result.final_meta = ResultMessage.from_meta({**meta, **more, "children": children})
+
+    assert result.date_done is None
+    assert (result.name, result.args, result.kwargs, result.worker, result.retries, result.queue) == (odd,) * 6
+    assert "two" in [child.id for child in result.children or ()]
+    assert isinstance(result.get(timeout=5, propagate=False), Exception)
+    assert repr(result.traceback)
+
+
+def test_children_that_are_no_list_or_without_end_are_none() -> None:
+    no_list, endless = AsyncResult[int]("one", Store()), AsyncResult[int]("two", Store())
+    deep: Any = [["x", None], None]
+    for _ in range(5000):
+        deep = [["x", deep], None]
+    no_list.final_meta = ResultMessage("one", states.SUCCESS, children=17)  # type: ignore[arg-type]
+    endless.final_meta = ResultMessage("two", states.SUCCESS, children=[deep])
+    assert (no_list.children, endless.children) == (None, None)
+
+
+@pytest.mark.parametrize("odd", [None, 17, [], [1, 2], ["a"], ["a", 5], [[None, None], None], {"a": 1}], ids=repr)
+def test_what_is_no_result_as_data_is_named(odd: Any) -> None:
+    with pytest.raises(ValueError, match=r"no result as as_tuple\(\) describes it"):
+        result_from_tuple(odd, Store())
