@@ -167,8 +167,10 @@ def _of_tasks(facts: Facts) -> Iterator[Finding]:
     for name in app.tasks.own:
         try:
             app.router.route(name, (), {}, {}, app.tasks[name])
-        except AmqTaskError as error:
+        except QueueNotFound as error:
             yield Finding("error", f"task {name}", "has no queue", str(error), "Name the queue in task_queues.")
+        except AmqTaskError as error:
+            yield Finding("error", f"task {name}", "cannot be routed", str(error), "Correct task_routes.")
         except Exception:  # noqa: BLE001 - the user's route function, which may need the arguments of a call
             continue
 

@@ -106,6 +106,10 @@ def others() -> AmqTask:
     return named(task_routes={"shop.bills.write": "q", "shop.bills.writes": "q", "mail.send": "q", "bills.*": "q"})
 
 
+def misrouted() -> AmqTask:
+    return project(task_routes={"bill": {"queue": "work", "prioritty": 3}})
+
+
 OLD_FLAG = {"name": "f", "state": "disabled", "stability": "stable"}
 
 
@@ -123,7 +127,8 @@ SEEDS: list[tuple[str, Callable[[], Facts], str]] = [
     ("results", lambda: facts(project(result_backend="redis://h", result_expires=0)), "warning setting result_expires"),
     ("limits", lambda: facts(with_task(time_limit=10, soft_time_limit=20)), "error task odd"),
     ("long task", lambda: facts(with_task(time_limit=7200), version=(4, 2, 1)), "warning task odd may run"),
-    ("route", lambda: facts(unroutable(), queues=[]), "error task bill"),
+    ("route", lambda: facts(unroutable(), queues=[]), "error task bill has no queue"),
+    ("option of a route", lambda: facts(misrouted(), queues=[]), "error task bill cannot be routed"),
     ("options", lambda: facts(project(broker_transport_options={"visibility_timeout": 9})), "info setting broker_transport"),
     ("misspelt route", lambda: facts(named(task_routes=({"shop.bills.writ": "q"},))), "warning setting task_routes names"),
     ("route by path", lambda: facts(named(task_routes=[("bills.write", "q")])), "warning setting task_routes names"),
