@@ -70,12 +70,13 @@ def command(
             f"without users the console is for this machine only, not for {host}: set console_users, console_oidc, or "
             "console_user_header behind a proxy that says who it is"
         )
-    _check_address(host, port)
+    port = _free_port(host, port)
     if not conf.task_history:
         echo("task_history is off, so no task is found here: set task_history = True.", err=True)
     set_up(conf, loglevel=loglevel.upper(), logfile=None, log_format=log_format, color=settings.color)
     served = web.console(app, access=access, indexes=not no_index, watches=not no_alerts)
-    echo(f"The console is on http://{host}:{port}" + (", for this machine only." if access.is_local_only else "."))
+    shown = f"[{host}]" if ":" in host else host
+    echo(f"The console is on http://{shown}:{port}" + (", for this machine only." if access.is_local_only else "."))
     try:
         uvicorn.run(served, host=host, port=port, log_config=None, access_log=False)
     finally:
@@ -83,11 +84,12 @@ def command(
     return 0
 
 
-def _check_address(host: str, port: int) -> None:
-    """Before anything is said or begun. Raises: ConfigurationError."""
+def _free_port(host: str, port: int) -> int:
+    """The port, or for 0 a free one, before anything is said or begun. Raises: ConfigurationError."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        socket.create_server(address[:2], family=family).close()
+        with socket.create_server(address[:2], family=family) as listener:
+            return int(listener.getsockname()[1])
     except OSError as error:
         raise ConfigurationError(
             f"the console cannot be served on {host}:{port}: {error.strerror}. Another port is -p (of `amqtask dev`: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from pathlib import Path
@@ -39,6 +40,19 @@ def test_the_user_of_the_environment_may_come_and_nobody_else(
     assert client.get("/audit").status_code == 401
     assert client.get("/audit", auth=("ann", "wrong")).status_code == 401
     assert client.get("/audit", auth=("ann", "secret")).status_code == 200
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_its_address_can_be_opened(
+    host: str, shown: str, served: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        pytest.skip("this machine has no such address")
+
+    assert main(["-A", "seen_by_users", "console", "--host", host, "-p", "0"]) == 0
+    assert re.search(rf"The console is on http://{re.escape(shown)}:[1-9]\d+, for", capsys.readouterr().out)
 
 
 def test_a_user_without_a_hash_is_refused(served: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
