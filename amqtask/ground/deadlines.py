@@ -28,11 +28,13 @@ def end_of(timeout: float | None) -> float | None:
     """When so many seconds have passed, on the monotonic clock; None: never. Raises: TypeError, ValueError."""
     if timeout is None:
         return None
-    if not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout is a number of seconds, or None, not {timeout!r}")
-    if math.isnan(timeout):  # no time is at or after it
+    try:
+        end = time.monotonic() + timeout  # also with other libraries' numbers
+    except TypeError:
+        raise TypeError(f"timeout is a number of seconds, or None, not {timeout!r}") from None
+    if math.isnan(end):  # no time is at or after it
         raise ValueError("timeout is a number of seconds, or None, not nan")
-    return time.monotonic() + timeout
+    return end
 
 
 async def arrival(future: asyncio.Future[T], timeout: float | None) -> T:

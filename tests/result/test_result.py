@@ -431,7 +431,19 @@ def test_a_task_that_publishes_itself_under_its_own_id_is_collected_once() -> No
 # -- what callers and others may do to results
 
 
-@pytest.mark.parametrize(("timeout", "error"), [(float("nan"), ValueError), ("5", TypeError), (-1, TimeoutError)])
+class _Whole:
+    """A number of another library's (numpy's): none of Python's, but it can be added to them."""
+
+    def __radd__(self, other: float) -> float:
+        return other + 0
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"), [(float("nan"), ValueError), ("5", TypeError), (-1, TimeoutError), (_Whole(), TimeoutError)]
+)
 def test_a_timeout_that_is_no_time_ends_no_wait_late(timeout: Any, error: type[Exception]) -> None:
     store = Store()
     result = AsyncResult[int]("one", store, parent=AsyncResult("zero", store))
