@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import AmqTaskError, MessageError
 from amqtask.flow.deadline import HEADER as DEADLINE
-from amqtask.flow.keys import TICKETS
+from amqtask.flow.keys import OF_ONE_RUN
 from amqtask.protocol.event import RERUN_OF
 from amqtask.protocol.message import Message, Properties, strip_transit_headers
 from amqtask.protocol.serialization import content_types, loads
@@ -51,8 +51,8 @@ def prepared(app: Roof, task: PastTask, *, queue: str | None = None) -> Message:
 def message_again(kept: KeptMessage, queue: str) -> Message:
     """The message as it was, for the queue."""
     headers = {**strip_transit_headers(kept.headers), "retries": 0, "eta": None, "expires": None}
-    headers.pop(DEADLINE, None)
-    headers.pop(TICKETS, None)
+    for name in (DEADLINE, *OF_ONE_RUN):
+        headers.pop(name, None)
     properties = Properties(
         content_type=kept.content_type,
         content_encoding=kept.content_encoding,

@@ -26,6 +26,8 @@ PREFIX = "amqtask-flow:"
 UNIQUE, TAKEN = "amqtask-unique", "amqtask-unique-taken"
 # On the message of a run that was refused: its tickets, by limit.
 TICKETS = "amqtask-tickets"
+# What a message that runs anew does not keep: by then its key may be another call's, and its place in a line is gone.
+OF_ONE_RUN = (TAKEN, TICKETS)
 _LONGEST_KEY = 500
 _PLAIN = (str, bool, int, float, type(None))
 _MOST_RECENT = 1000

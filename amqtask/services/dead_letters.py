@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from amqtask.flow.deadline import HEADER as DEADLINE
+from amqtask.flow.keys import OF_ONE_RUN
 from amqtask.protocol.message import Delivery, Message, deaths_in
 from amqtask.protocol.task import PUBLISHED_AT, saferepr, timestamp
 from amqtask.topology.declarations import may_hold_tasks
@@ -47,7 +48,9 @@ def back_to_work(delivery: Delivery, queue: str, *, without_expiry: bool = False
     """The message as it was published, to `queue`: no deaths, deliveries or attempts are counted on it any more."""
     properties = copied_properties(delivery.properties)
     headers = {
-        key: value for key, value in properties.headers.items() if not key.startswith(OURS) and key != PUBLISHED_AT
+        key: value
+        for key, value in properties.headers.items()
+        if not key.startswith(OURS) and key != PUBLISHED_AT and key not in OF_ONE_RUN
     }
     if without_expiry and headers.get("expires"):
         headers["expires"] = None

@@ -21,14 +21,15 @@ from amqtask.services.rerunning import Pace
 def test_a_message_goes_back_as_it_was_published_but_for_what_belongs_to_that_time() -> None:
     headers = {
         "task": "t", "id": "a", "mine": 1, "x-amqtask-queue": "work", "x-amqtask-reason": "poison", "x-delivery-count": 6,
-        "timestamp_in_ms": 1_700_000_000_000,
+        "timestamp_in_ms": 1_700_000_000_000, "amqtask-unique": "k", "amqtask-unique-taken": 60,
+        "amqtask-tickets": {"limit": 1},
     }  # fmt: skip
     message = back_to_work(
         Delivery(b"[]", Properties(headers=headers), "", "work.dead", False, "work.dead", 1, 1), "work"
     )
 
     assert message.routing_key == "work"
-    assert message.properties.headers == {"task": "t", "id": "a", "mine": 1}
+    assert message.properties.headers == {"task": "t", "id": "a", "mine": 1, "amqtask-unique": "k"}
 
 
 # Header values as they come off the wire.
