@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
@@ -27,6 +28,12 @@ class _Connection(aio_pika.Connection):
     """aio-pika's connection, able to check a certificate for another name than the host's."""
 
     PARAMETERS = (*aio_pika.Connection.PARAMETERS, ConnectionParameter("server_hostname", str, is_kwarg=True))
+
+    async def _on_connection_close(self, closing: asyncio.Future[object]) -> None:
+        # aio-pika pauses here for callbacks, which we have none of: a loop that closes in the pause leaves a task behind.
+        with contextlib.suppress(asyncio.CancelledError):
+            closing.exception()
+        self.connected.clear()
 
     def __del__(self) -> None:
         # aio-pika's __del__ begins to close: a connection that never connected has nothing to close, and without its loop it
