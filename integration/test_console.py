@@ -101,7 +101,18 @@ class Person:
         return str(self._browser.property(found, "value"))
 
     def _page(self) -> str:
-        return self._browser.text(self._browser.find("main"))
+        """What it says; a page that is live may be another one between finding and reading."""
+        said: list[str] = []
+
+        def read() -> bool:
+            try:
+                said.append(self._browser.text(self._browser.find("main")))
+            except LookupError:
+                return False
+            return True
+
+        eventually(read, what="there is no page")
+        return said[0]
 
     def _on(self, selector: str, words: str, act: Callable[[str], object]) -> None:
         """A page that is live may be another one a moment later."""

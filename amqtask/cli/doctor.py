@@ -170,7 +170,10 @@ def _of_tasks(facts: Facts) -> Iterator[Finding]:
         except QueueNotFound as error:
             yield Finding("error", f"task {name}", "has no queue", str(error), "Name the queue in task_queues.")
         except AmqTaskError as error:
-            yield Finding("error", f"task {name}", "cannot be routed", str(error), "Correct task_routes.")
+            yield Finding(
+                "error", "setting task_routes", "cannot be used", str(error), "Correct it: nothing is routed."
+            )
+            break
         except Exception:  # noqa: BLE001 - the user's route function, which may need the arguments of a call
             continue
 

@@ -128,7 +128,7 @@ SEEDS: list[tuple[str, Callable[[], Facts], str]] = [
     ("limits", lambda: facts(with_task(time_limit=10, soft_time_limit=20)), "error task odd"),
     ("long task", lambda: facts(with_task(time_limit=7200), version=(4, 2, 1)), "warning task odd may run"),
     ("route", lambda: facts(unroutable(), queues=[]), "error task bill has no queue"),
-    ("option of a route", lambda: facts(misrouted(), queues=[]), "error task bill cannot be routed"),
+    ("option of a route", lambda: facts(misrouted(), queues=[]), "error setting task_routes cannot be used"),
     ("options", lambda: facts(project(broker_transport_options={"visibility_timeout": 9})), "info setting broker_transport"),
     ("misspelt route", lambda: facts(named(task_routes=({"shop.bills.writ": "q"},))), "warning setting task_routes names"),
     ("route by path", lambda: facts(named(task_routes=[("bills.write", "q")])), "warning setting task_routes names"),
