@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Queue
-from amqtask.cli.doctor import Facts, Finding, diagnose
+from amqtask.cli.diagnosis import Facts, Finding, diagnose
 from amqtask.cli.main import run
 from amqtask.cli.topology import planned
 from amqtask.ground import current
