@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from amqtask.canvas import as_signature
@@ -132,7 +131,7 @@ class Bursts:
     async def _off_loop(self, claim: Callable[[Sequence[Message]], T], messages: Sequence[Message]) -> T:
         """`claim(messages)`, in a thread where the store of keys is to be asked."""
         if any(UNIQUE in message.properties.headers for message in messages):
-            return await asyncio.to_thread(copy_context().run, claim, messages)
+            return await asyncio.to_thread(claim, messages)
         return claim(messages)
 
     # -- compositions

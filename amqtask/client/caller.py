@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import copy_context
 from dataclasses import replace
 from functools import partial, update_wrapper
 from inspect import iscoroutinefunction
@@ -119,7 +118,7 @@ class Caller:
         await self.aprepare_results(timeout_of(options))
         message = self.compose(name, args, kwargs, options, task)
         if UNIQUE in message.properties.headers:
-            earlier_result = await asyncio.to_thread(copy_context().run, self.claimed, message)
+            earlier_result = await asyncio.to_thread(self.claimed, message)
             if earlier_result is not None:
                 return earlier_result
         await self.sender.asend(message, self.rest_of(timeout_of(options), time.monotonic() - began))
