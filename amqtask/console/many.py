@@ -31,7 +31,8 @@ _TITLES = {"rerun": "Run again", "revoke": "Revoke"}
 def confirmation(app: AmqTask, action: str, query: Form) -> JsonObject | None:
     """How many tasks fit the search, and of which states; `fields` say which, also when more have come. None: no such action.
 
-    With `more` the numbers are those of the newest MOST_COUNTED and one; older ones fit, too, and are meant as well."""
+    With `more` the numbers are those of the newest MOST_COUNTED and one, or of as many as were found soon, which is down to
+    `looked_to`; older ones that fit are meant as well."""
     if action not in _TITLES:
         return None
     fields = {name: query[name] for name in _FIELDS if query.get(name)}
@@ -44,6 +45,7 @@ def confirmation(app: AmqTask, action: str, query: Form) -> JsonObject | None:
         "title": _TITLES[action],
         "number": number,
         "more": states.has_more,
+        "looked_to": states.looked_to,
         "of": meant,
         "left_alone": states.total - number,
         "fields": fields,

@@ -144,12 +144,13 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
         ),
     ),
     "/many/{action}": (
-        "How many tasks fit a search and would `rerun` or `revoke`: with `more` of the newest 10,001, and older ones fit, too. "
+        "How many tasks fit a search and would `rerun` or `revoke`: with `more` of the newest 10,001, and older ones fit, too; "
+        "with `looked_to` of those that came since then, which are found soon, and older ones may fit. "
         "`fields` are for /api/do/rerun-all or revoke-all",
         _SEARCH,
         _of(
-            action={"enum": ["rerun", "revoke"]}, number=int, more=bool, of=dict[str, int], left_alone=int,
-            fields=dict[str, str], title=str,
+            action={"enum": ["rerun", "revoke"]}, number=int, more=bool, looked_to=datetime | None, of=dict[str, int],
+            left_alone=int, fields=dict[str, str], title=str,
         ),
     ),
     "/failures": (

@@ -125,13 +125,16 @@ class Page:
 
 
 class StateCounts(dict[str, int]):
-    """How many tasks a search has, by state, the most first. Of more than `most` the newest `most` and one are counted."""
+    """How many tasks a search has, by state, the most first.
 
-    def __init__(self, counts: Mapping[str, int], most: int | None) -> None:
+    With `has_more` there are others, which are older; where it took too long to look for them all, there may be others, before
+    `looked_to`."""
+
+    def __init__(self, counts: Mapping[str, int], most: int | None = None, looked_to: datetime | None = None) -> None:
         super().__init__(counts)
         self.total = sum(counts.values())
-        # Others fit, which are older.
-        self.has_more = most is not None and self.total > most
+        self.looked_to = looked_to
+        self.has_more = looked_to is not None or (most is not None and self.total > most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,10 +274,14 @@ class History:
     def count(self, *, most: int | None = None, **search: Unpack[Search]) -> StateCounts:
         """How many tasks a search of `find` has, by state.
 
-        With `most` the newest ones are counted, so many and one, and what is older is not looked at: to count millions takes
-        seconds. Raises: ConfigurationError.
+        With `most` the newest ones are counted, so many and one, as far back as a quarter of a second allows: to count millions
+        takes seconds. Raises: ConfigurationError.
         """
-        return StateCounts(self.index.count_states(*_asked(**search), most=most), most)
+        questions = _asked(**search)
+        if most is None:
+            return StateCounts(self.index.count_states(*questions))
+        counts, bottom = self.index.count_newest(*questions, most=most)
+        return StateCounts(counts, most, None if bottom is None else _of_key(bottom))
 
     def now(self) -> str:
         """A cursor before all that is known now: with `after=` a search finds the same tasks later, and none that came since."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -31,7 +32,7 @@ from amqtask.history.records import (
     short,
     text,
 )
-from amqtask.history.search import LISTED, Question, newest, spaced
+from amqtask.history.search import LISTED, Columns, Question, newest, spaced
 from amqtask.history.tables import (
     ACTIONS,
     ASIDE,
@@ -66,6 +67,7 @@ AT_ONCE, DELETED_AT_ONCE = 500, 1_000
 LONGEST_ASIDE, MOST_ASIDE = 100_000, 10_000
 # After a deletion for size the index has so much of the size that it may have.
 _KEEPS = 0.95
+_STATES = [TASKS.c.key, TASKS.c.state]
 # Of PostgreSQL: rows by which a row's size is told, and what each has beside its columns (bytes).
 MEASURED, _ROW_BYTES = 1_000, 28
 
@@ -272,29 +274,44 @@ class HistoryIndex:
     def look(self, *questions: Question, limit: int) -> tuple[list[TaskRow], int | None]:
         """`select` for who does not want to wait: the newest of these tasks that are found soon, and the key down to which was
         looked for them; None: there are no others, or as many as are wanted."""
+        rows, bottom = self._look(questions, LISTED, limit)
+        return [TaskRow(*values) for values in rows], bottom
+
+    def _look(
+        self, questions: Sequence[Question], columns: Columns, limit: int
+    ) -> tuple[Sequence[Sequence[Any]], int | None]:
         if not questions:
             return [], None
         end = time.monotonic() + search.LOOK_SECONDS
         if search.can_be_stopped(self._engine, questions):
+
+            def whole(connection: sa.Connection) -> Sequence[Sequence[Any]]:
+                return connection.execute(newest(connection, questions, columns, limit)).all()
+
             try:
-                return self.select(*questions, limit=limit, seconds=search.LOOK_SECONDS / 2), None
+                return self._read(whole, search.LOOK_SECONDS / 2), None
             except TooSlow:
                 pass
-        rows, bottom = self._read(lambda connection: search.look(connection, questions, LISTED, limit, end))
-        return [TaskRow(*values) for values in rows], bottom
+        return self._read(lambda connection: search.look(connection, questions, columns, limit, end))
 
-    def count_states(self, *questions: Question, most: int | None = None) -> dict[str, int]:
-        """How many tasks these questions are about, by state; of more than `most` the newest `most` and one."""
+    def count_states(self, *questions: Question) -> dict[str, int]:
+        """How many tasks these questions are about, by state."""
         if not questions:
             return {}
-        columns, limit, count = [TASKS.c.key, TASKS.c.state], None if most is None else most + 1, sa.func.count()
+        count = sa.func.count()
 
         def ask(connection: sa.Connection) -> dict[str, int]:
-            rows = newest(connection, questions, columns, limit).subquery()
+            rows = newest(connection, questions, _STATES, None).subquery()
             statement = sa.select(rows.c.state, count).group_by(rows.c.state).order_by(count.desc())
             return {row[0]: row[1] for row in connection.execute(statement)}
 
         return self._read(ask)
+
+    def count_newest(self, *questions: Question, most: int) -> tuple[dict[str, int], int | None]:
+        """`count_states` for who does not want to wait: of the newest `most` and one, as far as they are found soon, and the key
+        down to which was looked; None: there are no others, or as many as are wanted."""
+        rows, bottom = self._look(questions, _STATES, most + 1)
+        return dict(Counter(state for _, state in rows).most_common()), bottom
 
     def group_failures(
         self, conditions: Sequence[sa.ColumnElement[bool]], limit: int

@@ -21,6 +21,7 @@ from amqtask.console.access import Access, fits, hashed
 from amqtask.console.actions import ACTIONS
 from amqtask.console.web import console
 from amqtask.exceptions import QueueNotFound
+from amqtask.history import search
 from amqtask.protocol.message import Message, Properties
 from amqtask.services.dead_letters import has_expired
 from amqtask.testing.worker import start_worker
@@ -212,6 +213,20 @@ def test_of_very_many_the_newest_are_counted_and_all_are_meant(shown: Shown, mon
     assert shown.client.get("/api/many/rerun?error=ValueError").json()["more"] is False
     # None of those that were counted are meant; whether an older one is, nobody has looked.
     assert "Revoke: all" in shown.page("/many/revoke?error=KeyError")
+
+
+def test_of_those_that_take_long_to_find_the_page_says_how_far_it_looked(
+    shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        shown.tell(time.time() - 3600 + 60 * number, f"k{number}", "failed", exception="KeyError('price')")
+    monkeypatch.setattr(search, "_FIRST", 5)
+    monkeypatch.setattr(search, "LOOK_SECONDS", 0.0)
+
+    asked = shown.client.get("/api/many/rerun?error=KeyError&text=price").json()
+    assert (asked["more"], asked["looked_to"] is not None, 0 < asked["number"] < 40) == (True, True, True)
+    page = shown.page("/many/rerun?error=KeyError&text=price")
+    assert (f"at least {asked['number']} tasks" in page, 'name="number"' in page) == (True, False)
 
 
 def _count(admin: Any, name: str) -> int:

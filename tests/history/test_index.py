@@ -463,7 +463,24 @@ def test_a_count_may_stop_and_says_so(history: History) -> None:
     assert history.count(most=10, state="SUCCESS") == {"SUCCESS": 11}
     assert history.count(most=10, state=["SUCCESS", "FAILURE"]).has_more
     assert (history.count(most=33).has_more, history.count().has_more, history.count().total) == (False, False, 33)
-    assert history.count(state=()) == {}
+    assert history.count(state=()) == history.count(state=(), most=5) == {}
+
+
+def test_a_count_with_a_most_looks_as_far_as_time_allows_and_says_how_far(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        history.index.take(call(f"t{number}", number * 60.0))
+    monkeypatch.setattr(search, "_FIRST", 5)
+    monkeypatch.setattr(search, "LOOK_SECONDS", 0.0)
+
+    some = history.count(most=30, text="example", queue="mail")
+    assert some.looked_to is not None
+    assert some == {"SUCCESS": len(history.find(text="example", since=some.looked_to, limit=100))}
+    assert (some.has_more, 0 < some.total < 30) == (True, True)
+    assert (few := history.count(most=2, text="example", queue="mail")) == {"SUCCESS": 3}
+    assert (few.has_more, few.looked_to) == (True, None)
+    assert history.count(text="example", queue="mail") == {"SUCCESS": 40}
 
 
 def test_a_group_that_was_seen_is_new_again_with_its_next_failure(history: History) -> None:
