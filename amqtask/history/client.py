@@ -537,13 +537,14 @@ def _following(written: str | None) -> tuple[Following, ...]:
 
 
 def _past_worker(row: WorkerRow, now: float) -> PastWorker:
-    silence = now - row.last_at
+    last_heard = max(row.last_at, row.heard_at)  # its clock may be behind ours
+    silence = now - last_heard
     return PastWorker(
         hostname=row.hostname,
         is_online=row.online,
         is_gone=row.online and silence > 3 * (row.frequency or 60.0) + 5,
         since=_at(row.first_at),
-        last_heard=_at(row.last_at),
+        last_heard=_at(last_heard),
         software=row.software,
         processed=row.processed,
         active=row.active,

@@ -148,20 +148,30 @@ class HistoryIndex:
         value: int = self._read(lambda connection: connection.execute(sa.select(POSITION.c.position)).scalar_one())
         return None if value < 0 else value
 
-    def take(self, events: Sequence[EventFields], *, before: int | None = None, now: int | None = None) -> Batch:
-        """Take events in, and move the position from `before` to `now` (both None where there is none).
+    def take(
+        self,
+        events: Sequence[EventFields],
+        *,
+        before: int | None = None,
+        now: int | None = None,
+        is_fresh: bool = False,
+    ) -> Batch:
+        """Take events in, and move the position from `before` to `now` (both None where there is none). They are fresh when they
+        have just come.
 
         Raises: Overtaken, NotTaken, and nothing is written."""
-        return self._write(lambda connection: self._take(connection, events, _offset(before), _offset(now)))
+        return self._write(lambda connection: self._take(connection, events, _offset(before), _offset(now), is_fresh))
 
-    def _take(self, connection: sa.Connection, events: Sequence[EventFields], before: int, now: int) -> Batch:
+    def _take(
+        self, connection: sa.Connection, events: Sequence[EventFields], before: int, now: int, is_fresh: bool
+    ) -> Batch:
         is_there = POSITION.c.position == before
         if not connection.execute(sa.update(POSITION).where(is_there).values(position=now)).rowcount:
             raise Overtaken("another process reads this history into the same index")
         # As they are kept: an id that was too long, or a number, is found again.
         ids = [task_id for task_id in {short(event.get("uuid")) for event in events} if task_id]
         stored = {row.id: row for row in self._rows(connection, ids)}
-        batch = Batch(dict(stored), {row.hostname: row for row in _workers(connection)})
+        batch = Batch(dict(stored), {row.hostname: row for row in _workers(connection)}, is_fresh=is_fresh)
         batch.add_all(events)
         self._write_tasks(connection, batch, stored.keys())
         self._write_minutes(connection, batch)
@@ -516,7 +526,7 @@ def _delete_before(connection: sa.Connection, key: int) -> int:
 def _delete_numbers(connection: sa.Connection, minute: int) -> None:
     """Delete what is known of earlier minutes, of workers that were not heard of since then; what was seen, or set aside."""
     connection.execute(sa.delete(MINUTES).where(MINUTES.c.minute < minute))
-    connection.execute(sa.delete(WORKERS).where(WORKERS.c.last_at < minute * 60))
+    connection.execute(sa.delete(WORKERS).where(WORKERS.c.last_at < minute * 60, WORKERS.c.heard_at < minute * 60))
     connection.execute(sa.delete(SEEN).where(SEEN.c.until < minute * 60))
     connection.execute(sa.delete(ASIDE).where(ASIDE.c.at < minute * 60))
 

@@ -64,6 +64,8 @@ class Indexer:
         self._stop = threading.Event()
         self._position: int | None = None
         self._tail: Tail | None = None
+        # What comes may have waited.
+        self._is_behind = True
         self._problem = ""
         self._forget_at = 0.0
         # The key before which tasks are being forgotten.
@@ -117,8 +119,10 @@ class Indexer:
         if self._tail is None:
             self._position = self.index.position()
             self._tail = self._open_tail(self._position)
+            self._is_behind = True
         deliveries = self._tail.read(MOST_MESSAGES, seconds)
         if not deliveries:
+            self._is_behind = False
             return 0
         now, count = _offset(deliveries[-1]), len(deliveries)
         events = self._events(deliveries)
@@ -133,13 +137,14 @@ class Indexer:
             logger.warning("history: the stream was made anew; it is read from its beginning")
         self._take(events, now)
         self._position = now
+        self._is_behind = len(events) >= MOST_EVENTS or count >= PREFETCH
         self._tail.acknowledge()
         self.count += len(events)
         return len(events)
 
     def _take(self, events: Sequence[EventDict], now: int | None) -> None:
         try:
-            batch = self.index.take(events, before=self._position, now=now)
+            batch = self.index.take(events, before=self._position, now=now, is_fresh=not self._is_behind)
         except OperationalError:
             raise
         except Exception as error:

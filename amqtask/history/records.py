@@ -52,6 +52,8 @@ _KIND = re.compile(r"\s*([A-Za-z_][\w.]*)")
 # Unix times that a database's and Python's calendars can hold. Seconds that a clock may be ahead: what it tells with a later time
 # counts as of when it is heard, else it would be the newest for years.
 _EARLIEST, _LATEST, _AHEAD = 1.0, 4e9, 86_400.0
+# An event that has just come, and is so many seconds older than the last one of its worker: the clock was put back.
+_CLOCK_PUT_BACK = 5.0
 # Seconds between two heartbeats of a worker, at most; stamps of a task.
 _RAREST_BEAT, _MOST_STAMPS = 3_600.0, 100
 
@@ -127,7 +129,7 @@ def key_at(moment: float) -> int:
 
 @dataclass(slots=True)
 class WorkerRow:
-    """One worker. Times are Unix times; `online` is what it said last."""
+    """One worker; `online` is what it said last. Unix times are of its clock, `heard_at` of that of who reads what it says."""
 
     hostname: str
     online: bool = True
@@ -137,6 +139,7 @@ class WorkerRow:
     processed: int | None = None
     active: int | None = None
     frequency: float | None = None
+    heard_at: float = 0.0
 
 
 class Minute(Counter[str]):
@@ -154,7 +157,9 @@ _COUNTED = {
 
 @dataclass(slots=True)
 class Batch:
-    """Rows that events change. `tasks` begins with those that the index has; `touched` is what is to be written; it is `now`."""
+    """Rows that events change. `tasks` begins with those that the index has; `touched` is what is to be written; it is `now`.
+
+    Where it `is_fresh` the events are read as they come: those of an hour ago say nothing of who is there now."""
 
     tasks: dict[str, TaskRow] = field(default_factory=dict)
     workers: dict[str, WorkerRow] = field(default_factory=dict)
@@ -163,6 +168,7 @@ class Batch:
     texts: set[str] = field(default_factory=set)
     minutes: dict[int, Minute] = field(default_factory=dict)
     now: float = field(default_factory=time.time)
+    is_fresh: bool = False
     # Events that are none of ours, or have no usable time or id.
     skipped: int = 0
 
@@ -242,8 +248,11 @@ class Batch:
             self.skipped += 1
             return
         row = self.workers.setdefault(hostname, WorkerRow(hostname, first_at=moment))
-        if moment < min(row.last_at, self.now):
+        is_put_back = self.is_fresh and moment < row.last_at - _CLOCK_PUT_BACK
+        if moment < min(row.last_at, self.now) and not is_put_back:
             return
+        if self.is_fresh:
+            row.heard_at = self.now
         row.last_at, row.online = moment, event_type != "worker-offline"
         if event_type == "worker-online":
             row.first_at = moment

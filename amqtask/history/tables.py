@@ -135,6 +135,7 @@ WORKERS = sa.Table(
     sa.Column("processed", sa.Integer),
     sa.Column("active", sa.Integer),
     sa.Column("frequency", _TIME),
+    sa.Column("heard_at", _TIME, nullable=False, server_default="0"),
 )
 
 COUNTED = ("sent", "succeeded", "failed", "retried", "revoked", "runtime", "started", "waited")
@@ -318,7 +319,7 @@ def _create(engine: sa.Engine) -> None:
 def _add_what_is_new(engine: sa.Engine) -> None:
     """Give an index of an older version the columns and indexes of this one."""
     inspector = sa.inspect(engine)
-    for table in (TASKS, STAMPS, MINUTES, POSITION):
+    for table in (TASKS, STAMPS, WORKERS, MINUTES, POSITION):
         if not inspector.has_table(table.name):
             continue
         column_names = {column["name"] for column in inspector.get_columns(table.name)}

@@ -275,6 +275,32 @@ def test_a_worker_that_says_nothing_more_is_gone(history: History) -> None:
     assert found == {"gone": (True, True), "there": (True, False), "left": (False, False)}
 
 
+def test_a_worker_whose_clock_is_behind_is_there_while_it_is_heard(history: History) -> None:
+    now, beat = datetime.now().timestamp(), {"type": "worker-heartbeat", "hostname": "w1@host", "freq": 2.0}
+    history.index.take([{**beat, "timestamp": now - 3600, "active": 1}])
+    assert history.workers()[0].is_gone  # what waited for the reader says nothing of now
+
+    history.index.take([{**beat, "timestamp": now - 3598, "active": 2}], is_fresh=True)
+
+    (worker,) = history.workers()
+    assert (worker.active, worker.is_gone) == (2, False)
+    assert worker.last_heard.timestamp() == pytest.approx(now, abs=600)
+    history.index.forget(history.index.outdated(max_age=1800, max_bytes=10**9))
+    assert history.workers() == [worker]
+
+
+def test_a_worker_whose_clock_is_put_back_is_heard_on(history: History) -> None:
+    now, beat = datetime.now().timestamp(), {"type": "worker-heartbeat", "hostname": "w1@host", "freq": 2.0}
+    history.index.take([{**beat, "timestamp": now, "active": 1}], is_fresh=True)
+    history.index.take([{**beat, "timestamp": now - 2, "active": 0}], is_fresh=True)  # an old one that comes again
+    assert history.workers()[0].active == 1
+
+    history.index.take([{**beat, "timestamp": now - 600, "active": 2}], is_fresh=True)
+    history.index.take([{**beat, "timestamp": now - 598, "active": 3}], is_fresh=True)
+
+    assert [worker.active for worker in history.workers()] == [3]
+
+
 def test_a_batch_that_another_process_has_taken_in_is_refused_whole(history: History) -> None:
     history.index.take(call("one"), before=None, now=7)
 

@@ -44,6 +44,9 @@ class Told:
         taken, self._deliveries = self._deliveries, []
         return taken
 
+    def come(self, delivery: Delivery) -> None:
+        self._deliveries.append(delivery)
+
     def acknowledge(self) -> None:
         self.acknowledged += 1
 
@@ -177,3 +180,17 @@ def test_a_message_that_cannot_be_read_is_set_aside(history: History, body: str)
     (one,) = history.index.aside(10)
     assert one["reason"]
     assert one["body"].startswith(body[0].replace("\0", "\ufffd").replace("\ud800", "\ufffd"))
+
+
+def test_a_worker_is_there_for_what_is_read_as_it_comes_not_for_what_had_waited(history: History) -> None:
+    beat = json.dumps({"type": "worker-heartbeat", "hostname": "w@h", "freq": 2.0, "timestamp": NOON})
+    tail = Told([message(beat)])
+    indexer = made(history, tail)
+
+    assert indexer.read_once(0.0) == 1
+    (behind,) = history.workers()
+    tail.come(message(beat.replace(str(NOON), str(NOON + 2))))
+    assert indexer.read_once(0.0) == 1
+    (fresh,) = history.workers()
+
+    assert (behind.is_gone, fresh.is_gone) == (True, False)

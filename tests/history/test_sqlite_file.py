@@ -50,9 +50,11 @@ def test_a_file_of_an_older_version_gets_what_is_new(history: History, file: Pat
         older.execute("DROP INDEX amqtask_history_stamps_by_key")
         older.execute("DROP INDEX amqtask_history_periodic")
         older.execute("ALTER TABLE amqtask_history DROP COLUMN periodic")
+        older.execute("ALTER TABLE amqtask_history_workers DROP COLUMN heard_at")
     older.close()
 
     again = History(f"sqlite:///{file}")
+    assert again.workers() == []
     assert [task.periodic for task in again.find(stamp=("tenant", "7"))] == [None]
     again.close()
     with sqlite3.connect(file) as opened:
