@@ -53,7 +53,7 @@ def load_app(name: str, source: str = "-A") -> AmqTask:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise
         parent, _, last = module_name.rpartition(".")
-        if not attribute and parent and importlib.util.find_spec(parent):
+        if not attribute and parent and _is_there(parent):
             return load_app(f"{parent}:{last}", source)
         raise AppNotFound(
             f"{source} says {name!r}, but there is no module {error.name!r} (looked in {Path.cwd()} and on the "
@@ -74,11 +74,22 @@ def load_app(name: str, source: str = "-A") -> AmqTask:
 
 def _check_module(name: str, source: str) -> None:
     """Raises: AppNotFound for what is no module's name, or our own."""
-    if "/" in name or os.sep in name or name.startswith(".") or (name.endswith(".py") and Path(name).is_file()):
-        module_name = ".".join(part for part in Path(name.lstrip(".")).with_suffix("").parts if part.strip("./"))
+    if "/" in name or os.sep in name or "" in name.split(".") or (name.endswith(".py") and Path(name).is_file()):
+        path = Path(name.removesuffix(".py"))
+        if path.is_absolute():
+            path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(path.name)
+        parts = [part.lstrip(".") for part in path.parts if part.strip("./")]
+        module_name = ".".join(parts).rstrip(".")
         raise AppNotFound(f"{source} says {name!r}, and wants a module, as `import` does: {module_name or 'tasks'}")
     if name == __package__.partition(".")[0]:
         raise AppNotFound(f"{source} says {name!r}, which is this package. {_SHADOWED}")
+
+
+def _is_there(module_name: str) -> bool:
+    try:
+        return importlib.util.find_spec(module_name) is not None
+    except ModuleNotFoundError:
+        return False  # what stands before the dot is no package
 
 
 _SHADOWED = (

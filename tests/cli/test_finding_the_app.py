@@ -154,7 +154,23 @@ def test_node_names_and_their_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    "told", ["./tasks", "tasks.py", "./tasks.py", ".tasks", "../x/tasks.py", "sub/tasks:app", "/tasks"]
+    "told",
+    [
+        "./tasks",
+        "tasks.py",
+        "./tasks.py",
+        ".tasks",
+        "../x/tasks.py",
+        "sub/tasks:app",
+        "/tasks",
+        "tasks.",
+        ".",
+        "..",
+        "./",
+        "/",
+        ":",
+        ":app",
+    ],
 )
 def test_a_file_where_a_module_is_wanted_is_told_with_the_module_s_name(folder: Path, told: str) -> None:
     write(folder / "tasks.py")
@@ -162,6 +178,14 @@ def test_a_file_where_a_module_is_wanted_is_told_with_the_module_s_name(folder: 
     with pytest.raises(AppNotFound, match=r"wants a module, as `import` does: .*tasks$") as caught:
         find_app(told, folder)
     assert ".py" not in str(caught.value).rpartition(":")[2]
+
+
+@pytest.mark.parametrize("told", ["tasks.app.delay", "tasks.app.delay:x", "nothing.app", "tasks:app:x"])
+def test_what_is_not_in_a_module_is_told(folder: Path, told: str) -> None:
+    write(folder / "tasks.py")
+
+    with pytest.raises(AppNotFound, match="there is no module|has no attribute"):
+        find_app(told, folder)
 
 
 def test_a_file_with_the_name_of_this_package_is_told(folder: Path) -> None:
