@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pika
 import pika.data
-from pika.exceptions import AMQPError, UnsupportedAMQPFieldException
+from pika.exceptions import AMQPError, ShortStringTooLong, UnsupportedAMQPFieldException
 
 from amqtask.exceptions import MessageTooLarge, PublishError
 from amqtask.ground.printable import printable
@@ -312,6 +312,8 @@ def _odd_name(encoded: bytes, offset: int, headers: OddHeaders) -> tuple[str, in
 
 # -- writing tables
 
+_BYTES = [bytes((number,)) for number in range(256)]
+
 
 def encode_table(pieces: list[bytes], table: FieldTable | None) -> int:
     """Append a table to the pieces; its size in bytes.
@@ -380,7 +382,17 @@ def _name(name: str) -> bytes:
     raw = name.encode("utf-8")
     if len(raw) > 255:
         raise UnsupportedAMQPFieldException([], name)
-    return bytes((len(raw),)) + raw
+    return _BYTES[len(raw)] + raw
+
+
+def encode_short_string(pieces: list[bytes], value: str | bytes) -> int:
+    """Append a short string to the pieces; its size in bytes. Raises: ShortStringTooLong."""
+    raw = value if isinstance(value, bytes) else value.encode("utf-8")
+    size = len(raw)
+    if size > 255:
+        raise ShortStringTooLong(raw)
+    pieces += (_BYTES[size], raw)
+    return 1 + size
 
 
 def _write_float(pieces: list[bytes], value: float) -> int:
@@ -436,6 +448,7 @@ def install() -> None:
     pika.data.decode_table = decode_table
     pika.data.decode_value = decode_value
     pika.data.decode_short_string = decode_short_string
+    pika.data.encode_short_string = encode_short_string
     pika.data.encode_table = encode_table
     pika.data.encode_value = encode_value
 

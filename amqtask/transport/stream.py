@@ -175,13 +175,18 @@ def encode_method(method: Any, channel: int = CHANNEL) -> bytes:
 def encode_publish(message: Message, frame_max: int) -> bytes:
     """The frames of basic.publish. Raises: FrameTooLarge, and pika's errors for a value that AMQP cannot encode."""
     body = message.body
-    method = spec.Basic.Publish(exchange=message.exchange, routing_key=message.routing_key, mandatory=message.mandatory)
     header = frame.Header(CHANNEL, len(body), basic_properties(message.properties)).marshal()
     check_frame(len(header), frame_max)
-    pieces = [frame.Method(CHANNEL, method).marshal(), header]
+    pieces = [_publish_frame(message.exchange, message.routing_key, message.mandatory), header]
     piece = frame_max - FRAMING
     pieces += [frame.Body(CHANNEL, body[at : at + piece]).marshal() for at in range(0, len(body), piece)]
     return b"".join(pieces)
+
+
+# A program publishes to few places, again and again.
+@lru_cache(maxsize=1024)
+def _publish_frame(exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    return encode_method(spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory))
 
 
 def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:

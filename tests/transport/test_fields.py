@@ -13,10 +13,10 @@ import pika.data
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pika.exceptions import UnsupportedAMQPFieldException
+from pika.exceptions import ShortStringTooLong, UnsupportedAMQPFieldException
 
 from amqtask.protocol.message import LARGEST_HEADERS, OddHeaders
-from amqtask.transport.content import decode_short_string, decode_table, encode_table
+from amqtask.transport.content import decode_short_string, decode_table, encode_short_string, encode_table
 
 pikas_decode_table = pika.data.decode_table
 pikas_encode_table = pika.data.encode_table
@@ -185,6 +185,16 @@ def test_a_property_that_is_no_utf_8_can_be_written_again() -> None:
 
     assert text.startswith("\\xfe")
     assert (len(text.encode()) <= 255, end) == (True, 256)
+
+
+def test_a_short_string_is_its_length_and_its_bytes_255_at_most() -> None:
+    pieces = list[bytes]()
+
+    sizes = [encode_short_string(pieces, value) for value in ("", "straße", b"mail", "é" * 127)]
+
+    assert (sizes, b"".join(pieces)) == ([1, 8, 5, 255], b"\x00\x07stra\xc3\x9fe\x04mail\xfe" + "é".encode() * 127)
+    with pytest.raises(ShortStringTooLong):
+        encode_short_string(pieces, "é" * 128)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, [-math.inf]])
