@@ -184,7 +184,7 @@ def test_a_file_where_a_module_is_wanted_is_told_with_the_module_s_name(folder: 
 def test_what_is_not_in_a_module_is_told(folder: Path, told: str) -> None:
     write(folder / "tasks.py")
 
-    with pytest.raises(AppNotFound, match="there is no module|has no attribute"):
+    with pytest.raises(AppNotFound, match=r"there is no module|has no attribute"):
         find_app(told, folder)
 
 
