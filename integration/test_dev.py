@@ -165,8 +165,18 @@ class Developed:
 
     def console(self) -> Any:
         """The tasks that the console knows, by name."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.console_port}/api/tasks", timeout=LONG) as answer:
-            return {(task["name"], task["state"]) for task in json.load(answer)["tasks"]}
+        return {(task["name"], task["state"]) for task in self._asked("tasks")["tasks"]}
+
+    def schedule(self) -> Any:
+        """The entries that the console shows; nothing while it is away."""
+        try:
+            return {entry["name"] for entry in self._asked("schedules")["entries"]}
+        except OSError:
+            return None
+
+    def _asked(self, page: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.console_port}/api/{page}", timeout=LONG) as answer:
+            return json.load(answer)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
@@ -211,6 +221,27 @@ def test_messages_survive_a_worker_that_cannot_be_started(tmp_path: Path) -> Non
         workers = dev.children
         dev.signal(signal.SIGKILL)
         eventually(lambda: not any(map(is_running, workers)))
+
+
+def test_the_console_is_there_whatever_ends_it_and_shows_the_schedule_of_the_new_code(tmp_path: Path) -> None:
+    project = Developed(tmp_path)
+    project.write("first")
+    with project.dev("-P", "solo") as dev:
+        dev.await_log("The console is on")
+        eventually(lambda: project.schedule() == {"each second"})
+        path = project.folder / "tasks.py"
+        path.write_text(path.read_text().replace("each second", "always"))
+        eventually(lambda: project.schedule() == {"always"})
+
+        ticks = dev.log.count("the clock ticks")
+        eventually(lambda: dev.log.count("the clock ticks") > ticks + 4)  # one that ends at once is not started again
+        (console,) = (child for child in dev.children if "_AMQTASK_DEV_PART=console" in _environment(child))
+        os.kill(console, signal.SIGKILL)
+        dev.await_log("the console has ended with exit code -9, and is started again")
+        eventually(lambda: project.schedule() == {"always"})
+        assert dev.log.count("The console is on") == 1
+        dev.signal(signal.SIGINT)
+        assert dev.wait() == 0
 
 
 def _environment(pid: int) -> str:

@@ -11,6 +11,7 @@ import click
 from amqtask.cli.broker import load_shared
 from amqtask.cli.daemon import log_format_option, loglevel_option
 from amqtask.cli.globals import Globals
+from amqtask.cli.handover import is_repeated
 from amqtask.cli.logs import set_up
 from amqtask.cli.output import echo
 from amqtask.exceptions import ConfigurationError
@@ -32,6 +33,7 @@ _LOCAL = ("127.0.0.1", "::1", "localhost")
 )
 @click.option("--no-index", is_flag=True, help="Leave the reading of kept events to `amqtask history`.")
 @click.option("--no-alerts", is_flag=True, help="Leave the look-out for alerts to another console.")
+@click.option("--fd", type=int, hidden=True, help="The number of a socket that listens already.")
 @click.option("--hash-password", is_flag=True, help="Ask for a password, print it as console_users has it, and end.")
 @loglevel_option("INFO")
 @log_format_option
@@ -43,6 +45,7 @@ def command(
     user: tuple[str, ...],
     no_index: bool,
     no_alerts: bool,
+    fd: int | None,
     hash_password: bool,
     loglevel: str,
     log_format: str | None,
@@ -70,15 +73,23 @@ def command(
             f"without users the console is for this machine only, not for {host}: set console_users, console_oidc, or "
             "console_user_header behind a proxy that says who it is"
         )
-    port = _free_port(host, port)
+    if fd is None:
+        port = _free_port(host, port)
     if not conf.task_history:
         echo("task_history is off, so no task is found here: set task_history = True.", err=True)
     set_up(conf, loglevel=loglevel.upper(), logfile=None, log_format=log_format, color=settings.color)
     served = web.console(app, access=access, indexes=not no_index, watches=not no_alerts)
     shown = f"[{host}]" if ":" in host else host
-    echo(f"The console is on http://{shown}:{port}" + (", for this machine only." if access.is_local_only else "."))
+    if not is_repeated():
+        echo(f"The console is on http://{shown}:{port}" + (", for this machine only." if access.is_local_only else "."))
     try:
-        uvicorn.run(served, host=host, port=port, log_config=None, access_log=False)
+        if fd is None:
+            uvicorn.run(served, host=host, port=port, log_config=None, access_log=False)
+        else:
+            server = uvicorn.Server(uvicorn.Config(served, log_config=None, access_log=False))
+            server.run(sockets=[socket.socket(fileno=fd)])
+    except KeyboardInterrupt:
+        pass
     finally:
         app.close()
     return 0

@@ -9,8 +9,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +30,16 @@ from amqtask.transport.dev import HOST, PORT
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.cli.reload import Reloader
 
-# In the environment of the parts: the broker's port, and a folder for files that nobody needs afterwards.
-_PORT, _FOLDER = "_AMQTASK_DEV_PORT", "_AMQTASK_DEV_FOLDER"
+# In the environment of the parts: the broker's port, a folder for files that nobody needs afterwards, and the socket on which the
+# console listens.
+_PORT, _FOLDER, _LISTENER = "_AMQTASK_DEV_PORT", "_AMQTASK_DEV_FOLDER", "_AMQTASK_DEV_LISTENER"
 _WORKER, _CONSOLE = "worker", "console"
 _CONSOLE_NEEDS = ("uvicorn", "starlette", "jinja2", "sqlalchemy")
+# Seconds after a change before the console is replaced: until then it takes no processor from the worker. Seconds that it has to
+# end; one that has ended sooner than that would end as soon again.
+_CONSOLE_SECONDS, _CONSOLE_PATIENCE = 1.0, 3.0
 _HERE = ("127.0.0.1", "localhost", "::1")
 
 
@@ -99,28 +107,79 @@ def _serve(settings: Globals, port: int, console_port: int | None) -> int:
 
 
 class _Console:
-    """The console, which is started when the application is known to be importable, and again should it have ended."""
+    """The console, which begins when the application is known to be importable. It is replaced after each change, for it shows
+    what the code says of queues and periodic tasks; one that has ended otherwise is started again. Who asks meanwhile waits: this
+    process has the socket that it listens on."""
 
     def __init__(self, folder: Path, environment: dict[str, str], port: int | None) -> None:
         self._folder, self._environment = folder, environment
-        self._port = port
+        self._listener: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+        self._is_outdated = False
         missing = [name for name in _CONSOLE_NEEDS if importlib.util.find_spec(name) is None]
         if missing and port is not None:
             echo("dev: no console, for it is not installed: pip install 'amqtask[console]'", err=True)
-            self._port = None
+        elif port is not None:
+            try:
+                self._listener = socket.create_server((HOST, port))
+            except OSError as error:
+                reason = os.strerror(error.errno or 0)
+                echo(f"dev: no console on {HOST}:{port}: {reason}. Another port is --console-port", err=True)
 
-    def start(self) -> None:
-        """Start it, unless it runs."""
-        if self._port is not None and (self._process is None or self._process.poll() is not None):
-            environment = {**os.environ, **self._environment, DEV_PART: _CONSOLE}
-            self._process = subprocess.Popen(daemon.this_command(), cwd=self._folder, env=environment)
+    def start(self, reloader: Reloader) -> None:
+        """Start it, or replace it when the worker has begun and nothing else has changed."""
+        if self._listener is not None:
+            first = self._process is None
+            reloader.later("console", 0.0 if first else _CONSOLE_SECONDS, lambda: self._replace(reloader))
+
+    def _replace(self, reloader: Reloader) -> None:
+        if self._process is None or self._process.poll() is not None:
+            self._launch(reloader)
+        else:
+            self._is_outdated = True
+            self._process.terminate()
+            reloader.later("console ends", _CONSOLE_PATIENCE, self._process.kill)
+
+    def _launch(self, reloader: Reloader) -> None:
+        assert self._listener is not None
+        number = self._listener.fileno()
+        environment = {**os.environ, **self._environment, DEV_PART: _CONSOLE, _LISTENER: str(number)}
+        if self._process is not None:
+            environment[handover.REPEATED] = "1"
+        process = self._process = subprocess.Popen(
+            daemon.this_command(), cwd=self._folder, env=environment, pass_fds=[number]
+        )
+        self._started_at, self._is_outdated = time.monotonic(), False
+
+        def wait() -> None:
+            code = process.wait()
+            reloader.post(lambda: self._ended(reloader, process, code))
+
+        threading.Thread(target=wait, name="amqtask dev", daemon=True).start()
+
+    def _ended(self, reloader: Reloader, process: subprocess.Popen[bytes], code: int) -> None:
+        if process is not self._process:
+            return
+        reloader.forget("console ends")
+        if self._is_outdated:
+            self._launch(reloader)
+        elif time.monotonic() - self._started_at < _CONSOLE_PATIENCE:
+            echo(
+                f"dev: the console has ended with exit code {code}, and is started again after the next change",
+                err=True,
+            )
+        else:
+            echo(f"dev: the console has ended with exit code {code}, and is started again", err=True)
+            self._launch(reloader)
 
     def stop(self) -> None:
         """End it."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
+        if self._listener is not None:
+            self._listener.close()
 
 
 # -- the parts
@@ -149,7 +208,7 @@ def _run_console(settings: Globals, port: int) -> int:
     signal_at_parents_end(signal.SIGTERM)
     _connect(settings.load())
     console: click.Command = load("amqtask.cli.console").command
-    line = ["-p", str(port), "-l", "WARNING"]
+    line = ["-p", str(port), "--fd", os.environ[_LISTENER], "-l", "WARNING"]
     code: int = console.main(line, prog_name="amqtask console", standalone_mode=False, obj=settings)
     return code
 

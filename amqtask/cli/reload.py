@@ -166,7 +166,7 @@ def _complaint(path: Path) -> str:
 class Reloader:
     """`patience`: seconds that running tasks have before a worker is stopped cold. `stands_by`: whether the next process may
     start before a change (not where its start imports the project, as Django's commands do). `on_start` is called whenever a
-    process that has imported the project begins to work."""
+    process that has imported the project begins to work, in the thread of `run`, as all that `post` and `later` are given."""
 
     def __init__(
         self,
@@ -178,13 +178,13 @@ class Reloader:
         patience: float,
         stands_by: bool,
         environment: Mapping[str, str] | None = None,
-        on_start: Event | None = None,
+        on_start: Callable[[Reloader], None] | None = None,
     ) -> None:
         self._command, self._folder, self._environment = command, folder, environment or {}
         self._patience, self._stands_by, self._on_start = patience, stands_by, on_start
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._timers: dict[str, tuple[float, Event]] = {}
-        self._watcher = Watcher(watched, patterns, lambda paths: self._events.put(lambda: self._changed(paths)))
+        self._watcher = Watcher(watched, patterns, lambda paths: self.post(lambda: self._changed(paths)))
         self._sources = Sources()
         # The process that works, and the one after it.
         self._current: Child | None = None
@@ -221,8 +221,17 @@ class Reloader:
             _, event = self._timers.pop(name)
         event()
 
-    def _later(self, name: str, seconds: float, event: Event) -> None:
+    def post(self, event: Event) -> None:
+        """Call it soon, from any thread."""
+        self._events.put(event)
+
+    def later(self, name: str, seconds: float, event: Event) -> None:
+        """Call it after so long, in place of what has the same name."""
         self._timers[name] = (time.monotonic() + seconds, event)
+
+    def forget(self, name: str) -> None:
+        """Call off what `later` was given."""
+        self._timers.pop(name, None)
 
     # -- children
 
@@ -231,8 +240,8 @@ class Reloader:
             self._command,
             self._folder,
             {**self._environment, **({REPEATED: "1"} if self._has_worked else {})},
-            lambda child, said: self._events.put(lambda: self._said(child, said)),
-            lambda child, code: self._events.put(lambda: self._ended(child, code)),
+            lambda child, said: self.post(lambda: self._said(child, said)),
+            lambda child, code: self.post(lambda: self._ended(child, code)),
         )
 
     def _stand_by(self) -> None:
@@ -246,7 +255,7 @@ class Reloader:
             self._next = self._start()
         if outdated is not None and outdated is not self._next:
             outdated.kill()
-        self._timers.pop("stand by", None)
+        self.forget("stand by")
         assert self._next is not None
         self._next.order(LOAD)
 
@@ -289,7 +298,7 @@ class Reloader:
             current.is_stopping = True
             current.signal(signal.SIGTERM)
         if "patience" not in self._timers:
-            self._later("patience", self._patience, self._lose_patience)
+            self.later("patience", self._patience, self._lose_patience)
 
     def _lose_patience(self) -> None:
         if self._current is not None:
@@ -298,13 +307,13 @@ class Reloader:
 
     def _hand_over(self) -> None:
         assert self._next is not None
-        self._timers.pop("patience", None)
+        self.forget("patience")
         self._current, self._next, self._has_worked = self._next, None, True
         self._current.order(GO)
         if self._on_start is not None:
-            self._on_start()
+            self._on_start(self)
         if self._stands_by:
-            self._later("stand by", STAND_BY_SECONDS, self._stand_by)
+            self.later("stand by", STAND_BY_SECONDS, self._stand_by)
 
     def _ended(self, child: Child, code: int) -> None:
         if child is self._current:
@@ -315,10 +324,10 @@ class Reloader:
             if self._is_stopping or (code == _WRONG_USE and not self._has_worked):
                 self._exit_code = code
             elif child.is_ordered:
-                self._timers.pop("patience", None)  # there is nothing to make room for
+                self.forget("patience")  # there is nothing to make room for
                 say(f"the new code cannot be started; {self._what_goes_on()}")
                 if self._stands_by:
-                    self._later("stand by", STAND_BY_SECONDS, self._stand_by)
+                    self.later("stand by", STAND_BY_SECONDS, self._stand_by)
 
     def _after_current(self, code: int, *, was_told: bool) -> None:
         if self._is_stopping:
@@ -335,7 +344,7 @@ class Reloader:
     # -- the end
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._events.put(lambda: self._stop(signum))
+        self.post(lambda: self._stop(signum))
 
     def _stop(self, signum: int) -> None:
         self._is_stopping = True
