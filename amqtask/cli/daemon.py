@@ -16,10 +16,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
@@ -124,8 +123,7 @@ def runs_until_told(function: Callable[..., Any]) -> Callable[..., Any]:
     return with_options([*log_options, detach_option, pidfile_option])(command)
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(NamedTuple):
     """What such a command was told of the process that it is to be."""
 
     loglevel: str

@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from amqtask import signals
 from amqtask.exceptions import ConfigurationError
@@ -68,8 +67,7 @@ def _message_and_traceback(record: logging.LogRecord) -> tuple[str, str | None]:
     return str(record.msg).removesuffix("\n%s") % arguments[:-1], arguments[-1]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogStyle:
+class LogStyle(NamedTuple):
     """How lines look. Formats are logging's; `task_…` is for the loggers of `get_task_logger`."""
 
     format: str = FORMAT

@@ -7,7 +7,6 @@ contract is for type checkers and readers only.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterable
 from functools import lru_cache
@@ -201,7 +200,9 @@ LONGEST_COMPARED = 200
 
 def near_names(name: str, names: Iterable[str], *, most: int = 1, alike: float = 0.6) -> list[str]:
     """Of all names those that are most like one that does not exist; none for a name of more than LONGEST_COMPARED characters."""
-    return difflib.get_close_matches(name, list(names), most, alike) if len(name) <= LONGEST_COMPARED else []
+    from difflib import get_close_matches
+
+    return get_close_matches(name, list(names), most, alike) if len(name) <= LONGEST_COMPARED else []
 
 
 def did_you_mean(name: str, names: Iterable[str], *, most: int = 1, alike: float = 0.6) -> str:

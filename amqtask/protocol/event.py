@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import Undecodable
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue, arguments
@@ -64,8 +64,7 @@ RERUN_OF = "rerun_of"
 LARGEST_KEPT = 131_072
 
 
-@dataclass(frozen=True, slots=True)
-class Keeping:
+class Keeping(NamedTuple):
     """How events are kept (the setting task_history): in which queue, and how they come there.
 
     `declare` is what must exist before an event is published. The queue is bound to the events' exchange; where such an exchange

@@ -10,8 +10,7 @@ in a worker of ours is in amqtask.services.commands.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import did_you_mean
@@ -27,8 +26,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Argument = tuple[str, Callable[[str], Any] | None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommandInfo:
+class CommandInfo(NamedTuple):
     """What one command is called and takes. `variadic` is the name of the argument that takes all further words."""
 
     name: str

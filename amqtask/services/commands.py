@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -216,6 +215,8 @@ def draw_references(type_name: str, *, limit: int, depth: int) -> str:
 
     Raises: ConfigurationError when objgraph is not installed.
     """
+    import tempfile
+
     try:
         import objgraph
     except ImportError as error:

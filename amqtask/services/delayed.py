@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.task import timestamp
@@ -46,8 +46,7 @@ class DelayedTask:
     held_by: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """The tasks that were looked at, the soonest first. `total` are in the broker; `is_part`: only some were looked at."""
 
     tasks: list[DelayedTask]
@@ -55,8 +54,7 @@ class Waiting:
     is_part: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Which:
+class Which(NamedTuple):
     """Which delayed tasks are meant: all for which all of this holds."""
 
     id: str | None = None

@@ -53,6 +53,8 @@ MOST_COMPLAINTS = 100
 STUCK_SECONDS, WATCH_SECONDS, LONGEST_RENEWAL_PAUSE = 3.0, 1.0, 60.0
 # Seconds until the next attempt when queues or rights are missing.
 RETRY_SECONDS = 60.0
+# Its queues have many declarations: after so many seconds those of a worker that starts are not in the way of its first task.
+START_SECONDS = 0.2
 
 
 class _Held:
@@ -161,9 +163,11 @@ class Forwarder:
     # -- the service
 
     def start(self) -> None:
-        """Consume the queues; this object is the consumer's listener."""
-        if self._consumer is not None or self._is_stopped:
-            return
+        """Consume the queues soon; this object is the consumer's listener."""
+        if self._consumer is None and not self._is_stopped:
+            self._restart.set(START_SECONDS, self._begin_consuming)
+
+    def _begin_consuming(self) -> None:
         self._connections += 1
         self._consumer, self._publisher = self._make_ends(self)
         for held_queue in self._delays.held():
@@ -251,7 +255,7 @@ class Forwarder:
         self._begin(-1)
         self._close()
         if not self._is_stopped:
-            self._restart.set(RETRY_SECONDS, self.start)
+            self._restart.set(RETRY_SECONDS, self._begin_consuming)
 
     def unanswered(self, queue: str) -> int:
         """How many of the queue's messages are held."""

@@ -6,11 +6,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, OperationalError
+from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.remote.pauses import NotOurs
 
 if TYPE_CHECKING:
-    from amqtask.pool import Loop, Timer
+    from amqtask.pool import Loop
     from amqtask.remote.pauses import Pauses
     from amqtask.worker.operations import Operations
 
@@ -18,6 +19,8 @@ logger = bounded_logger("amqtask.worker")
 
 # Seconds before another look, when the broker could not be asked.
 RETRY_SECONDS = 1.0
+# Before one after orders may have been missed: a worker that starts, or connects again, has tasks to see to first.
+LOOK_SECONDS = 0.2
 
 
 class Pausing:
@@ -33,21 +36,23 @@ class Pausing:
         self._knows = knows
         self._is_looking = False
         self._is_stopped = False
-        self._timer: Timer | None = None
+        self._timer = OneTimer(loop)
 
     def start(self) -> None:
         if not self._knows:
             logger.warning("worker: consumes nothing before the broker has told which queues are paused")
-            self.look()
+            self._look()
 
     def stop(self) -> None:
         self._is_stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
 
     def look(self) -> None:
-        """Ask, and do what the answer says."""
-        self._timer = None
+        """Ask soon, and do what the answer says."""
+        if not self._is_stopped:
+            self._timer.set(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
         if not self._is_looking and not self._is_stopped:
             self._is_looking = True
             threading.Thread(target=self._ask, name="amqtask pauses", daemon=True).start()
@@ -69,7 +74,7 @@ class Pausing:
             self._knows = True
             self._operations.keep_paused(paused)
         elif not self._knows:
-            self._timer = self._loop.call_later(RETRY_SECONDS, self.look)
+            self._timer.set(RETRY_SECONDS, self._look)
 
 
 def read_pauses(pauses: Pauses, *, knows: bool = False) -> frozenset[str] | None:

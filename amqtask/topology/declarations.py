@@ -215,17 +215,16 @@ def is_declarable(exchange: Exchange) -> bool:
 
 # PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'jobs' in vhost '/': received the value 'quorum' of
 # type 'longstr' but current is the value 'classic' …  ("received none but current is …", "received 'true' but …")
-_INEQUIVALENT = re.compile(
-    r"inequivalent arg '(?P<argument>[^']+)'.*?received (?:the value )?(?P<declared>'[^']*'|none)"
-    r".*?but current is (?:the value )?(?P<existing>'[^']*'|none)",
-    re.DOTALL,
+_INEQUIVALENT = (
+    r"(?s)inequivalent arg '(?P<argument>[^']+)'.*?received (?:the value )?(?P<declared>'[^']*'|none)"
+    r".*?but current is (?:the value )?(?P<existing>'[^']*'|none)"
 )
 
 
 def describe_difference(declared: Queue | Exchange, error_text: str) -> str:
     """One sentence for the operator: what exists, what was asked for, and that it is used as it is."""
     entity_type = "exchange" if isinstance(declared, Exchange) else "queue"
-    match = _INEQUIVALENT.search(error_text)
+    match = re.search(_INEQUIVALENT, error_text)
     if match is None:
         return (
             f"{entity_type} {declared.name!r} exists and differs from what was asked for ({error_text}); used as found"
@@ -239,7 +238,7 @@ def describe_difference(declared: Queue | Exchange, error_text: str) -> str:
 
 def first_difference(error_text: str) -> str | None:
     """The difference in the broker's text, short: `x-queue-type is 'classic', wanted 'quorum'`; None for other texts."""
-    match = _INEQUIVALENT.search(error_text)
+    match = re.search(_INEQUIVALENT, error_text)
     if match is None:
         return None
     return f"{match['argument']} is {_value(match['existing'])}, wanted {_value(match['declared'])}"

@@ -26,17 +26,19 @@ from amqtask.transport.url import EXTERNAL, BrokerAddress
 
 NOT_OFFERED = "no way to log in that both know"
 NOT_FOUND, PRECONDITION_FAILED, ACCESS_REFUSED, NOT_ALLOWED = 404, 406, 403, 530
+# The patterns are compiled by the first error that needs them: most processes have none.
+#
 # "PRECONDITION_FAILED - message size 1048577 is larger than configured max size 1048576"
-_TOO_LARGE = re.compile(r"message size (\d+) is larger than")
+_TOO_LARGE = r"message size (\d+) is larger than"
 # "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection limit (1) is reached"
-_LIMIT = re.compile(r"limit \(\d+\) is reached")
+_LIMIT = r"limit \(\d+\) is reached"
 # pika's guesses; their text contains the original error: "ConnectionClosedByBroker: (403) 'ACCESS_REFUSED - …'".
 _GUESSES = (
     pika_errors.ProbableAuthenticationError,
     pika_errors.ProbableAccessDeniedError,
     pika_errors.IncompatibleProtocolError,
 )
-_TOLD = re.compile(r"ConnectionClosedByBroker: \((\d+)\) ['\"](.*)['\"]", re.DOTALL)
+_TOLD = r"(?s)ConnectionClosedByBroker: \((\d+)\) ['\"](.*)['\"]"
 
 
 class ChannelClosing(Protocol):
@@ -81,11 +83,11 @@ def refusal(error: BaseException) -> tuple[int, str] | None:
     elif isinstance(cause, pika_errors.AuthenticationError):
         reply = ACCESS_REFUSED, f"{NOT_OFFERED}: {cause}"
     else:
-        match = _TOLD.search(str(cause)) if isinstance(cause, _GUESSES) else None
+        match = re.search(_TOLD, str(cause)) if isinstance(cause, _GUESSES) else None
         if match is None:
             return None
         reply = int(match[1]), match[2]
-    return reply if reply[0] in (ACCESS_REFUSED, NOT_ALLOWED) and not _LIMIT.search(reply[1]) else None
+    return reply if reply[0] in (ACCESS_REFUSED, NOT_ALLOWED) and not re.search(_LIMIT, reply[1]) else None
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -127,7 +129,7 @@ def unreachable(cause: BaseException, addresses: Sequence[BrokerAddress]) -> Bro
 
 
 # What aiormq makes of bytes that are not AMQP: it takes some of them for the size of a frame.
-_NO_FRAME = re.compile(r"Read \d+ bytes but (\d+) bytes expected")
+_NO_FRAME = r"Read \d+ bytes but (\d+) bytes expected"
 _TLS_RECORD = "\\x15\\x03"
 
 
@@ -135,7 +137,7 @@ def _about_tls(cause: BaseException, address: BrokerAddress) -> str:
     """What may be wrong between both ends about TLS."""
     text = str(cause)
     if address.tls is None:
-        no_frame = _NO_FRAME.search(text)
+        no_frame = re.search(_NO_FRAME, text)
         is_strange = isinstance(cause, pika_errors.IncompatibleProtocolError) or _TLS_RECORD in text
         if is_strange or (no_frame is not None and int(no_frame[1]) > FRAME_MAX):
             return " Perhaps TLS is spoken there: then the URL begins with amqps:// (RabbitMQ's port for it is 5671)."
@@ -224,7 +226,7 @@ def culprits(cause: ChannelClosing, messages: Sequence[Message], candidates: lis
     """The indices of all messages that the broker's text fits: many may go to one missing exchange."""
     if len(candidates) < 2:
         return candidates
-    too_large = _TOO_LARGE.search(cause.reply_text)
+    too_large = re.search(_TOO_LARGE, cause.reply_text)
     if too_large is not None:
         size = int(too_large[1])
         exact = [index for index in candidates if len(messages[index].body) == size]
@@ -236,7 +238,7 @@ def culprits(cause: ChannelClosing, messages: Sequence[Message], candidates: lis
 
 def channel_error(cause: ChannelClosing, message: Message) -> PublishError:
     """The error of a message that the broker closed the channel for."""
-    if _TOO_LARGE.search(cause.reply_text):
+    if re.search(_TOO_LARGE, cause.reply_text):
         return MessageTooLarge(
             f"the message of {len(message.body)} bytes is over the broker's limit: {cause.reply_text} "
             "(max_message_size). Store large data elsewhere and pass where it is."
@@ -267,7 +269,7 @@ def connection_closed_for(message: Message, cause: BaseException) -> MessageRefu
 
 
 # "ACCESS_REFUSED - access to queue 'jobs' in vhost '/' refused for user 'app'"; from RabbitMQ 3.12 on "… - write access to …".
-_NO_ACCESS = re.compile(
+_NO_ACCESS = (
     r"(?:(?P<right>configure|write|read) )?access to (?P<kind>queue|exchange|topic) '(?P<name>[^']*)'.*"
     r" in vhost '(?P<vhost>[^']*)' refused for user '(?P<user>[^']*)'"
 )
@@ -277,7 +279,7 @@ _PLACES = {"configure": "CONF", "write": "WRITE", "read": "READ"}
 def lacks(right: str, text: str) -> str:
     """Which user lacks which right on what, and the command that grants it. `right` is the right that the operation needs, for
     brokers whose text (`text`) does not name it."""
-    match = _NO_ACCESS.search(text)
+    match = re.search(_NO_ACCESS, text)
     if match is None:
         return f"{text} (rabbitmqctl set_permissions)"
     right = match["right"] or right
@@ -293,13 +295,13 @@ def lacks(right: str, text: str) -> str:
 
 
 # "NOT_FOUND - home node 'rabbit@b' of durable queue 'jobs' in vhost '/' is down or inaccessible"
-_AWAY = re.compile(r"is down or inaccessible|process is stopped|due to timeout|timed out")
+_AWAY = r"is down or inaccessible|process is stopped|due to timeout|timed out"
 RESOURCE_ERROR, INTERNAL_ERROR = 506, 541
 
 
 def is_away(cause: ChannelClosing) -> bool:
     """Whether a queue exists and cannot be reached now: the node that holds it is down."""
-    return cause.reply_code in (RESOURCE_ERROR, INTERNAL_ERROR) or _AWAY.search(cause.reply_text) is not None
+    return cause.reply_code in (RESOURCE_ERROR, INTERNAL_ERROR) or re.search(_AWAY, cause.reply_text) is not None
 
 
 def declare_error(name: str, cause: ChannelClosing) -> PublishError:

@@ -7,7 +7,7 @@ import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pika
@@ -57,8 +57,7 @@ _QUERY = frozenset({*_TLS_NAMES, "heartbeat", "auth_mechanism", *_QUERY_ELSEWHER
 _ESCAPES = "@ as %40, / as %2F, # as %23, ? as %3F, [ as %5B, ] as %5D, ; as %3B, : as %3A, % as %25"
 
 
-@dataclass(frozen=True, slots=True)
-class TlsOptions:
+class TlsOptions(NamedTuple):
     """The TLS options. `verify` False accepts any certificate: the connection is encrypted, but may end at any host."""
 
     cafile: str | None = None

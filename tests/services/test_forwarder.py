@@ -29,6 +29,7 @@ class Place:
             wall_clock=self.now,
         )
         self.forwarder.start()
+        self.loop.advance(forwarder.START_SECONDS)
 
     def now(self) -> float:
         return 1_700_000_000 + self.loop.now
