@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 
 # What Celery's application may be told to be made of; here it makes them itself.
-_PARTS_OF_CELERY = ("amqp", "autofinalize", "control", "events", "fixups", "loader", "log", "tasks")
+_PARTS_OF_CELERY = ("amqp", "autofinalize", "control", "events", "fixups", "log", "tasks")
 
 
 _bursts: Callable[[AmqTask], Bursts] = attrgetter("bursts")
@@ -76,6 +76,9 @@ class AmqTask(WithOthersNames):
     Nothing is read, imported or connected until it is needed. Settings are `app.conf`; keyword arguments that name
     settings are taken too. Safe to share between threads and to use after a fork.
     """
+
+    # The class of `loader`, or its name: what programs for Celery read their settings by.
+    loader_cls: Any = None
 
     def __init__(
         self,
@@ -106,6 +109,11 @@ class AmqTask(WithOthersNames):
         self._task_class: type[RegisteredTask] = task_cls or TaskBase
         self._discover: list[tuple[Callable[[], Iterable[str]], str]] = []
         self._new_periodic: list[tuple[str, bool, dict[str, object]]] = []
+        self._is_configured = False
+        self.conf.later(self._read_loader)
+        loader = settings.pop("loader", None) or self.loader_cls or os.environ.get("CELERY_LOADER")
+        if loader:
+            plugins().celery_loader(self, loader)
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
         for part in _PARTS_OF_CELERY:
@@ -116,9 +124,7 @@ class AmqTask(WithOthersNames):
             "result_backend": backend,
             "include": list(include) if include else None,
         }
-        for name, value in {**named_settings, **settings}.items():
-            if value is not None:
-                self.conf[name] = value
+        self.conf.begin_with({**named_settings, **settings})
         self.conf.on_change = self._settings_changed
         current.note_app(self)
         if set_as_current:
@@ -221,14 +227,18 @@ class AmqTask(WithOthersNames):
     ) -> None:
         """Take settings from a module (or its name), object, class or mapping, when the first setting is looked at.
 
-        With `namespace="CELERY"` (or any other) only names with that prefix count. Raises (then): SettingUnknown.
+        They take the place of those of an earlier call. What the application was made with, or was set before the first look at
+        a setting, counts more. With `namespace="CELERY"` (or any other) only names with that prefix count.
+
+        Raises (then): SettingUnknown.
         """
 
         self.namespace = namespace or self.namespace
+        self._is_configured = True
 
         def read() -> None:
             try:
-                self.conf.read_object(source, namespace=namespace)
+                self.conf.configure(source, namespace=namespace)
             except (ImportError, ConfigurationError):
                 if not silent:
                     raise
@@ -236,6 +246,15 @@ class AmqTask(WithOthersNames):
         self.conf.later(read)
         if force:
             self.conf.is_set("broker_url")
+
+    def _read_loader(self) -> None:
+        """Take the settings of an application that was told none."""
+        if self._is_configured:
+            return
+        loader = self.__dict__.get("loader")
+        source = os.environ.get("CELERY_CONFIG_MODULE") if loader is None else loader.read_configuration()
+        if source:
+            self.conf.configure(source, namespace=self.namespace)
 
     def config_from_envvar(self, variable_name: str, silent: bool = False, force: bool = False) -> None:
         """Take settings from the module that an environment variable names. Raises: ConfigurationError when it is not set."""

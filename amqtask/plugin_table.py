@@ -42,6 +42,12 @@ def celery_bootsteps(app: AmqTask, worker: Worker, options: object) -> Steps:
     return service(app, worker, options)
 
 
+def celery_loader(app: AmqTask, loader: object) -> None:
+    from amqtask.compat import loaders
+
+    loaders.use(app, loader)
+
+
 def celery_tracer(task: object) -> Any:
     trace = sys.modules.get("amqtask.compat.app.trace")  # a library that replaces something there has imported it
     return None if trace is None else trace.replaced_tracer(task)
@@ -50,7 +56,7 @@ def celery_tracer(task: object) -> Any:
 def default_app() -> AmqTask:
     from amqtask.app import AmqTask
 
-    return AmqTask("default", set_as_current=False)
+    return AmqTask("default", set_as_current=False, loader="default")
 
 
 def run_command_line(app: AmqTask | None, argv: Sequence[str]) -> int:

@@ -47,7 +47,7 @@ class Globals:
 
             app: AmqTask = self.loaded or find_app(app_path or self.app)
             if self.config:
-                app.config_from_object(self.config)
+                app.conf.read_object(self.config)  # what it says counts more than the application
             if self.broker:
                 app.conf.broker_url = self.broker
                 os.environ.pop("CELERY_BROKER_URL", None)  # it would win over the settings

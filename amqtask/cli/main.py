@@ -124,7 +124,7 @@ class LazyGroup(click.Group):
     "--result-backend", metavar="URL", allow_from_autoenv=False, help="Result backend URL (rpc://, redis://…)."
 )
 @click.option("--config", metavar="MODULE", help="A module with settings, on top of the application's own.")
-@click.option("--loader", hidden=True, help="Accepted for Celery's sake; applications load themselves.")
+@click.option("--loader", hidden=True, help="The class that reads the application's settings, as in Celery.")
 @click.option("--workdir", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Change to this folder.")
 @click.option("-C", "--no-color", is_flag=True, help="No colours.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what matters.")
@@ -144,7 +144,9 @@ def cli(
     skip_checks: bool,
 ) -> None:
     """amqtask: a RabbitMQ-first task queue with Celery's names and messages."""
-    del loader, skip_checks
+    del skip_checks
+    if loader:
+        os.environ["CELERY_LOADER"] = loader
     started_in = Path.cwd()
     if workdir is not None:
         os.chdir(workdir)

@@ -130,6 +130,8 @@ MODULES: dict[str, dict[str, str]] = {
     "amqtask.app.log": {"TaskFormatter": "amqtask.log:TaskFormatter"},
     "amqtask.app.registry": {"TaskRegistry": "amqtask.client.registry:TaskRegistry"},
     "amqtask.app.task": {"Context": "amqtask.execution.context:Context", "Task": "amqtask.task:Task"},
+    "amqtask.fixups": {},
+    "amqtask.fixups.django": {"FixupWarning": "amqtask.compat.errors:FixupWarning"},
     "amqtask.bin.beat": {"beat": "amqtask.cli.beat:command"},
     "amqtask.bin.worker": {"worker": "amqtask.cli.worker:command"},
     # Ours, where programs for Celery ask kombu: serializers and JSON types of one's own.

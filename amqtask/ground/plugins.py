@@ -34,6 +34,9 @@ if TYPE_CHECKING:
         def celery_bootsteps(self, app: Any, worker: Any, options: object) -> Any:
             """A service that runs `app.steps` in a worker."""
 
+        def celery_loader(self, app: Any, loader: object) -> None:
+            """Have `app.loader` be of this class, or that of this name. Raises: ConfigurationError."""
+
         def celery_tracer(self, task: object) -> Any:
             """What a tracing library has put around a task's call, None where none has."""
 

@@ -46,6 +46,10 @@ _NO_EFFECT = frozenset({"worker_log_file", "worker_force_execv", "beat_log_file"
     for program in ("worker", "beat", "events")
     for name in ("logfile", "pidfile", "uid", "gid", "umask", "executable")
 )
+# Variables that count more than what is set, as in Celery.
+_OF_ENVIRONMENT = {
+    name: f"CELERY_{name.upper()}" for name in ("broker_url", "broker_read_url", "broker_write_url", "result_backend")
+}
 # How alike a name must be to one of ours to be reported as a slip. (Names of other libraries may begin as ours do.)
 _ALIKE = 0.8
 # What a name in a module must look like to count as a setting of ours when no namespace says so.
@@ -129,6 +133,10 @@ class ForeignSettings(MutableMapping[str, Any]):
         for names in (self.explicit, self._kept, self._sources):
             names.clear()
 
+    def forget_sources(self) -> None:
+        """Forget what was read."""
+        self._sources.clear()
+
 
 def _attribute(source: object, name: str) -> object:
     return _MISSING if name.startswith("_") else getattr(source, name, _MISSING)
@@ -165,6 +173,11 @@ class Settings(MutableMapping[str, Any]):
         self.__dict__["_foreign"] = ForeignSettings()
         # A configuration that is read when the first setting is asked for (lazy, as with Celery and Django).
         self.__dict__["_pending"] = []
+        # What the application was made with, or set before anything was looked at: it stays when a configuration is read.
+        self.__dict__["_own"] = {}
+        self.__dict__["_is_looked_at"] = False
+        # What the last configuration said.
+        self.__dict__["_read"] = {}
         self.__dict__["on_change"] = None
 
     # -- access
@@ -187,7 +200,7 @@ class Settings(MutableMapping[str, Any]):
             raise KeyError(str(error)) from error
 
     def __setitem__(self, name: str, value: object) -> None:
-        self._load()
+        self._load(is_look=False)
         setting_name = find_name(name)
         if setting_name is None:
             self._set_foreign({name: value})
@@ -198,12 +211,14 @@ class Settings(MutableMapping[str, Any]):
     def _set(self, name: str, value: object) -> None:
         setting = _TABLE.get(name)
         self._values[name] = value if setting is None else _coerce(setting, value)
+        if not self._is_looked_at:
+            self._own[name] = self._values[name]
         if name == "encryption_keys":
             use_keys(lambda: KeysSaid(self.encryption_keys, self.encryption_key_id))
 
     def _set_foreign(self, foreign: SettingValues) -> None:
         """Set names that are no settings of ours, and warn of slips. Raises: SettingUnknown with `strict_settings`."""
-        if foreign and self.strict_settings:
+        if foreign and self._values.get("strict_settings"):
             raise self._unknown(*foreign)
         new = [name for name in foreign if name not in self._foreign.explicit]
         slips = [f"{name} (did you mean {near}?)" for name in new if (near := near_setting(self._foreign.bare(name)))]
@@ -228,12 +243,14 @@ class Settings(MutableMapping[str, Any]):
             self._foreign.explicit.pop(name, None)
             return
         self._values.pop(setting_name, None)
+        self._own.pop(setting_name, None)
         self._changed()
 
     def clear(self) -> None:
         """Delete all settings that were set."""
         self._load()
         self._values.clear()
+        self._own.clear()
         self._foreign.clear()
         self._changed()
 
@@ -253,7 +270,7 @@ class Settings(MutableMapping[str, Any]):
     def _get(self, name: str) -> object:
         self._load()
         values: SettingDict = self._values
-        if name in values:
+        if name in values and name not in _OF_ENVIRONMENT:
             return values[name]
         setting_name = find_name(name)
         if setting_name is None:
@@ -261,6 +278,8 @@ class Settings(MutableMapping[str, Any]):
                 return self._foreign[name]
             except KeyError:
                 return self._of_celery(name)
+        if setting_name in _OF_ENVIRONMENT and (value := os.environ.get(_OF_ENVIRONMENT[setting_name])):
+            return value
         if setting_name in values:
             return values[setting_name]
         setting = _TABLE.get(setting_name)
@@ -273,7 +292,7 @@ class Settings(MutableMapping[str, Any]):
 
     def update(self, *mappings: Any, **settings: object) -> None:
         """Set several, or take in a whole configuration such as Flask's `app.config`."""
-        self._load()
+        self._load(is_look=False)
         named: SettingDict = {}
         for name, value in (pair for mapping in mappings for pair in dict(mapping).items()):
             if name.isupper() and self.setting_meant_by(name, None) is None:
@@ -320,14 +339,49 @@ class Settings(MutableMapping[str, Any]):
         """Have `read` called before the first setting is looked at."""
         self._pending.append(read)
 
-    def _load(self) -> None:
+    def _load(self, *, is_look: bool = True) -> None:
         pending = self._pending
-        while pending:
-            pending.pop(0)()
+        if pending:
+            before, self.__dict__["_is_looked_at"] = self._is_looked_at, True
+            while pending:
+                pending.pop(0)()
+            self.__dict__["_is_looked_at"] = before
+        if is_look:
+            self.__dict__["_is_looked_at"] = True
 
     def _changed(self) -> None:
         if self.on_change is not None:
             self.on_change()
+
+    def begin_with(self, values: SettingValues) -> None:
+        """Set what an application is made with; None says nothing."""
+        for name, value in values.items():
+            if value is None:
+                continue
+            setting_name = find_name(name)
+            if setting_name is None:
+                self._set_foreign({name: value})
+            else:
+                self._set(setting_name, value)
+
+    def configure(self, source: object, *, namespace: str | None = None) -> None:
+        """Take the settings of a configuration (see `config_from_object`) in place of those of the one before."""
+        if isinstance(source, str):
+            source = _import(source)
+        for kept in (self._values, self._foreign.explicit):
+            for name in [name for name, value in self._read.items() if kept.get(name, _MISSING) is value]:
+                del kept[name]
+        self._foreign.forget_sources()
+        before = {**self._values, **self._foreign.explicit}
+        self.read_object(source, namespace=namespace)
+        self.__dict__["_read"] = {
+            name: value
+            for kept in (self._values, self._foreign.explicit)
+            for name, value in kept.items()
+            if before.get(name, _MISSING) is not value
+        }
+        self._values.update(self._own)
+        self._changed()
 
     def read_object(self, source: object, *, namespace: str | None = None) -> None:
         """Take the settings of a module, object, class or mapping; see `config_from_object`."""
@@ -383,9 +437,9 @@ def _import(path: str) -> object:
     module, _, attribute = path.partition(":")
     try:
         source: object = load(module)
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, ValueError, TypeError) as error:  # the last two: what is no module's name
         parent, _, last = module.rpartition(".")
-        if not parent or attribute or error.name != module:
+        if not parent or attribute or not isinstance(error, ModuleNotFoundError) or error.name != module:
             raise ConfigurationError(f"the configuration module {path!r} cannot be imported: {error}") from error
         source, attribute = load(parent), last
     for part in filter(None, attribute.split(".")):

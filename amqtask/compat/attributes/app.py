@@ -14,7 +14,8 @@ from amqtask.app import AmqTask
 from amqtask.beat.contract import BeatOptions
 from amqtask.compat.app.amqp import AMQP
 from amqtask.compat.connections import Connection, Producer, Producers
-from amqtask.compat.loaders import Loader
+from amqtask.compat.loaders.app import AppLoader
+from amqtask.compat.loaders.base import BaseLoader
 from amqtask.compat.names import bugreport
 from amqtask.execution.context import current_context
 from amqtask.ground.current import current_app
@@ -84,9 +85,9 @@ class OfApp(AmqTask):
         return AMQP(self)
 
     @lazy
-    def loader(self) -> Loader:
+    def loader(self) -> BaseLoader:
         """Imports the modules with tasks."""
-        return Loader(self)
+        return AppLoader(self)
 
     @lazy
     def steps(self) -> dict[str, set[type[Step]]]:

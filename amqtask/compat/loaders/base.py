@@ -1,7 +1,8 @@
-"""`app.loader`: imports the modules with tasks."""
+"""`celery.loaders.base`: what an application's settings are read by, and what is told as its workers run."""
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,38 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
 
 
-class Loader:
-    """The loader of one application."""
+__all__ = ["BaseLoader"]
 
-    def __init__(self, app: AmqTask) -> None:
+
+class BaseLoader:
+    """The loader of one application. Derive from it and say otherwise."""
+
+    def __init__(self, app: AmqTask, **_: object) -> None:
         self.app = app
         self.task_modules: set[str] = set()
+
+    def read_configuration(self, env: str = "CELERY_CONFIG_MODULE") -> Any:
+        """The settings of an application that has no other configuration: a mapping, an object, the name of a module, or None."""
+        return os.environ.get(env)
+
+    # -- called by workers
+
+    def on_worker_init(self) -> None:
+        """A worker starts."""
+
+    def on_worker_process_init(self) -> None:
+        """A child process of a worker starts."""
+
+    def on_worker_shutdown(self) -> None:
+        """A worker has stopped."""
+
+    def on_task_init(self, task_id: str, task: Any) -> None:
+        """A task begins."""
+
+    def on_process_cleanup(self) -> None:
+        """A task has ended."""
+
+    # -- called by others
 
     def import_default_modules(self) -> None:
         """Import all modules that `include`, `imports` and autodiscover_tasks name."""
@@ -54,8 +81,3 @@ class Loader:
     def default_modules(self) -> set[str]:
         """The names of the modules that are imported."""
         return {*self.app.conf.imports, *self.app.conf.include}
-
-
-def get_loader_cls(loader: object) -> type[Loader]:
-    """The loader's class: there is only one."""
-    return Loader
