@@ -75,13 +75,15 @@ class _Held:
 class _Window:
     """A queue's level and longest wait, how many of its messages may be held, and how many are held."""
 
-    __slots__ = ("held", "level", "longest", "size")
+    __slots__ = ("held", "is_too_large", "level", "longest", "size")
 
     def __init__(self, level: int, longest: float) -> None:
         self.level = level
         self.longest = longest
         self.size = WINDOW
         self.held = 0
+        # It becomes smaller with the next delivery.
+        self.is_too_large = False
 
 
 class Forwarder:
@@ -118,7 +120,7 @@ class Forwarder:
         self._watch = OneTimer(loop)
         self._renewed_at = float("-inf")
         self._renewal_pause = STUCK_SECONDS
-        self._shrinking = Ticker(loop, SHRINK_SECONDS, self._shrink)
+        self._shrinking = Ticker(loop, SHRINK_SECONDS, self._look_at_sizes)
         self._restart = OneTimer(loop)
         self._complaints: set[str] = set()
         self._is_stopped = False
@@ -224,6 +226,8 @@ class Forwarder:
             self._wait(held)
         if window.held >= window.size and held.next_look - now < SOON_SECONDS:
             self._grow(delivery.queue, window)
+        elif window.is_too_large:
+            self._shrink(delivery.queue, window)
 
     def _drop(self, delivery: Delivery) -> None:
         """Drop a message that was not delayed by us: it names no destination, and requeued it would come here again."""
@@ -331,11 +335,17 @@ class Forwarder:
             window.size = size
             self._consumer.set_prefetch(queue, size)
 
-    def _shrink(self) -> None:
-        for queue, window in self._windows.items():
-            if window.size > WINDOW and window.held * 4 < window.size and self._consumer is not None:
-                window.size = max(WINDOW, window.size // 2)
-                self._consumer.set_prefetch(queue, window.size)
+    def _look_at_sizes(self) -> None:
+        for window in self._windows.values():
+            window.is_too_large = window.size > WINDOW and window.held * 4 < window.size
+
+    def _shrink(self, queue: str, window: _Window) -> None:
+        """With a delivery: so the queue has a majority of its nodes. On a node that has lost the others the channel would stand
+        still for a minute, and keep all its consumers and what they are given (RabbitMQ 4.3: `rabbit_fifo_client:checkout`)."""
+        window.is_too_large = False
+        if self._consumer is not None:
+            window.size = max(WINDOW, window.size // 2)
+            self._consumer.set_prefetch(queue, window.size)
 
     # -- forwarding
 

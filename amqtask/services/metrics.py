@@ -307,6 +307,11 @@ class CountedPublisher:
         """See LoopPublisher."""
         return self._publisher.oldest
 
+    @property
+    def answers(self) -> int:
+        """See LoopPublisher."""
+        return self._publisher.answers
+
     def start(self) -> None:
         self._publisher.start()
 

@@ -136,7 +136,7 @@ class PikaLoopPublisher:
         self._timer = OneTimer(loop)
         # The look at confirms: how many there were at the last one, and for how many looks there was none.
         self._watch = OneTimer(loop)
-        self._confirmed = self._silent_looks = 0
+        self._answers = self._confirmed = self._silent_looks = 0
         self._confirm_seconds = CONFIRM_SECONDS
 
     # -- the contract
@@ -174,6 +174,11 @@ class PikaLoopPublisher:
                 (pending_messages[0] for pending_messages in self._undeclared.values()), None
             )
         return None if pending is None else pending.message
+
+    @property
+    def answers(self) -> int:
+        """How many confirms and nacks have come; one may be about many messages."""
+        return self._answers
 
     @property
     def is_connected(self) -> bool:
@@ -253,6 +258,7 @@ class PikaLoopPublisher:
             confirming.confirms.published(pending)
 
     def _on_confirm(self, confirming: _ConfirmingChannel, frame: PikaFrame) -> None:
+        self._answers += 1
         method = frame.method
         acked = isinstance(method, pika.spec.Basic.Ack)
         returns = confirming.returns

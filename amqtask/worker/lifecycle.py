@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 logger = bounded_logger("amqtask.worker")
 
 BUSY_CHECK_SECONDS = 0.25
+# So long may a broker answer no publish before windows grow all the same. Its node may have lost the others, which the consumer
+# finds out, and leaves it; and where it consumes there, to change a window, the channel stands still for a minute, and keeps all
+# its consumers and what they are given (RabbitMQ 4.3: `rabbit_fifo_client:checkout`).
+SILENT_SECONDS = 10.0
 # A connection that does not close within so many seconds is left to the operating system.
 CLOSE_SECONDS = 2.0
 # After so many seconds without a confirm a stopping worker waits for confirms no longer.
@@ -111,6 +115,8 @@ class Lifecycle:
         # How many had ended when all slots were first seen busy with the present tasks, and when that was.
         self._ended_before = 0
         self._busy_since: float | None = None
+        # How often the broker had answered publishes at the last look, and since when it answers none.
+        self._answers, self._answered_at = 0, clock()
         # The unconfirmed messages when a stopping worker last looked, and since when there was no confirm.
         self._unconfirmed = (0, 0)
         self._unconfirmed_since: float | None = None
@@ -195,11 +201,22 @@ class Lifecycle:
         self._look_whether_nothing_ends()
         if not worker.is_quiet:
             worker.surplus.look()
-        worker.windows.hold(worker.finisher.look_for_long_waits() + len(worker.lost))
+        self._make_room()
         worker.revoked.purge(time.time())
         if self._state is not None:
             self._state.save_soon()
         worker.wake()
+
+    def _make_room(self) -> None:
+        """Let ended tasks that wait for confirms keep no others out; but not while the broker may have lost a majority."""
+        worker, now = self._worker, self._clock()
+        waits = worker.finisher.look_for_long_waits() + len(worker.lost)
+        answers = worker.publisher.answers
+        if answers != self._answers or worker.publisher.oldest is None:
+            self._answers, self._answered_at = answers, now
+        elif now - self._answered_at < SILENT_SECONDS:
+            return
+        worker.windows.hold(waits)
 
     def _look_whether_nothing_ends(self) -> None:
         worker, now = self._worker, self._clock()

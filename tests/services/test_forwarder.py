@@ -261,6 +261,9 @@ def test_a_window_grows_while_messages_that_are_soon_due_fill_it() -> None:
     place.loop.advance(3)
     place.publisher.confirm_all()
     place.loop.advance(forwarder.SHRINK_SECONDS)
+    # Not by itself: where a queue delivers nothing its nodes may have lost each other, and the channel would stand still.
+    assert place.consumer.windows["amqtask.delay.0s"] == 2 * forwarder.WINDOW
+    place.deliver(place.message(3))
     assert place.consumer.windows["amqtask.delay.0s"] == forwarder.WINDOW
 
 

@@ -257,6 +257,7 @@ class HandPublisher:
     def __init__(self) -> None:
         self.sent: list[Message] = []
         self.went_to: list[str] = []
+        self.answers = 0
         self._pending: list[tuple[Message, Callable[[PublishError | None], None]]] = []
 
     def publish(self, message: Message, on_done: Callable[[PublishError | None], None]) -> None:
@@ -265,6 +266,7 @@ class HandPublisher:
 
     def confirm(self, error: PublishError | None = None) -> None:
         """Confirm (or refuse) the oldest message."""
+        self.answers += 1
         self._pending.pop(0)[1](error)
 
     def confirm_all(self) -> None:

@@ -17,6 +17,7 @@ from amqtask.exceptions import (
     Unroutable,
 )
 from amqtask.execution.request import Answer
+from amqtask.worker import lifecycle
 from tests.worker.bench import Bench, follow_up, result
 
 FULL = PublishRefused("the queue is full")
@@ -63,8 +64,9 @@ def test_tasks_whose_follow_ups_are_refused_for_good_do_not_keep_others_out() ->
         bench.deliver(f"hostile-{number}")
         bench.end(f"hostile-{number}", publish=(follow_up(),))
         refuse(bench, FULL, 1.0)
-    bench.pass_time(1.0)
-    bench.pass_time(1.0)
+    for _ in range(3):
+        refuse(bench, FULL, 1.0)
+        bench.pass_time(0.0)
     assert bench.worker.following.held == 50
     assert bench.consumer.windows["q"] > 50
 
@@ -81,7 +83,7 @@ def test_tasks_whose_results_are_not_confirmed_do_not_keep_others_out(prefetch: 
         bench.deliver(f"mute-{number}")
         bench.end(f"mute-{number}", result=result())
         if number in (3, 8, 21, 44):
-            bench.pass_time(1.0)
+            bench.pass_time(lifecycle.SILENT_SECONDS)
             bench.pass_time(1.0)
             assert bench.consumer.windows["q"] > number + 1
 
@@ -89,6 +91,22 @@ def test_tasks_whose_results_are_not_confirmed_do_not_keep_others_out(prefetch: 
     bench.pass_time(1.0)
     bench.pass_time(1.0)
     assert bench.consumer.windows["q"] <= 2
+
+
+def test_while_a_broker_answers_nothing_the_window_stays_and_with_its_next_answer_others_are_let_in() -> None:
+    bench = Bench(slots=1)
+    for number in range(8):
+        bench.deliver(f"mute-{number}")
+        bench.end(f"mute-{number}", result=result())
+    before = bench.consumer.windows["q"]
+
+    for _ in range(8):
+        bench.pass_time(1.0)
+        assert bench.consumer.windows["q"] == before
+    bench.publisher.confirm()
+    bench.pass_time(1.0)
+
+    assert bench.consumer.windows["q"] > before + 6
 
 
 @pytest.mark.parametrize("error", [TOO_LARGE, PublishError("priority 300"), MessageRefused("user_id")])

@@ -71,7 +71,7 @@ class RedisLoopPublisher:
         self._link = Link(way, layout, loop, self, name=name, connect_timeout=connect_timeout)
         self._numbers = itertools.count()
         self._pending: dict[int, _Pending] = {}
-        self._unwritable = 0
+        self._unwritable = self._answers = 0
         self._retry = OneTimer(loop)
         self._is_stopped = False
         # The last warning of a Redis that cannot be reached: one is enough while that is so.
@@ -96,6 +96,11 @@ class RedisLoopPublisher:
         if not self._pending or not self._link.is_open or self._retry.is_set:
             return None
         return next(iter(self._pending.values())).message
+
+    @property
+    def answers(self) -> int:
+        """How many publishes Redis has answered."""
+        return self._answers
 
     def start(self) -> None:
         """Connect."""
@@ -150,6 +155,7 @@ class RedisLoopPublisher:
             on_reply(reply)
 
     def _answered(self, number: int, reply: Any) -> None:
+        self._answers += 1
         pending = self._pending.get(number)
         if pending is None or self._is_stopped:
             return
