@@ -15,12 +15,12 @@ from amqtask.exceptions import BackendNotConfigured, ChordError, TaskRevokedErro
 from amqtask.execution.context import current
 from amqtask.ground.current import find_current_app
 from amqtask.ground.deadlines import cancel_all
-from amqtask.ground.graph import before
+from amqtask.ground.graph import before, tuple_of
 from amqtask.ground.plugins import WithOthersNames, others_names
 from amqtask.ground.printable import bounded_logger
 from amqtask.pipeline import flush_open, opened
 from amqtask.protocol.result import ResultMessage, exception_from_dict, parts_of, time_of
-from amqtask.results import Cancellable, WithDescendants, as_task_id, check_not_in_task, each_end
+from amqtask.results import Cancellable, WithDescendants, as_task_id, check_not_in_task, each_end, forget_tree
 from amqtask.results import GroupResult as GroupResult
 from amqtask.results import ResultSet as ResultSet
 from amqtask.results import allow_join_result as allow_join_result
@@ -427,8 +427,10 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
 
     def forget(self) -> None:
         """Drop the result, and those of the steps before it, here and in the store."""
-        if self.parent is not None:
-            self.parent.forget()
+        forget_tree(self)
+
+    def drop(self) -> None:
+        """Drop this one."""
         self.final_meta = None
         self.result_store.forget(self.id)
 
@@ -472,7 +474,7 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
 
     def as_tuple(self) -> Any:
         """`((id, parent), None)`, as Celery writes it."""
-        return (self.id, self.parent.as_tuple() if self.parent else None), None
+        return tuple_of(self)
 
     # A task that returns a result, or takes one as an argument: the JSON serializer asks for it (kombu's protocol).
     __json__ = as_tuple
@@ -497,7 +499,9 @@ class AsyncResult(WithDescendants, Cancellable, WithOthersNames, Generic[R]):
         return self._copied(self.parent)
 
     def __deepcopy__(self, memo: dict[int, object]) -> AsyncResult[R]:
-        return self._copied(copy.deepcopy(self.parent, memo))
+        copied = memo[id(self)] = self._copied(None)
+        copied.parent = copy.deepcopy(self.parent, memo)
+        return copied
 
     def _copied(self, parent: object) -> AsyncResult[R]:
         """A copy of this result, of the same store, with another parent."""
@@ -539,7 +543,7 @@ class EagerResult(AsyncResult[R]):
         value = self._eager_value
         return value if isinstance(value, BaseException) else super().error_of(final)
 
-    def forget(self) -> None:
+    def drop(self) -> None:
         """Do nothing: the result is not stored."""
 
     def revoke(self, *args: object, **kwargs: object) -> None:

@@ -18,7 +18,7 @@ from amqtask.exceptions import BackendNotConfigured, ChordError, TimeoutError
 from amqtask.execution.context import current
 from amqtask.ground.current import current_app
 from amqtask.ground.deadlines import cancel_all, end_of
-from amqtask.ground.graph import DependencyGraph, before
+from amqtask.ground.graph import DependencyGraph, before, tuple_of
 from amqtask.ground.plugins import WithOthersNames
 
 if TYPE_CHECKING:
@@ -128,22 +128,28 @@ def check_not_in_task(disable_sync_subtasks: bool) -> None:
 # -- what belongs together
 
 
-def ids_in_tree(result: Any) -> dict[str, None]:
-    """The ids of a result, of those before it and of the members of groups among them, as far as the caller holds them."""
-    ids: dict[str, None] = {}
+def tree_of(result: Any) -> dict[str, Any]:
+    """A result, those before it and the members of groups among them, by id, as far as the caller holds them."""
+    found: dict[str, Any] = {}
     waiting = deque([result])
     while waiting:
         one = waiting.popleft()
         one_id = getattr(one, "id", None)  # several results that are no group have none
-        if one_id in ids:
+        if one_id in found:
             continue
         if one_id is not None:
-            ids[one_id] = None
+            found[one_id] = one
         waiting.extend(getattr(one, "results", ()))
         parent = getattr(one, "parent", None)
         if parent is not None:
             waiting.append(parent)
-    return ids
+    return found
+
+
+def forget_tree(result: Any) -> None:
+    """Drop a result, and those before it, here and in the store."""
+    for one in tree_of(result).values():
+        one.drop()
 
 
 class Cancellable:
@@ -169,7 +175,7 @@ class Cancellable:
         Raises: PublishError, BackendNotConfigured.
         """
         for revoke, ids in self.ids_by_revoker().items():
-            meant = list(ids_in_tree(self)) if tree else ids
+            meant = list(tree_of(self)) if tree else ids
             revoke(meant, tree=tree, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
 
     async def acancel(self, *, tree: bool = True, terminate: bool = False, signal: str | None = None) -> None:
@@ -462,8 +468,10 @@ class ResultSet(Cancellable, WithOthersNames):
 
     def forget(self) -> None:
         """Drop all results, here and in the store."""
-        for result in self.results:
-            result.forget()
+        forget_tree(self)
+
+    def drop(self) -> None:
+        """Do nothing: what the store has are the members' results."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.results)
@@ -576,9 +584,7 @@ class GroupResult(ResultSet):
 
     def as_tuple(self) -> Any:
         """`((id, parent), [members])`, as Celery writes it."""
-        return (self.id, self.parent.as_tuple() if self.parent else None), [
-            result.as_tuple() for result in self.results
-        ]
+        return tuple_of(self)
 
     __json__ = as_tuple
 

@@ -17,7 +17,7 @@ from amqtask.cli.diagnosis import ORDER, Facts, Finding, by_severity, diagnose
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.topology import planned, planned_delays
-from amqtask.exceptions import AmqTaskError, OperationalError, QueueNotFound
+from amqtask.exceptions import AmqTaskError, ConfigurationError, OperationalError, QueueNotFound
 from amqtask.ground.printable import count
 from amqtask.protocol.entities import Binding, Queue
 from amqtask.transport.inventory import check as check_by_amqp
@@ -57,6 +57,8 @@ def read_facts(app: AmqTask, api: str | None) -> tuple[Facts, list[Finding]]:
             do = "Start it, or correct the URL, the user and the rights."
             if _in_container() and re.search(r"localhost|\b127\.|::1", str(error)):
                 do = "In a container that is the container itself: name the host, service or pod that it runs in."
+            if isinstance(error, ConfigurationError):  # it was not even asked
+                why, do = "Workers and callers do not take it either.", "Correct the setting."
             failed.append(Finding("error", subject, str(error), why, do))
     return facts, failed
 

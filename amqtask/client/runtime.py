@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import tzinfo
+from functools import wraps
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 from urllib.parse import quote
@@ -16,6 +18,7 @@ from amqtask.calls.application import Application
 from amqtask.client.message_builder import Calls
 from amqtask.client.registry import django_time_zone, uses_django
 from amqtask.client.workflow_messages import Workflows
+from amqtask.exceptions import BrokerUnreachable
 from amqtask.execution.inbox import runs_of
 from amqtask.ground.lazy import lazy
 from amqtask.ground.plugins import plugins
@@ -69,6 +72,24 @@ def default_exchange(conf: Settings) -> Exchange | None:
     if not name and exchange_type == "direct":
         return None
     return Exchange(name or conf.task_default_queue, type=exchange_type)
+
+
+def importing(make: Callable[[Any], T]) -> Callable[[Any], T]:
+    """What imports, for `lazy`: in a finalizer, once Python shuts down, nothing can be imported any more."""
+
+    @wraps(make)
+    def call(runtime: Any) -> T:
+        try:
+            return make(runtime)
+        except ImportError as error:
+            if not sys.is_finalizing():
+                raise
+            raise BrokerUnreachable(
+                f"Python is shutting down, and this process has not published before: what that needs cannot be imported any "
+                f"more ({error}). Publish in a function that atexit calls"
+            ) from error
+
+    return call
 
 
 class made(Generic[T]):
@@ -134,6 +155,7 @@ class Runtime:
         return urls or _url_of_parts(conf) or os.environ.get("AMQTASK_BROKER_URL")
 
     @lazy
+    @importing
     def broker(self) -> Broker:
         """The broker, and the doors to it: of CELERY_BROKER_URL, else broker_url, else AMQTASK_BROKER_URL, else RabbitMQ here."""
         from amqtask.transport.broker import open_broker
@@ -239,6 +261,7 @@ class Runtime:
         return Workflows(self._app)
 
     @lazy
+    @importing
     def publisher(self) -> Publisher:
         """Publishes with confirms; made at the first publish."""
         return self.broker.publisher(name=self._client_name, on_warning=logger.warning)
@@ -259,6 +282,7 @@ class Runtime:
         return url or os.environ.get("AMQTASK_RESULT_BACKEND") or None
 
     @lazy
+    @importing
     def backend(self) -> ResultBackend | None:
         """The result store, None when results are not kept."""
         conf = self._conf

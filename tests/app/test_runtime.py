@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import textwrap
 from typing import Any
 
 import pytest
@@ -82,3 +85,33 @@ def test_a_cleared_broker_is_forgotten_by_publishers_of_event_loops_too(app: Amq
     asyncio.run(call())
 
     assert waiting(app, "amqtask") == 1
+
+
+LATE = """
+    import sys, types
+    from amqtask import AmqTask
+    from amqtask.exceptions import PublishError
+
+    app = AmqTask("late", broker="memory://", backend=None if sys.argv[1] == "-" else sys.argv[1])
+    call = app.send_task
+
+    class Last:
+        def __del__(self, call=call, print=print, PublishError=PublishError):
+            try:
+                call("t")
+            except PublishError as error:
+                print(error)
+
+    # Goes when modules go.
+    sys.modules["last"] = types.ModuleType("last")
+    sys.modules["last"].last = Last()
+"""
+
+
+@pytest.mark.parametrize("results", ["-", "rpc://", "cache+memory://"])
+def test_a_first_call_of_a_finalizer_when_python_shuts_down_says_so(results: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LATE), results], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.stdout.startswith("Python is shutting down, and this process has not published before"), done.stderr

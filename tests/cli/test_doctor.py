@@ -232,6 +232,15 @@ def test_a_broker_that_is_not_there_is_an_error_with_an_exit_code(capsys: pytest
     assert "secret" not in shown
 
 
+def test_a_store_that_the_broker_does_not_allow_is_no_store_that_is_away(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"], project("redis://127.0.0.1:1", result_backend="rpc://")) == 1
+
+    found = {finding["subject"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert "cannot reach it" in found["broker"]["why"]
+    assert "'rpc://' needs RabbitMQ" in found["result store"]["what"]
+    assert "do not take it" in found["result store"]["why"]
+
+
 def test_localhost_in_a_container_is_told_to_be_the_container(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import queue
 import threading
@@ -474,6 +475,25 @@ def test_parents_in_a_circle_end_no_wait_late() -> None:
     store.fail("second", ValueError("x"))
     with pytest.raises(ValueError, match="x"):
         first.get(timeout=5)
+
+
+def test_parents_in_a_circle_and_long_rows_of_them_are_forgotten_written_and_copied() -> None:
+    store = Store()
+    first, second = AsyncResult[int]("first", store), AsyncResult[int]("second", store)
+    first.parent, second.parent = second, first
+    last = AsyncResult[int]("0", store)
+    for number in range(1, 5000):
+        last = AsyncResult[int](str(number), store, parent=last)
+    for task_id in ("first", "second", "0", "4999"):
+        store.succeed(task_id)
+
+    first.forget()
+    last.forget()
+
+    assert [store.find(task_id) for task_id in ("first", "second", "0", "4999")] == [None] * 4
+    assert first.as_tuple() == (("first", (("second", None), None)), None)
+    assert last.as_tuple()[0][0] == "4999"
+    assert copy.deepcopy(first).as_list() == ["first", "second"]
 
 
 @pytest.mark.parametrize("odd", ["soon", 17, 1.5, [1], {"a": 1, "b": 2}, True], ids=repr)
