@@ -8,7 +8,7 @@ import json
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -792,6 +792,83 @@ def test_a_user_needs_the_rights_that_the_documentation_lists(node: RedisServer)
     _stop(loop, consumer)
 
     assert not listener.warnings
+
+
+def _user(node: RedisServer, *commands: str, channels: Sequence[str] = ("*",)) -> str:
+    """The URL of a user who may do what is documented, and these commands."""
+    with redis.Redis.from_url(node.url) as client:
+        client.acl_setuser(
+            "app", enabled=True, reset=True, passwords=["+secret"], keys=["*"], channels=channels,
+            categories=["+@all", "-@dangerous"], commands=["+info", *commands],
+        )  # fmt: skip
+    return node.url.replace("://", "://app:secret@")
+
+
+@pytest.mark.parametrize("missing", ["ping", "rpop", "evalsha"])
+def test_a_consumer_says_which_right_it_lacks_and_goes_on_when_it_has_it(node: RedisServer, missing: str) -> None:
+    loop, listener = PikaLoop(), Listener(acks=True)
+    broker = open_broker(BrokerOptions(_user(node, f"-{missing}")), {})
+    consumer = listener.consumer = broker.consumer(loop, listener, name="test", heartbeat=None)
+    consumer.add_queue(Queue("q"), prefetch=10)
+    consumer.start()
+    _turn(loop, lambda: listener.warnings)
+    _user(node)
+    _publisher(node.url).publish(_message("q"))
+    _turn(loop, lambda: listener.deliveries)
+    _stop(loop, consumer)
+
+    assert ["refused the login or the command" in warning for warning in listener.warnings] == [True]
+
+
+def test_an_exclusive_queue_that_may_not_be_claimed_is_not_said_to_be_anothers(node: RedisServer) -> None:
+    loop, listener = PikaLoop(), Listener()
+    consumer = open_broker(BrokerOptions(_user(node, "-set")), {}).consumer(loop, listener, name="test", heartbeat=None)
+    consumer.add_queue(Queue("mine", exclusive=True), prefetch=10)
+    consumer.start()
+    _turn(loop, lambda: listener.fatal)
+    loop.close()
+
+    assert isinstance(listener.fatal[0], AccessRefused)
+
+
+def test_an_exclusive_queue_is_claimed_when_a_full_memory_has_room_again(node: RedisServer) -> None:
+    loop, listener = PikaLoop(), Listener()
+    consumer = open_broker(BrokerOptions(node.url), {}).consumer(loop, listener, name="test", heartbeat=None)
+    with redis.Redis.from_url(node.url) as client:
+        client.config_set("maxmemory", "1")
+        consumer.add_queue(Queue("mine", exclusive=True), prefetch=10)
+        consumer.start()
+        _turn(loop, lambda: listener.warnings)
+        client.config_set("maxmemory", "0")
+        _turn(loop, lambda: client.exists("amqtask.active.mine"))
+    _stop(loop, consumer)
+
+    assert listener.fatal == []
+
+
+def test_results_are_kept_though_their_user_may_not_publish_them(
+    node: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = _store(_user(node, channels=()))
+    for state in ("STARTED", "FAILURE"):
+        store.store(ResultMessage("an-id", state, {"exc_type": "ValueError", "exc_message": ["x"]}))
+    store.close()
+
+    found = store.find("an-id")
+    assert found is not None
+    assert found.status == "FAILURE"
+    assert [record.getMessage().count("may not PUBLISH") for record in caplog.records] == [1]
+
+
+def test_a_result_waits_for_a_memory_that_is_full(node: RedisServer) -> None:
+    store = RedisBackend(BackendOptions(node.url, transport_options=(("retry_for", PATIENCE),)))
+    with redis.Redis.from_url(node.url) as client, ThreadPoolExecutor() as threads:
+        client.config_set("maxmemory", "1")
+        stored = threads.submit(store.store, ResultMessage("an-id", "SUCCESS", 1))
+        eventually(lambda: client.info("errorstats").get("errorstat_OOM"))
+        client.config_set("maxmemory", "0")
+        stored.result(PATIENCE)
+    store.close()
 
 
 def test_a_failover_of_sentinels_is_followed(sentinel: Sentinel) -> None:

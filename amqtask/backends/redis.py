@@ -35,7 +35,7 @@ from amqtask.exceptions import EncodeError
 from amqtask.ground.deadlines import end_of
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.plugins import others_names
-from amqtask.ground.printable import described
+from amqtask.ground.printable import bounded_logger, described
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import content_type, content_types, dumps, is_text, loads
 from amqtask.transport.redis.lines import WELL, LinePool, Lines, Question, Watch, run_script
@@ -217,6 +217,7 @@ def _in_shape(member: Any, parts: Mapping[str, ResultMessage]) -> object:
     return [_in_shape(child, parts) for child in children]
 
 
+logger = bounded_logger("amqtask.backends")
 PREFIX = "celery-task-meta-"
 # What is there is returned, and only written over when it is what the caller has seen (ARGV[3]): Redis cannot read it. A value of
 # another type is no result: it is written over, as with SET alone.
@@ -224,9 +225,11 @@ STORE = """
 local known = redis.pcall('GET', KEYS[1])
 if type(known) == 'string' and known ~= ARGV[3] then return known end
 if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
-redis.call('PUBLISH', KEYS[1], ARGV[1])
-return 0
+local told = redis.pcall('PUBLISH', KEYS[1], ARGV[1])
+return type(told) == 'table' and 1 or 0
 """
+# Its answer when the user may not publish to the channel: a new user of Redis 7 may not.
+UNTOLD = 1
 # Seconds: sentinels need a while to make a replica the master.
 FAIL_OVER = 30.0
 # Keys per MGET, so that no single command keeps the server from others for long.
@@ -277,6 +280,7 @@ class RedisBackend(RedisChords, PatientStore):
             is_tagged=isinstance(self._deployment, Cluster),
         )
         self._connections = ByProcess(self._connect)
+        self._has_said_untold = False
         self._waiters: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncWaiters] = WeakKeyDictionary()
 
     # -- the worker's end
@@ -291,12 +295,24 @@ class RedisBackend(RedisChords, PatientStore):
         connections = self._connections.get()
         while True:
             if stored is not None:
+                if stored == UNTOLD:
+                    self._say_untold()
+                    return
                 if stored == WELL or self._decode(key, stored).status == states.SUCCESS:
                     return
                 question = question._replace(arguments=(body, expires, stored))
             stored = connections.server.retrying(
                 lambda _: connections.lines.ask(question.script, key, *question.arguments),  # noqa: B023 - called here
                 policy,
+            )
+
+    def _say_untold(self) -> None:
+        if not self._has_said_untold:
+            self._has_said_untold = True
+            logger.warning(
+                "Redis at %s keeps results, but its user may not PUBLISH them: who waits for one sees it late. The user "
+                "needs the channels, `&*`, too",
+                self._deployment.name,
             )
 
     def packed(self, result: ResultMessage) -> bytes:

@@ -19,6 +19,7 @@ from amqtask.exceptions import BackendUnreachable
 from amqtask.ground.deadlines import arrival
 from amqtask.ground.printable import bounded_logger, clause
 from amqtask.protocol.result import ResultMessage
+from amqtask.transport.redis.publishing import passes
 from amqtask.transport.redis.servers import Deployment, close_idle
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ IDLE_SUBSCRIPTIONS = 10
 
 def is_hopeless(error: Exception) -> bool:
     """Whether another attempt would end in the same way."""
-    if isinstance(error, redis.AuthenticationError) or not isinstance(error, TRANSIENT):
+    if isinstance(error, redis.AuthenticationError) or not (isinstance(error, TRANSIENT) or passes(error)):
         return True
     return isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError)
 

@@ -41,6 +41,20 @@ def test_replies_are_read_wherever_the_bytes_are_cut(cuts: list[int]) -> None:
     assert [reply.code if isinstance(reply, ReplyError) else reply for reply in found] == EXPECTED
 
 
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'. script: ab, on @user_script:1.", "OOM"),
+        ("ERR Error running script (call to f_ab): @user_script:12: -OOM command not allowed", "OOM"),
+        ("ERR Error running script (call to f_ab): @user_script:12: no such thing", "ERR"),
+        ("ERR The user executing the script can't run this command or subcommand script: ab", "NOPERM"),
+        ("NOPERM ACL failure in script: User app has no permissions", "NOPERM"),
+    ],
+)
+def test_what_a_script_trips_over_has_a_code_in_every_version(text: str, code: str) -> None:
+    assert ReplyError(text).code == code
+
+
 def test_bytes_that_are_no_reply_are_an_error() -> None:
     with pytest.raises(ValueError, match="not a reply"):
         list(Parser().feed(b"HTTP/1.1 400\r\n"))

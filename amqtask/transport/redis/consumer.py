@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import AccessRefused, OperationalError, PublishError
-from amqtask.ground.printable import bounded_logger, clause
+from amqtask.ground.printable import bounded_logger, clause, count
 from amqtask.protocol.entities import Declaration, Queue
 from amqtask.protocol.message import DELIVERY_LIMIT, REJECTED
 from amqtask.topology.declarations import consumption
@@ -301,7 +301,8 @@ class RedisConsumer:
                 self._link.send(partial(self._declared_one, consumed, ignore_reply), "PSUBSCRIBE", consumed.pattern)
             if consumed.is_exclusive:
                 key, lease = self._layout.key(f"amqtask.active.{consumed.queue.name}"), int(self._lease * 1000)
-                self._link.send(ignore_reply, "SET", key, self._id, "NX", "PX", lease)
+                claimed = partial(self._declared_one, consumed, ignore_reply)
+                self._link.send(claimed, "SET", key, self._id, "NX", "PX", lease)
                 self._link.send(partial(self._declared_one, consumed, partial(self._owned, consumed)), "GET", key)
         self._link.send(self._set_up_is_done, "PING")
 
@@ -323,14 +324,18 @@ class RedisConsumer:
             on_reply(reply)
 
     def _owned(self, consumed: Consumed, owner: Any) -> None:
-        if owner is None or owner.decode() != self._id:
+        if consumed.is_set_up and (owner is None or owner.decode() != self._id):
             name = consumed.queue.name
             self._fail(
                 OperationalError(f"queue {name!r} cannot be consumed: it is exclusive, and another consumer has it")
             )
 
     def _set_up_is_done(self, reply: Any) -> None:
-        if self._is_stopped or isinstance(reply, Exception):
+        if self._is_stopped or isinstance(reply, ConnectionError):
+            return
+        if isinstance(reply, ReplyError):  # a user who may not even do this, to whom nothing is said otherwise
+            self.complain(str(publish_error(reply, self._link.server)))
+            self._timers.later("set up", RETRY_SECONDS, self._set_up)
             return
         if not self._is_consuming:
             self._is_consuming = True
@@ -466,7 +471,7 @@ class RedisConsumer:
         if lost or reply[1]:
             self._lost(len(lost))
 
-    def _lost(self, count: int) -> None:
+    def _lost(self, number: int) -> None:
         """The lease was over before it was renewed, or Redis has forgotten: others have these messages now."""
         error = TimeoutError("its lease was over before it was renewed: another consumer may have it now")
         if self._has_own:
@@ -479,7 +484,7 @@ class RedisConsumer:
             self._listener.on_consuming(self._epoch)
             return
         self.complain(
-            f"{count} messages were given to other workers, because this one did not renew its hold on them for "
+            f"{count(number, 'message')} went to other workers, because this one did not renew its hold on them for "
             f"{self._lease:g} s; their tasks may run twice"
         )
 

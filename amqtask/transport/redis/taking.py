@@ -181,6 +181,10 @@ class Taking:
 
     def _leave_alone(self, queue: str, text: str) -> None:
         self._odd.add(queue)
+        error = ReplyError(text)
+        if error.code != "WRONGTYPE":
+            self._taker.complain(f"queue {queue!r} cannot be read: {publish_error(error, self._link.server)}")
+            return
         self._taker.complain(
             f"queue {queue!r} cannot be read: its key in Redis is not a list of messages ({clause(text)}). Somebody else has "
             "written there; look at it with TYPE, and delete or rename it. Its other messages wait"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import ssl
 import time
@@ -22,13 +23,21 @@ if TYPE_CHECKING:
 Argument = bytes | str | int | float
 
 
+_MAY_NOT = "The user executing the script can't "
+_WITHIN = re.compile(r": -([A-Z]+) ")
+
+
 class ReplyError(Exception):
     """An error that Redis answered; its first word is the code: OOM, READONLY, NOAUTH …"""
 
     @property
     def code(self) -> str:
-        """The code."""
-        return str(self).partition(" ")[0]
+        """The code. Before 7.2 what a script may not do has none of its own, and before 7.0 what it trips over is in its text."""
+        text = str(self)
+        if _MAY_NOT in text:
+            return "NOPERM"
+        within = _WITHIN.search(text) if "Error running script" in text else None
+        return text.partition(" ")[0] if within is None else within[1]
 
 
 class Push(NamedTuple):
