@@ -16,6 +16,7 @@ import pika
 import pytest
 
 from amqtask import AmqTask, Exchange, Queue
+from amqtask.cli.doctor import read_facts
 from amqtask.cli.main import run
 from amqtask.protocol.message import Delivery
 from amqtask.services.delayed import Which, look, release
@@ -611,6 +612,20 @@ def test_the_doctor_finds_what_was_put_there_and_nothing_before(
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(node.url))) as connection:
         connection.channel().queue_declare("ill", durable=True)
     assert [line for line in examined() if line.startswith("error queue ill")] != []
+
+
+def test_the_doctor_finds_exchanges_that_are_not_there_and_a_host_that_refuses(rabbit: Broker, queue: str) -> None:
+    other = rabbit.url.replace("guest:guest", "guest:wrong")
+    quarantine = Queue(queue, queue_arguments={"x-dead-letter-exchange": f"{queue}.nowhere"})
+    app = AmqTask("ill", broker=[rabbit.url, other], task_queues=[quarantine], set_as_current=False)
+    app.task(name="bill")(lambda: None)
+
+    facts, failed = read_facts(app, None)
+    app.close()
+
+    assert facts.missing_exchanges == {f"{queue}.nowhere": [f"queue {queue}"]}
+    assert [(finding.severity, finding.subject.partition(" ")[0]) for finding in failed] == [("warning", "broker")]
+    assert "refused the login" in failed[0].what
 
 
 def test_the_doctor_says_which_rights_are_missing(

@@ -1,221 +1,30 @@
 """What is wrong with a project and its broker, or will be; why, and what to do.
 
-Each check is a generator over facts that were read before: the application, what the broker says of itself, and what RabbitMQ's
-management plugin knows. None changes anything.
+Each check is a generator over facts that were read before: the application (amqtask.cli.project_checks), what the broker says of
+itself, and what RabbitMQ's management plugin knows. None changes anything.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from amqtask.client.registry import BUILT_IN
-from amqtask.exceptions import AmqTaskError, QueueNotFound
-from amqtask.ground.plugins import near_names
+from amqtask.cli.findings import FEWEST_FILES, Finding, by_severity
+from amqtask.cli.project_checks import of_project
 from amqtask.ground.printable import count, first_of
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.task import as_limit
 from amqtask.remote.pauses import pause_of
-from amqtask.settings.table import SETTINGS
 from amqtask.topology.declarations import all_bindings, dead_letter_queue, is_quorum, too_many
 
 if TYPE_CHECKING:
-    from amqtask.app import AmqTask
+    from amqtask.cli.findings import Facts, Severity
     from amqtask.ground.shapes import JsonObject
-    from amqtask.protocol.entities import Declaration
-    from amqtask.remote.pauses import Pause
-    from amqtask.transport.contract import QueueState
 
-Severity = Literal["error", "warning", "info"]
-ORDER: tuple[Severity, ...] = ("error", "warning", "info")
-# RabbitMQ's default consumer_timeout, seconds.
-CONSUMER_TIMEOUT = 1800.0
 # Seconds that two clocks may differ: ETAs and expiries are exact to about a second.
 MOST_DIFFERENCE = 5.0
-FEWEST_FILES = 512
 NEARLY_FULL = 0.85
-
-
-class Finding(NamedTuple):
-    """One thing that is wrong, or will be."""
-
-    severity: Severity
-    subject: str
-    what: str
-    why: str
-    do: str
-
-
-@dataclass(slots=True)
-class Facts:
-    """What was read. `server` is what the broker says of itself; what nobody could say is empty or None."""
-
-    app: AmqTask
-    product: str = ""
-    version: tuple[int, ...] = ()
-    server: Mapping[str, str] = field(default_factory=dict)
-    queues: Sequence[Queue] = ()
-    # Exchanges and queues that delays need.
-    delays: Sequence[Declaration] = ()
-    states: Mapping[str, QueueState] = field(default_factory=dict)
-    paused: Mapping[str, Pause] = field(default_factory=dict)
-    differences: Sequence[str] = ()
-    policies: Sequence[JsonObject] = ()
-    nodes: Sequence[JsonObject] = ()
-    live_queues: Sequence[JsonObject] = ()
-    flags: Sequence[JsonObject] = ()
-    permissions: JsonObject | None = None
-    # Seconds by which the broker's clock is ahead.
-    clock_ahead: float | None = None
-    files: int = FEWEST_FILES
-    is_root: bool = False
-
-
-# -- the project
-
-
-def of_project(facts: Facts) -> Iterator[Finding]:
-    """Settings, tasks and schedules; no broker is needed."""
-    app, conf = facts.app, facts.app.conf
-    for name, near in conf.unknown_names().items():
-        hint = f"Write {near}." if near else "Take it away if no library of yours reads it."
-        yield Finding(
-            "warning" if near else "info", f"setting {name}", "is no setting of amqtask's", "It has no effect here.", hint,
-        )  # fmt: skip
-    configured = conf.table()
-    for setting in SETTINGS:
-        if setting.name in configured and not setting.doc:
-            yield Finding(
-                "info", f"setting {setting.name}", "is accepted and has no effect", "It has another fate here than in Celery.",
-                "See docs/coming-from-celery.md, and take it away.",
-            )  # fmt: skip
-    if conf.task_always_eager:
-        yield Finding(
-            "error", "setting task_always_eager", "is on", "Calls run where they are made: no worker gets a task.",
-            "Switch it off outside of tests.",
-        )  # fmt: skip
-    if any("pickle" in str(accepted) for accepted in conf.accept_content):
-        yield Finding(
-            "error" if facts.is_root else "warning", "setting accept_content", "takes pickle",
-            "Whoever can publish to the broker can run any code in the workers.",
-            "Take pickle away; json carries dates, UUIDs and more.",
-        )  # fmt: skip
-    if conf.broker_heartbeat == 0:
-        yield Finding(
-            "warning", "setting broker_heartbeat", "is off", "A connection that a firewall has forgotten looks open for hours.",
-            "Leave it to the default.",
-        )  # fmt: skip
-    if app.backend_url and not conf.result_expires:
-        yield Finding(
-            "warning", "setting result_expires", "keeps results for ever", "The result store grows until it is full.",
-            "Set seconds or a timedelta.",
-        )  # fmt: skip
-    if conf.broker_transport_options and app.broker.transport == "amqp":
-        yield Finding(
-            "info", "setting broker_transport_options", "has no effect with RabbitMQ",
-            "It is for Redis; RabbitMQ has no visibility timeout, but consumer_timeout.", "Take it away.",
-        )  # fmt: skip
-    yield from _of_tasks(facts)
-    yield from _of_names(app)
-    yield from _of_schedule(app)
-    yield from _of_urls(app)
-
-
-def _of_tasks(facts: Facts) -> Iterator[Finding]:
-    app = facts.app
-    task_names = [name for name in app.tasks.own if not name.startswith(BUILT_IN)]
-    if not task_names:
-        yield Finding(
-            "warning", "application", "has no tasks", "A worker moves every message to the dead-letter queue.",
-            "Name their modules in `include` or `imports`, or call autodiscover_tasks().",
-        )  # fmt: skip
-    # From 4.3 on our consumers of quorum queues ask for more themselves.
-    timed = (
-        facts.product == "RabbitMQ"
-        and (facts.version < (4, 3) or not all(is_quorum(queue) for queue in facts.queues))
-        and not any("x-consumer-timeout" in queue.argument_map for queue in facts.queues)
-    )
-    for name in task_names:
-        task = app.tasks[name]
-        hard, soft = as_limit(task.time_limit), as_limit(task.soft_time_limit)
-        if hard is not None and soft is not None and soft >= hard:
-            yield Finding(
-                "error", f"task {name}", f"has a soft limit of {soft:g} s that is not below its hard limit of {hard:g} s",
-                "The soft one never comes.", "Make soft_time_limit the smaller one.",
-            )  # fmt: skip
-        longest = hard or soft
-        if timed and longest is not None and longest > CONSUMER_TIMEOUT:
-            yield Finding(
-                "warning", f"task {name}", f"may run for {longest:g} s",
-                "RabbitMQ's consumer_timeout is 30 minutes by default: then the channel is closed, and the task runs again.",
-                "Raise consumer_timeout in rabbitmq.conf, or give its queue x-consumer-timeout (milliseconds).",
-            )  # fmt: skip
-    for name in app.tasks.own:
-        try:
-            app.router.route(name, (), {}, {}, app.tasks[name])
-        except QueueNotFound as error:
-            yield Finding("error", f"task {name}", "has no queue", str(error), "Name the queue in task_queues.")
-        except AmqTaskError as error:
-            yield Finding(
-                "error", "setting task_routes", "cannot be used", str(error), "Correct it: nothing is routed."
-            )
-            break
-        except Exception:  # noqa: BLE001 - the user's route function, which may need the arguments of a call
-            continue
-
-
-def _of_names(app: AmqTask) -> Iterator[Finding]:
-    own = app.tasks.own
-    for setting in ("task_routes", "task_annotations"):
-        named = dict.fromkeys(_named(app.conf[setting]))
-        others = [task for task in own if task not in named]
-        for name in named:
-            if app.tasks.has(name):
-                continue
-            # With another path to the module, or misspelt. Others' tasks may have names of their own.
-            paths = [task for task in others if task.endswith(f".{name}") or name.endswith(f".{task}")]
-            for near in paths[:1] or near_names(name, others, alike=0.9):
-                yield Finding(
-                    "warning", f"setting {setting}", f"names {name!r}, which is no task of this application",
-                    f"Nothing of it holds for {near!r}.", f"Write {near!r}, if that is meant.",
-                )  # fmt: skip
-
-
-def _named(said: object) -> Iterator[str]:
-    """The tasks that one of these settings names: no patterns, nor what functions decide."""
-    if isinstance(said, Mapping):
-        yield from (name for name in said if isinstance(name, str) and not {*"*?["} & {*name})
-    elif isinstance(said, (list, tuple)):
-        for one in said:
-            is_pair = isinstance(one, (list, tuple)) and len(one) == 2 and isinstance(one[0], str)
-            yield from _named({one[0]: one[1]} if is_pair else one)
-
-
-def _of_schedule(app: AmqTask) -> Iterator[Finding]:
-    for name, entry in dict(app.conf.beat_schedule or {}).items():
-        task = entry.get("task") if isinstance(entry, Mapping) else getattr(entry, "task", None)
-        if task is not None and not app.tasks.has(str(task)):
-            yield Finding(
-                "error", f"schedule {name}", f"sends {task!r}, which is no task of this application",
-                "Workers move each of its messages to the dead-letter queue.", "Correct the name, or import the task's module.",
-            )  # fmt: skip
-
-
-def _of_urls(app: AmqTask) -> Iterator[Finding]:
-    for address in app.broker_addresses if app.broker.transport == "amqp" else ():
-        is_near = address.host in ("localhost", "::1", "") or address.host.startswith("127.")
-        if address.user == "guest" and not is_near:
-            yield Finding(
-                "error", f"broker {address.host}", "is used as guest", "RabbitMQ lets guest in from its own machine only.",
-                "Make a user: rabbitmqctl add_user, set_permissions.",
-            )  # fmt: skip
-        if not is_near and not address.tls:
-            yield Finding(
-                "info", f"broker {address.host}", "is spoken to without TLS", "Passwords and arguments can be read on the way.",
-                "Use amqps:// where the network is not yours alone (docs/tls.md).",
-            )  # fmt: skip
 
 
 def of_machine(facts: Facts) -> Iterator[Finding]:
@@ -232,6 +41,12 @@ def of_machine(facts: Facts) -> Iterator[Finding]:
             "warning", "clocks", f"the broker's is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}",
             "ETAs, expiries and waiting times are wrong by as much.", "Run an NTP client on both.",
         )  # fmt: skip
+    for worker, ahead in facts.worker_clocks.items():
+        if abs(ahead) > MOST_DIFFERENCE:
+            yield Finding(
+                "warning", "clocks", f"that of {worker} is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}",
+                "Its tasks expire too early or too late, and history has wrong times.", "Run an NTP client on its host.",
+            )  # fmt: skip
 
 
 # -- any broker
@@ -267,6 +82,13 @@ def of_broker(facts: Facts) -> Iterator[Finding]:
             "error", difference.partition(":")[0], difference.partition(":")[2].strip() or "is there otherwise",
             "A worker uses it as it is, without what it wants of it.",
             "Delete it when it is empty and let amqtask declare it, or describe it as it is in task_queues.",
+        )  # fmt: skip
+    for exchange, users in facts.missing_exchanges.items():
+        are_queues = all(user.startswith("queue ") for user in users)
+        yield Finding(
+            "error", f"exchange {exchange}", f"is not there, and is named by {first_of(users)}",
+            "Dead letters of it are gone without a word." if are_queues else "Calls of it are refused.",
+            "Declare it, or name one in task_queues.",
         )  # fmt: skip
     defaults = facts.app.queue_defaults
     dead = {letters.name for queue in facts.queues if (letters := dead_letter_queue(queue, defaults)) is not None}
@@ -314,6 +136,13 @@ def of_management(facts: Facts) -> Iterator[Finding]:
             "The next version of RabbitMQ does not start without them.", "rabbitmqctl enable_feature_flag all",
         )  # fmt: skip
     ours = {queue.name for queue in facts.queues}
+    wanted = {entity.name for entity in (*facts.queues, *facts.delays) if isinstance(entity, Queue)}
+    wanted |= {str(queue.get("name")) for queue in facts.live_queues}
+    if facts.most_queues is not None and len(wanted) > facts.most_queues:
+        yield Finding(
+            "error", "virtual host", f"may have {count(facts.most_queues, 'queue')}, and {len(wanted)} are needed",
+            "RabbitMQ refuses to declare the others.", "rabbitmqctl set_vhost_limits",
+        )  # fmt: skip
     for queue in facts.live_queues:
         members, online = queue.get("members") or (), queue.get("online") or ()
         if queue.get("name") in ours and len(online) < len(members):
@@ -333,14 +162,12 @@ _SHORTENS = {
 
 
 def _of_policies(facts: Facts) -> Iterator[Finding]:
-    names = [queue.name for queue in facts.queues]
-    delays = [entity.name for entity in facts.delays if isinstance(entity, Queue)]
+    queues = [*facts.queues, *(entity for entity in facts.delays if isinstance(entity, Queue))]
     longest = max((as_limit(facts.app.tasks[name].time_limit) or 0.0 for name in facts.app.tasks.own), default=0.0)
+    in_force = {queue.name: _policies_of(queue, facts.policies) for queue in queues}
     for policy in facts.policies:
         definition, label = policy.get("definition") or {}, f"policy {policy.get('name')}"
-        if str(policy.get("apply-to", "all")) == "exchanges":
-            continue
-        hit = [name for name in (*names, *delays) if _matches(str(policy.get("pattern", "")), name)]
+        hit = [name for name, policies in in_force.items() if policy in policies]
         if not hit:
             continue
         shown = first_of(hit)
@@ -365,6 +192,26 @@ def _of_policies(facts: Facts) -> Iterator[Finding]:
                 f"A task may run for {longest:g} s: its channel is closed, and it runs again.",
                 "Raise it above the longest time limit.",
             )  # fmt: skip
+
+
+_KINDS = {"classic_queues": False, "quorum_queues": True}
+
+
+def _policies_of(queue: Queue, policies: Sequence[JsonObject]) -> list[JsonObject]:
+    """Those that hold: of all that match the one with the highest priority, and of the operator's, too."""
+    matching = [
+        policy
+        for policy in policies
+        if (kind := str(policy.get("apply-to", "all"))) not in ("exchanges", "streams")
+        and _KINDS.get(kind, is_quorum(queue)) == is_quorum(queue)
+        and _matches(str(policy.get("pattern", "")), queue.name)
+    ]
+    holding = []
+    for is_operators in (False, True):
+        those = [policy for policy in matching if bool(policy.get("operator")) == is_operators]
+        highest = max((policy.get("priority", 0) for policy in those), default=0)
+        holding += [policy for policy in those if policy.get("priority", 0) == highest]
+    return holding
 
 
 def _of_node(node: JsonObject) -> Iterator[Finding]:
@@ -431,8 +278,21 @@ def _matches(pattern: str, name: str) -> bool:
 # -- Redis
 
 
+_EVICTED = {
+    "result_backend": "Results and counts of chords vanish: who waits for them waits in vain.",
+    "flow_store": "Locks and places vanish: a unique task runs twice, limits are exceeded.",
+}
+
+
 def of_redis(facts: Facts) -> Iterator[Finding]:
     """Eviction, persistence, role and memory of a Redis or Valkey."""
+    for setting, other in facts.stores.items():
+        policy = other.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            yield Finding(
+                "warning", f"setting {setting}", f"names a Redis that evicts keys when memory is short ({policy})",
+                _EVICTED[setting], "maxmemory-policy noeviction, and a Redis of its own for caches.",
+            )  # fmt: skip
     said = facts.server
     if not said or facts.product == "RabbitMQ":
         return
@@ -458,6 +318,26 @@ def of_redis(facts: Facts) -> Iterator[Finding]:
             "It takes no writes until it can (stop-writes-on-bgsave-error).",
             "Look at its log: a full disk, or vm.overcommit_memory.",
         )  # fmt: skip
+    if said.get("aof_last_write_status") == "err":
+        yield Finding(
+            "error", facts.product, "could not write its append-only file", "It takes no writes until it can.",
+            "Look at its log: a full disk?",
+        )  # fmt: skip
+    if (
+        said.get("cluster_enabled") == "1"
+        and facts.app.broker.transport == "redis"
+        and "+cluster" not in facts.app.broker.safe_url
+    ):
+        yield Finding(
+            "error", facts.product, "is a node of a cluster", "It refuses keys that other nodes have (MOVED).",
+            "Write redis+cluster:// (docs/redis.md).",
+        )  # fmt: skip
+    clients, most = (int(said.get(name) or 0) for name in ("connected_clients", "maxclients"))
+    if most and clients / most > NEARLY_FULL:
+        yield Finding(
+            "warning", facts.product, f"has {clients} of {most} clients", "At the limit it takes no more connections.",
+            "Raise maxclients, or have fewer processes.",
+        )  # fmt: skip
     limit, used = (int(said.get(name) or 0) for name in ("maxmemory", "used_memory"))
     if limit and used / limit > NEARLY_FULL:
         yield Finding(
@@ -476,8 +356,3 @@ CHECKS = (of_project, of_machine, of_broker, of_management, of_redis)
 def diagnose(facts: Facts) -> list[Finding]:
     """All that is found, errors first."""
     return by_severity(dict.fromkeys(finding for check in CHECKS for finding in check(facts)))
-
-
-def by_severity(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors first."""
-    return sorted(findings, key=lambda finding: ORDER.index(finding.severity))

@@ -13,19 +13,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqtask.cli.broker import api_option, open_api
-from amqtask.cli.diagnosis import ORDER, Facts, Finding, by_severity, diagnose
+from amqtask.cli.diagnosis import diagnose
+from amqtask.cli.findings import ORDER, Facts, Finding, by_severity
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.topology import planned, planned_delays
-from amqtask.exceptions import AmqTaskError, ConfigurationError, OperationalError, QueueNotFound
+from amqtask.exceptions import AccessRefused, AmqTaskError, ConfigurationError, OperationalError, QueueNotFound
 from amqtask.ground.printable import count
 from amqtask.protocol.entities import Binding, Queue
+from amqtask.transport.broker import open_broker
+from amqtask.transport.contract import BrokerOptions
 from amqtask.transport.inventory import check as check_by_amqp
+from amqtask.transport.redis.urls import SCHEMES
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.transport.contract import Admin, QueueState
     from amqtask.transport.inventory import ManagementApi
+    from amqtask.transport.url import BrokerAddress
+
+# Seconds that workers have to answer.
+ANSWER_SECONDS = 1.0
 
 
 def read_facts(app: AmqTask, api: str | None) -> tuple[Facts, list[Finding]]:
@@ -43,33 +51,86 @@ def read_facts(app: AmqTask, api: str | None) -> tuple[Facts, list[Finding]]:
     readers: list[tuple[str, Any]] = []
     if app.broker.is_shared:
         readers.append(("broker", lambda: _read_broker(facts)))
+        readers.append(("workers", lambda: _read_workers(facts)))
     if app.backend_url and app.broker.is_shared:
-        readers.append(("result store", lambda: _look_at_results(app)))
+        readers.append(("result store", lambda: _look_at_results(facts)))
+    if app.broker.is_shared and app.conf.flow_store:
+        readers.append(("flow store", lambda: _read_store(facts, "flow_store", app.conf.flow_store)))
     if api:
         readers.append(("management plugin", lambda: _read_management(facts, open_api(app, api))))
     for subject, read in readers:
         try:
             read()
         except AmqTaskError as error:
-            why = (
-                "Workers and callers cannot reach it either." if subject != "management plugin" else "It was not asked."
-            )
-            do = "Start it, or correct the URL, the user and the rights."
-            if _in_container() and re.search(r"localhost|\b127\.|::1", str(error)):
-                do = "In a container that is the container itself: name the host, service or pod that it runs in."
-            if isinstance(error, ConfigurationError):  # it was not even asked
-                why, do = "Workers and callers do not take it either.", "Correct the setting."
-            failed.append(Finding("error", subject, str(error), why, do))
+            failed += _failure(subject, error)
+    for address in app.broker_addresses[1:]:
+        try:
+            _look_at(facts, address)
+        except AmqTaskError as error:
+            failed.append(
+                Finding(
+                    "warning", f"broker {address.host}:{address.port}", str(error), "When the others are away there is none.",
+                    "Start it, or correct its URL, user and rights.",
+                )
+            )  # fmt: skip
     return facts, failed
+
+
+def _failure(subject: str, error: AmqTaskError) -> Iterator[Finding]:
+    if subject == "workers":
+        return  # what keeps us from asking them is told of the broker
+    why = "Workers and callers cannot reach it either." if subject != "management plugin" else "It was not asked."
+    do = "Start it, or correct the URL, the user and the rights."
+    if isinstance(error, ConfigurationError):
+        why, do = "Workers and callers do not take it either.", "Correct the setting."  # it was not even asked
+    elif not isinstance(error, AccessRefused) and _in_container() and re.search(r"localhost|\b127\.|::1", str(error)):
+        do = "In a container that is the container itself: name the host, service or pod that it runs in."
+    yield Finding("error", subject, str(error), why, do)
 
 
 def _in_container() -> bool:
     return "KUBERNETES_SERVICE_HOST" in os.environ or any(map(os.path.exists, ("/.dockerenv", "/run/.containerenv")))
 
 
-def _look_at_results(app: AmqTask) -> None:
+def _look_at_results(facts: Facts) -> None:
+    app = facts.app
     if app.backend is not None and not app.backend.reply_to():
         app.backend.find("amqtask doctor")
+        with contextlib.suppress(AmqTaskError):  # it answers, if not to this
+            _read_store(facts, "result_backend", str(app.backend_url))
+
+
+def _read_store(facts: Facts, setting: str, url: str) -> None:
+    """What the Redis behind a setting says, unless it is the broker."""
+    conf = facts.app.conf
+    if url.partition("://")[0] not in SCHEMES:
+        return
+    options = conf.flow_store_options if setting == "flow_store" else conf.result_backend_transport_options
+    use_ssl = None if setting == "flow_store" else conf.redis_backend_use_ssl
+    broker = open_broker(BrokerOptions(urls=url, use_ssl=use_ssl, transport_options=options or {}), {})
+    with broker.admin() as admin:
+        said = admin.about()
+    if said.get("run_id") != facts.server.get("run_id", ""):
+        facts.stores = {**facts.stores, setting: said}
+
+
+def _look_at(facts: Facts, address: BrokerAddress) -> None:
+    conf = facts.app.conf
+    options = BrokerOptions(urls=address.url, use_ssl=conf.broker_use_ssl, login_method=conf.broker_login_method)
+    with open_broker(options, {}).admin() as admin:
+        admin.about()
+
+
+def _read_workers(facts: Facts) -> None:
+    """How far the clocks of those that answer are ahead, as far as the way of the question allows to say."""
+    asked = time.time()
+    answers = facts.app.control.inspect(timeout=ANSWER_SECONDS).stats() or {}
+    heard = time.time()
+    for name, stats in answers.items():
+        said = stats.get("time") if isinstance(stats, dict) else None
+        if isinstance(said, float):
+            ahead = said - asked if said < asked else max(0.0, said - heard)
+            facts.worker_clocks = {**facts.worker_clocks, name: ahead}
 
 
 def _read_broker(facts: Facts) -> None:
@@ -90,6 +151,35 @@ def _read_broker(facts: Facts) -> None:
             for difference in check_by_amqp(admin, plan)
             if difference.status == "differs" and not isinstance(difference.entity, Binding)
         ]
+        planned_names = {entity.name for entity in plan}
+        for exchange, user in _named_exchanges(facts):
+            if exchange not in planned_names and not _is_there(admin, exchange):
+                facts.missing_exchanges = {
+                    **facts.missing_exchanges, exchange: [*facts.missing_exchanges.get(exchange, ()), user],
+                }  # fmt: skip
+
+
+def _named_exchanges(facts: Facts) -> Iterator[tuple[str, str]]:
+    """Exchanges that queues and tasks name, and who does."""
+    app = facts.app
+    for queue in facts.queues:
+        if dead_letters := queue.argument_map.get("x-dead-letter-exchange"):
+            yield str(dead_letters), f"queue {queue.name}"
+    for name in app.tasks.own:
+        try:
+            route = app.router.route(name, (), {}, {}, app.tasks[name])
+        except Exception:  # noqa: BLE001 - told by the project's checks, or the user's function needs a call's arguments
+            continue
+        declared = {getattr(entity, "name", "") for entity in route.declare}
+        if route.exchange and route.exchange not in declared:
+            yield route.exchange, f"task {name}"
+
+
+def _is_there(admin: Admin, exchange: str) -> bool:
+    try:
+        return admin.has_exchange(exchange)
+    except OperationalError:
+        return True  # who may not look does not know
 
 
 def _states(admin: Admin, queues: Iterable[Queue]) -> Iterator[tuple[str, QueueState]]:
@@ -106,6 +196,8 @@ def _read_management(facts: Facts, management: ManagementApi) -> None:
     facts.live_queues = management.queues()
     facts.flags = management.feature_flags()
     facts.permissions = management.permissions()
+    with contextlib.suppress(OperationalError):  # an administrator's
+        facts.most_queues = management.most_queues()
 
 
 @click.command("doctor")

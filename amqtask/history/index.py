@@ -47,6 +47,7 @@ from amqtask.history.tables import (
     WORKERS,
     among,
     change,
+    check,
     connect,
     delete,
     in_time,
@@ -112,9 +113,18 @@ class HistoryIndex:
         except sa.exc.SQLAlchemyError as error:
             raise IndexUnreachable(f"the index of history cannot be opened: {_short(error)}") from error
 
+    def check(self) -> None:
+        """Look whether the database is there; nothing is made in it."""
+        try:
+            check(self._url)
+        except sa.exc.SQLAlchemyError as error:
+            raise IndexUnreachable(f"the index of history cannot be opened: {_short(error)}") from error
+
     def close(self) -> None:
         """Close the connections; they open again when they are used again."""
-        self._engines.get().dispose()
+        engine = self._engines.pop()
+        if engine is not None:
+            engine.dispose()
 
     def _read(self, look: Callable[[sa.Connection], T], seconds: float | None = None) -> T:
         seconds = search.LONGEST_LOOK if seconds is None else seconds

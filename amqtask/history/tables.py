@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -252,6 +254,24 @@ _TEXTS_DDL = {
 
 def connect(url: str) -> sa.Engine:
     """The database, with its tables. Raises: ConfigurationError for a URL that cannot be used."""
+    engine = _engine(url)
+    _create(engine)
+    return engine
+
+
+def check(url: str) -> None:
+    """Look whether the database is there; nothing is made in it. Raises: ConfigurationError, SQLAlchemyError."""
+    engine = _engine(url)
+    file = Path(engine.url.database or "") if engine.dialect.name == "sqlite" else None
+    if file is not None and not file.exists():
+        if not os.access(file.absolute().parent, os.W_OK):
+            raise ConfigurationError(f"history_url cannot be used: {file} cannot be made in that folder")
+        return
+    with engine.connect():
+        engine.dispose()
+
+
+def _engine(url: str) -> sa.Engine:
     try:
         parsed = make_url(url)
         if parsed.drivername in ("postgresql", "postgres"):
@@ -266,7 +286,6 @@ def connect(url: str) -> sa.Engine:
     if engine.dialect.name == "sqlite":
         engine.dialect.statement_compiler = _WithHints
         event.listen(engine, "connect", _set_up_sqlite)
-    _create(engine)
     return engine
 
 

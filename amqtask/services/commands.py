@@ -257,6 +257,7 @@ def stats(control: Control, arguments: CommandArguments) -> object:
         "pid": os.getpid(),
         "clock": str(control.clock),
         "uptime": round(time.time() - control.worker.lifecycle.started_at),
+        "time": time.time(),
         "broker": dict(control.broker_info),
         "rusage": rusage(),
     }

@@ -176,8 +176,13 @@ class ManagementApi:
         return self._get("bindings")
 
     def policies(self) -> list[JsonObject]:
-        """All policies of the virtual host, and operator policies."""
-        return [*self._get("policies"), *self._get("operator-policies")]
+        """All policies of the virtual host, and operator policies (`operator`)."""
+        return [*self._get("policies"), *(one | {"operator": True} for one in self._get("operator-policies"))]
+
+    def most_queues(self) -> int | None:
+        """How many queues the virtual host may have; None: no limit is set."""
+        limits = self._get("vhost-limits")
+        return next((int(most) for one in limits if (most := one.get("value", {}).get("max-queues", -1)) >= 0), None)
 
     def nodes(self) -> tuple[list[JsonObject], float | None]:
         """All nodes of the cluster, and by how many seconds the clock of the one that answers is ahead (None: not told)."""

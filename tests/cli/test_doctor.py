@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Queue
-from amqtask.cli.diagnosis import Facts, Finding, diagnose
+from amqtask.cli.diagnosis import diagnose
+from amqtask.cli.findings import Facts, Finding
 from amqtask.cli.main import run
 from amqtask.cli.topology import planned
 from amqtask.ground import current
@@ -110,7 +111,42 @@ def misrouted() -> AmqTask:
     return project(task_routes={"bill": {"queue": "work", "prioritty": 3}})
 
 
+def queue(**arguments: Any) -> AmqTask:
+    """Whose queue is declared with these."""
+    return project(task_queues=[Queue("work", **arguments)])
+
+
+def patterns() -> AmqTask:
+    """A route whose pattern names a module that there is not."""
+    return named(task_routes={"shop.bill.*": "q", "elsewhere.*": "q"})
+
+
+def scheduled(**entry: Any) -> AmqTask:
+    return project(beat_schedule={"s": {"task": "bill", **entry}})
+
+
+def store(setting: str) -> dict[str, Any]:
+    return {"stores": {setting: {"maxmemory_policy": "allkeys-lru"}}}
+
+
+def shadowed() -> dict[str, Any]:
+    """Policies of which RabbitMQ applies none to `work`: another has a higher priority, or they are for other kinds."""
+    ttl = {"pattern": ".*", "definition": {"message-ttl": 1}}
+    better = {
+        "name": "better",
+        "pattern": ".*",
+        "apply-to": "queues",
+        "priority": 2,
+        "definition": {"max-in-memory": 9},
+    }
+    others = [{"name": kind, "apply-to": kind, "priority": 1, **ttl} for kind in ("all", "streams", "classic_queues")]
+    return {"policies": [*others, better]}
+
+
 OLD_FLAG = {"name": "f", "state": "disabled", "stability": "stable"}
+
+
+OPERATORS = {"name": "o", "pattern": "^work$", "apply-to": "all", "operator": True, "definition": {"expires": 1000}}
 
 
 def rights(**changed: str) -> dict[str, Any]:
@@ -122,7 +158,7 @@ SEEDS: list[tuple[str, Callable[[], Facts], str]] = [
     ("no effect", lambda: facts(project(broker_pool_limit=3, enable_utc=True)), "info setting enable_utc"),
     ("eager", lambda: facts(project(task_always_eager=True)), "error setting task_always_eager"),
     ("pickle", lambda: facts(project(accept_content=["json", "pickle"])), "warning setting accept_content"),
-    ("pickle as root", lambda: facts(project(accept_content=["pickle"]), is_root=True), "error setting accept_content"),
+    ("pickle as root", lambda: facts(project(accept_content=["json", "pickle"]), is_root=True), "error setting accept_content"),
     ("heartbeat", lambda: facts(project(broker_heartbeat=0)), "warning setting broker_heartbeat"),
     ("results", lambda: facts(project(result_backend="redis://h", result_expires=0)), "warning setting result_expires"),
     ("limits", lambda: facts(with_task(time_limit=10, soft_time_limit=20)), "error task odd"),
@@ -162,6 +198,38 @@ SEEDS: list[tuple[str, Callable[[], Facts], str]] = [
     ("read", lambda: facts(project(), **rights(read="^other")), "error user shop may not read 'work'"),
     ("configure", lambda: facts(project(), states={}, **rights(configure="")), "error user shop may not configure 'work'"),
     ("write", lambda: facts(project(), **rights(write="^work")), "error user shop may not write 'amq.default'"),
+    ("time zone", lambda: facts(project(timezone="Europe/Berln")), "error setting timezone cannot be used"),
+    ("pool", lambda: facts(project(worker_pool="prefrok")), "error setting worker_pool cannot be used"),
+    ("scheduler", lambda: facts(project(beat_scheduler="shop:Nothing")), "error setting beat_scheduler cannot be used"),
+    ("keys", lambda: facts(project(accept_content=["json", "encrypted"])), "error setting accept_content cannot be used"),
+    ("unread", lambda: facts(project(task_serializer="yaml")), "error setting task_serializer writes messages in yaml"),
+    ("unread task", lambda: facts(with_task(serializer="yaml")), "error task odd writes messages in yaml"),
+    ("unread result", lambda: facts(project(result_backend="rpc://", result_serializer="yaml")), "error setting result_ser"),
+    ("early acks", lambda: facts(project(task_acks_late=False)), "info setting task_acks_late is off"),
+    ("history", lambda: facts(project(task_history=True, history_url="sqlite:////no/x")), "warning setting history_url"),
+    ("no schedule", lambda: facts(scheduled()), "error schedule s cannot be used"),
+    ("arguments", lambda: facts(scheduled(schedule=5, args=(1,))), "error schedule s sends arguments that its task does"),
+    ("pattern", lambda: facts(patterns()), "warning setting task_routes has 'shop.bill.*', which matches no task"),
+    ("drops", lambda: facts(queue(queue_arguments={"x-max-length": 9, "x-overflow": "drop-head"})), "error queue work has a"),
+    ("own ttl", lambda: facts(queue(message_ttl=60)), "warning queue work has x-message-ttl = 60000"),
+    ("own expiry", lambda: facts(queue(expires=60)), "warning queue work has x-expires = 60000"),
+    ("transient", lambda: facts(queue(durable=False)), "warning queue work is not durable"),
+    ("auto-delete", lambda: facts(queue(auto_delete=True)), "warning queue work is deleted with its last consumer"),
+    ("no dead letters", lambda: facts(project(task_dead_letter=False)), "info queue work has no dead-letter queue"),
+    ("no limit", lambda: facts(queue(queue_arguments={"x-delivery-limit": -1})), "warning queue work has no delivery limit"),
+    ("reserved", lambda: facts(project(task_queues=[Queue("amq.work")])), "error queue amq.work has a name that begins with"),
+    ("exchange", lambda: facts(project(), missing_exchanges={"x": ["task bill"]}), "error exchange x is not there"),
+    ("worker's clock", lambda: facts(project(), worker_clocks={"w1@h": 9.0}), "warning clocks that of w1@h is 9 s ahead"),
+    ("queues", lambda: facts(project(), most_queues=1), "error virtual host may have 1 queue, and 2"),
+    ("operator", lambda: facts(project(), policies=[*shadowed()["policies"], OPERATORS]), "error policy o sets expires"),
+    ("misspelt option", lambda: redis_with(visibilty_timeout=9), "warning setting broker_transport_options has 'visibilty"),
+    ("other keys", lambda: redis_with(priority_steps=[0, 5]), "warning setting broker_transport_options has priority_steps"),
+    ("visibility", lambda: redis_with(visibility_timeout=30), "warning setting broker_transport_options has a visibility"),
+    ("results vanish", lambda: facts(project(), **store("result_backend")), "warning setting result_backend names a Redis that"),
+    ("locks vanish", lambda: facts(project(), **store("flow_store")), "warning setting flow_store names a Redis that evicts"),
+    ("file", lambda: redis(aof_last_write_status="err"), "error Redis could not write its append-only file"),
+    ("cluster", lambda: redis(cluster_enabled="1"), "error Redis is a node of a cluster"),
+    ("clients", lambda: redis(connected_clients="99", maxclients="100"), "warning Redis has 99 of 100 clients"),
     ("eviction", lambda: redis(maxmemory_policy="allkeys-lru"), "error Redis evicts keys"),
     ("persistence", lambda: redis(aof_enabled="0"), "warning Redis writes no append-only file"),
     ("replica", lambda: redis(role="slave"), "error Redis is a replica"),
@@ -169,6 +237,10 @@ SEEDS: list[tuple[str, Callable[[], Facts], str]] = [
     ("memory", lambda: redis(maxmemory="100", used_memory="95"), "warning Redis uses 95%"),
     ("old Redis", lambda: replace(redis(), version=(5, 0, 1)), "error Redis is older"),
 ]  # fmt: skip
+
+
+def redis_with(**options: Any) -> Facts:
+    return facts(project("redis://localhost", broker_transport_options=options), product="Redis", version=(7, 0, 15))
 
 
 def line(finding: Finding) -> str:
@@ -195,6 +267,9 @@ CLEAN = {
     "long task": lambda: facts(with_task(time_limit=7200)),  # workers ask 4.3 for more themselves
     "routes of others' tasks": lambda: facts(others()),
     "redis": redis,
+    "policies that do not hold": lambda: facts(project(), **shadowed()),
+    "arguments of a schedule": lambda: facts(scheduled(schedule=5, args=[], kwargs=None)),
+    "reject-publish": lambda: facts(queue(max_length=10)),
     "options of Redis": lambda: facts(
         project("redis://localhost", broker_transport_options={"lease": 60}), product="Redis", version=(7, 0, 15)
     ),

@@ -71,3 +71,10 @@ def test_a_search_that_takes_too_long_is_given_up(history: History, monkeypatch:
             history.count()
 
     assert history.count() == {"PENDING": 5000}
+
+
+def test_to_close_what_could_not_be_opened_is_no_error() -> None:
+    away = History("sqlite:////nowhere/index.sqlite3")
+    with pytest.raises(IndexUnreachable, match="cannot be opened"):
+        away.find()
+    away.close()

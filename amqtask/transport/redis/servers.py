@@ -25,15 +25,12 @@ from redis.sentinel import SentinelConnectionPool
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.transport.redis.connections import async_class_for, class_for
-from amqtask.transport.redis.urls import in_clients_words
+from amqtask.transport.redis.urls import CLIENT_OPTIONS, in_clients_words
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options, SettingValues
 
 
-# Options of result_backend_transport_options that go to the client as they are.
-CLIENT_OPTIONS = ("socket_timeout", "socket_connect_timeout", "socket_keepalive", "health_check_interval", "username",
-                  "password", "client_name", "max_connections")  # fmt: skip
 # Celery writes ssl.CERT_… where redis-py wants a word.
 _CERT_REQS = {"CERT_REQUIRED": "required", "CERT_OPTIONAL": "optional", "CERT_NONE": "none"}
 SENTINEL_PORT = 26379

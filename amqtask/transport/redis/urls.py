@@ -21,6 +21,9 @@ SCHEMES |= {name.replace("redis", "valkey"): meant for name, meant in SCHEMES.it
 SCHEMES["unix"] = "unix"
 
 
+# Options of broker_transport_options and its kin that go to the client as they are.
+CLIENT_OPTIONS = ("socket_timeout", "socket_connect_timeout", "socket_keepalive", "health_check_interval", "username",
+                  "password", "client_name", "max_connections")  # fmt: skip
 # What `…_use_ssl` makes of them.
 _WITH_TLS = {"redis": "rediss", "redis+cluster": "rediss+cluster"}
 
