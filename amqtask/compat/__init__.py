@@ -101,8 +101,7 @@ NAMES: dict[str, dict[str, str]] = {
         name: f"amqtask.compat.messages:{name}" for name in ("hybrid_to_proto2", "proto1_to_proto2")
     },
     "amqtask.events": {
-        name: f"amqtask.compat.events.event:{name}"
-        for name in ("Event", "event_exchange", "get_exchange", "group_from")
+        name: f"amqtask.compat.names:{name}" for name in ("Event", "event_exchange", "get_exchange", "group_from")
     },
     "amqtask.utils": {
         "cached_property": "functools:cached_property",
@@ -130,10 +129,44 @@ MODULES: dict[str, dict[str, str]] = {
     "amqtask.app.log": {"TaskFormatter": "amqtask.log:TaskFormatter"},
     "amqtask.app.registry": {"TaskRegistry": "amqtask.client.registry:TaskRegistry"},
     "amqtask.app.task": {"Context": "amqtask.execution.context:Context", "Task": "amqtask.task:Task"},
+    "amqtask.bin": {},
+    "amqtask.bin.base": {
+        "CLIContext": "amqtask.cli.globals:Globals",
+        **{
+            name: f"amqtask.compat.commands:{name}"
+            for name in (
+                "COMMA_SEPARATED_LIST",
+                "LOG_LEVEL",
+                "CeleryCommand",
+                "CeleryDaemonCommand",
+                "CeleryOption",
+                "handle_preload_options",
+            )
+        },
+    },
+    "amqtask.bin.beat": {"beat": "amqtask.cli.beat:command"},
+    "amqtask.bin.celery": {"celery": "amqtask.cli.main:cli", "main": "amqtask.compat.commands:main"},
+    "amqtask.bin.worker": {"worker": "amqtask.cli.worker:command"},
+    "amqtask.events.event": {
+        name: f"amqtask.compat.names:{name}" for name in ("Event", "event_exchange", "get_exchange", "group_from")
+    },
     "amqtask.fixups": {},
     "amqtask.fixups.django": {"FixupWarning": "amqtask.compat.errors:FixupWarning"},
-    "amqtask.bin.beat": {"beat": "amqtask.cli.beat:command"},
-    "amqtask.bin.worker": {"worker": "amqtask.cli.worker:command"},
+    "amqtask.platforms": {
+        name: f"amqtask.compat.names:{name}"
+        for name in (
+            "EX_FAILURE",
+            "EX_OK",
+            "EX_UNAVAILABLE",
+            "EX_USAGE",
+            "IS_WINDOWS",
+            "IS_macOS",
+            "SYSTEM",
+            "isatty",
+            "signal_name",
+        )
+    },
+    "amqtask.registry": {"tasks": "amqtask.compat.names:tasks"},
     # Ours, where programs for Celery ask kombu: serializers and JSON types of one's own.
     "amqtask.serialization": {name: f"amqtask.protocol.serialization:{name}" for name in ("register", "register_type")},
     "amqtask.utils.collections": {
@@ -167,7 +200,7 @@ def lookup(module: str, name: str) -> Any:
 ATTRIBUTES = {
     "amqtask.app.AmqTask": "amqtask.compat.attributes.app:OfApp",
     "amqtask.backends.contract.KnownStore": "amqtask.compat.attributes.backend:OfStore",
-    "amqtask.backends.redis.RedisBackend": "amqtask.compat.attributes.redis:OfRedis",
+    "amqtask.backends.redis.RedisBackend": "amqtask.compat.attributes.backend:OfRedis",
     "amqtask.execution.request.Request": "amqtask.compat.attributes.objects:OfRequest",
     "amqtask.result.AsyncResult": "amqtask.compat.attributes.objects:OfResult",
     "amqtask.results.ResultSet": "amqtask.compat.attributes.objects:OfResults",

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
 import platform
+import signal as _signals
+import sys
+import time
 from abc import ABC
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask import ground, signals
 from amqtask.backends.registry import find_named
-from amqtask.compat import registry as registry
+from amqtask.compat.local import Proxy
 from amqtask.ground.current import current_app
+from amqtask.ground.plugins import load
+from amqtask.protocol.entities import Exchange
 from amqtask.result import AsyncResult
 from amqtask.results import ResultSet
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import EventDict
 
 
 # -- celery
@@ -147,3 +155,50 @@ def mro_lookup(cls: type, attr: str, stop: Any = None, monkey_patched: object = 
         if attr in ancestor.__dict__:
             return ancestor
     return None
+
+
+# -- celery.events.event
+
+event_exchange = Exchange("celeryev", type="topic")
+
+
+def Event(
+    type: str, _fields: EventDict | None = None, __dict__: type = dict, __now__: Any = time.time, **fields: object
+) -> Any:
+    """An event as the dictionary that it is on the wire."""
+    event = {**(_fields or {}), **fields, "type": type}
+    event.setdefault("timestamp", __now__())
+    return event
+
+
+def group_from(type: str) -> str:
+    """`task` of `task-sent`."""
+    return type.partition("-")[0]
+
+
+def get_exchange(conn: object = None, name: str = "celeryev") -> Exchange:
+    """The exchange that events go to."""
+    return copy.copy(event_exchange) if name == event_exchange.name else Exchange(name, type="topic")
+
+
+# -- celery.platforms
+
+SYSTEM = sys.platform.capitalize()
+IS_macOS, IS_WINDOWS = sys.platform == "darwin", sys.platform == "win32"
+EX_OK, EX_FAILURE, EX_USAGE, EX_UNAVAILABLE = 0, 1, 64, 69
+
+
+def isatty(fh: object) -> bool:
+    """Whether it is a terminal."""
+    return bool(fh is not None and os.isatty(fh.fileno()))  # type: ignore[attr-defined] # a file, or it has no fileno
+
+
+def signal_name(signum: int) -> str:
+    """`TERM` of 15."""
+    return _signals.Signals(signum).name.removeprefix("SIG")
+
+
+# -- celery.registry
+
+tasks = Proxy(lambda: current_app().tasks)
+registry = load("amqtask.registry")

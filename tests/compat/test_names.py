@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask
+from amqtask.compat import MODULES, NAMES
 from amqtask.testing.worker import start_worker
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -49,6 +50,14 @@ def test_most_documented_names_are_there() -> None:
         there += sum(hasattr(found, name) for name in names)
 
     assert there / total > 0.4, f"{there} of {total}"
+
+
+@pytest.mark.parametrize(("module", "names"), [*NAMES.items(), *MODULES.items()])
+def test_each_name_of_the_tables_is_there(module: str, names: dict[str, str]) -> None:
+    place = importlib.import_module(module)
+
+    for name in names:
+        assert getattr(place, name) is not None, name
 
 
 def test_modules_that_are_nowhere_are_still_an_import_error() -> None:

@@ -76,3 +76,14 @@ class OfStore(Asked):
         elif message.routing_key:
             self.app.publisher.publish(message)
         return result_message.result
+
+
+class OfRedis:
+    """Bound to a store in Redis."""
+
+    _connections: Any
+
+    @property
+    def client(self) -> Any:
+        """redis-py's client, as the store uses it in this process: for locks, counters, health checks."""
+        return self._connections.get()[0].client

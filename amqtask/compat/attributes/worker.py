@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from amqtask.compat.timers import Timer
+from amqtask.compat.bootsteps import Timer
 from amqtask.ground.lazy import lazy
 from amqtask.worker.worker import Worker
 

@@ -1,20 +1,16 @@
-"""`celery.bin.base`: what commands of a library's own are made of, which are click's."""
+"""`celery.bin`: the command line, and what commands of a library's own are made of, which are click's."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-from amqtask.cli.globals import Globals as CLIContext
 from amqtask.cli.logs import LEVELS
+from amqtask.cli.main import run
 from amqtask.cli.params import CommaList
-
-__all__ = [
-    "COMMA_SEPARATED_LIST", "LOG_LEVEL", "CLIContext", "CeleryCommand", "CeleryDaemonCommand", "CeleryOption",
-    "handle_preload_options",
-]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMMA_SEPARATED_LIST = CommaList()
@@ -41,3 +37,8 @@ class CeleryDaemonCommand(CeleryCommand):
 def handle_preload_options(f: F) -> F:
     """The function as it is: options of `app.user_options["preload"]` are told to their signal by our own commands."""
     return f
+
+
+def main() -> int:
+    """Run the command line with this program's arguments."""
+    return run(sys.argv[1:])

@@ -1,1 +1,0 @@
-"""`celery.bin`; ours is `amqtask.cli`."""

@@ -1,1 +1,0 @@
-"""What `amqtask.events` has only for programs written for Celery."""
