@@ -22,8 +22,7 @@ from amqtask.protocol.serialization import check_usable, content_types, is_priva
 from amqtask.protocol.task import as_limit
 from amqtask.services.flow import warn_of_deadlines
 from amqtask.services.pausing import read_pauses
-from amqtask.topology.declarations import as_consumed, dead_letter_queue, direct_queue, too_many
-from amqtask.topology.fair import base_of
+from amqtask.topology.declarations import as_consumed, base_of, dead_letter_queue, direct_queue, too_many
 from amqtask.topology.slots import QueueSlots, queue_slots, with_slots
 from amqtask.transport.declare import LONGEST_NAME, has_line_end
 from amqtask.worker.options import WorkQueue

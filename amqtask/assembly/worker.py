@@ -35,8 +35,7 @@ from amqtask.services.panel import Panel
 from amqtask.services.pausing import Pausing
 from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import STUCK_SECONDS, Watchdog
-from amqtask.topology.declarations import as_consumed, dead_letter_queue
-from amqtask.topology.fair import base_of
+from amqtask.topology.declarations import as_consumed, base_of, dead_letter_queue
 from amqtask.transport.loop import PikaLoop
 from amqtask.worker.division import check_reserved
 from amqtask.worker.operations import Operations

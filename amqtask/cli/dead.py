@@ -28,8 +28,7 @@ from amqtask.services.dead_letters import (
     work_queue_of,
 )
 from amqtask.services.rerunning import Pace
-from amqtask.topology.declarations import own_dead_letters
-from amqtask.topology.fair import base_of
+from amqtask.topology.declarations import base_of, own_dead_letters
 from amqtask.transport.contract import Admin
 
 if TYPE_CHECKING:

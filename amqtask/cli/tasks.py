@@ -15,10 +15,9 @@ from amqtask.cli.broker import load_shared
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 from amqtask.cli.params import Moment, rate_option
-from amqtask.client.rerun import run_edited
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.printable import count, duration, local_time
-from amqtask.services.rerunning import run_all_again
+from amqtask.services.rerunning import run_all_again, run_edited
 from amqtask.states import READY_STATES
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from amqtask.ground import VERSION
 from amqtask.ground.plugins import load
 from amqtask.ground.printable import bounded_logger, count, mask_urls
 from amqtask.pool import GREEN_POOLS, OURS, find_pool
-from amqtask.topology.fair import base_of
+from amqtask.topology.declarations import base_of
 from amqtask.worker.options import WorkerOptions, usable_processors
 
 if TYPE_CHECKING:

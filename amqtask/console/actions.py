@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amqtask.client.rerun import run_edited
-from amqtask.console.alerts.page import send_test
+from amqtask.console.alerts.watch import send_test
 from amqtask.console.delayed import revoke_delayed, send_now
 from amqtask.console.limits import reset_limit, set_limit
 from amqtask.console.many import mark_seen, rate_of, rerun_all, revoke_all
@@ -20,7 +19,7 @@ from amqtask.protocol.entities import Queue
 from amqtask.remote.pauses import pause_of
 from amqtask.services.commands import MOST_MORE
 from amqtask.services.dead_letters import back_to_work, work_queue_of
-from amqtask.services.rerunning import Pace, run_all_again
+from amqtask.services.rerunning import Pace, run_all_again, run_edited
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from amqtask.console import depths
-from amqtask.console.alerts.log import AlertLog
+from amqtask.console.alerts.log import AlertLog, growing_queues
 from amqtask.console.pages import as_group
 from amqtask.exceptions import ConfigurationError, FlowStoreUnreachable
 
@@ -35,7 +34,7 @@ def overview(app: AmqTask, hours: int = 1) -> JsonObject:
         "waited": _mean([(minute.waited, minute.started) for minute in minutes]),
         "plot": plot(minutes, since),
         "alerts": sorted(AlertLog(app.history.index).firing().values(), key=lambda alert: -alert["began_at"]),
-        "queues": depths.queues(app),
+        "queues": growing_queues(app),
         "breakers": breakers(app),
         "failures": [as_group(group) for group in app.history.failures(since=since, limit=5)],
         "workers": [asdict(worker) for worker in app.history.workers()],

@@ -29,8 +29,7 @@ from amqtask.assembly import build_indexer
 from amqtask.console import delayed, many, openapi, pages
 from amqtask.console.access import Access, Denied, User, local_path
 from amqtask.console.actions import ACTIONS, ONCE
-from amqtask.console.alerts.page import alerts
-from amqtask.console.alerts.watch import Watch
+from amqtask.console.alerts.watch import Watch, alerts
 from amqtask.console.limits import limits
 from amqtask.console.overview import overview
 from amqtask.console.schedules import schedules

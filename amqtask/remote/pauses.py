@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from amqtask.exceptions import OperationalError
 from amqtask.ground.printable import bounded_logger
-from amqtask.topology.fair import base_of
+from amqtask.topology.declarations import base_of
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.task import timestamp
+from amqtask.topology.declarations import base_of
 from amqtask.topology.delays import address_of, seconds_left
-from amqtask.topology.fair import base_of
 from amqtask.transport.contract import Admin
 
 if TYPE_CHECKING:

@@ -16,8 +16,17 @@ from amqtask.ground.plugins import load_path, near_names
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration, Exchange, Queue, arguments, queue_of
 from amqtask.protocol.option_types import CALL
-from amqtask.topology.declarations import QueueDefaults, declarations, is_declarable, with_defaults, work_queue
-from amqtask.topology.fair import base_of, has_shards, shard_name, shard_of
+from amqtask.topology.declarations import (
+    QueueDefaults,
+    base_of,
+    declarations,
+    has_shards,
+    is_declarable,
+    shard_name,
+    shard_of,
+    with_defaults,
+    work_queue,
+)
 
 if TYPE_CHECKING:
     from amqtask.flow.keys import FairPlan

@@ -15,9 +15,8 @@ from pamqp import commands
 from amqtask.exceptions import AccessRefused, BrokerUnreachable
 from amqtask.ground.deadlines import ended
 from amqtask.transport.async_line import Line, is_ours, keep_quiet
-from amqtask.transport.async_resolving import addresses_of
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_ALLOWED, NOT_OFFERED, access_refused, unreachable
-from amqtask.transport.resolving import as_host, avoid
+from amqtask.transport.resolving import addresses_of, as_host, avoid
 from amqtask.transport.url import EXTERNAL, Addresses, BrokerAddress, HostTurns, client_properties
 
 if TYPE_CHECKING:

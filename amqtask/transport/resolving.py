@@ -10,12 +10,16 @@ next address is tried; but a node that stands still takes connections. So whoeve
 from __future__ import annotations
 
 import _thread
+import asyncio
+import contextlib
 import errno
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from amqtask.ground.deadlines import arrival
 
 # What socket.getaddrinfo returns for one address: family, type, protocol, canonical name, address.
 AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[object, ...]]"
@@ -94,3 +98,29 @@ def _look_up(host: str, port: int) -> Sequence[AddressInfo]:
         raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is not a name of a host: {error}") from error
     now = time.monotonic()
     return sorted(found, key=lambda candidate: _avoided.get(candidate[4], 0.0) > now)
+
+
+# -- For coroutines. (asyncio looks names up in a thread that it waits for when its loop closes, for as long as that takes.)
+
+
+async def addresses_of(host: str, port: int, seconds: float | None) -> list[Any]:
+    """The addresses of a host, as sockets take them, within so many seconds. Raises: OSError."""
+    loop = asyncio.get_running_loop()
+    arriving: asyncio.Future[Answer] = loop.create_future()
+
+    def arrived(answer: Answer) -> None:
+        if not arriving.done():
+            arriving.set_result(answer)
+
+    def note(answer: Answer) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed by now
+            loop.call_soon_threadsafe(arrived, answer)
+
+    look_up_in_thread(host, port, note)
+    try:
+        answer = await arrival(arriving, seconds)
+    except asyncio.TimeoutError:
+        raise TimeoutError(errno.ETIMEDOUT, f"the name {host!r} was not resolved in time") from None
+    if isinstance(answer, OSError):
+        raise answer
+    return [candidate[4] for candidate in answer]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask.execution.no_run import requeued
 from amqtask.execution.request import Calls, calls_of, is_batch
 from amqtask.ground.loop import OneTimer
-from amqtask.topology.fair import base_of
+from amqtask.topology.declarations import base_of
 from amqtask.worker.batches import BatchLine
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class SharedLine(deque["Request"]):
-    """The requests of all shards of a queue (see amqtask.topology.fair): the shards take turns."""
+    """The requests of all shards of a queue (see amqtask.topology.declarations): the shards take turns."""
 
     def __init__(self) -> None:
         super().__init__()

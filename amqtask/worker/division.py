@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.topology.fair import base_of
+from amqtask.topology.declarations import base_of
 from amqtask.topology.slots import QueueSlots
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from amqtask import signals
 from amqtask.ground.loop import Ticker
 from amqtask.ground.printable import bounded_logger, count
-from amqtask.topology.fair import base_of
+from amqtask.topology.declarations import base_of
 from amqtask.worker.options import WorkQueue
 from amqtask.worker.report import name_of
 from amqtask.worker.revoked import StateFile

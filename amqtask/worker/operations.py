@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from amqtask.exceptions import ConfigurationError, NotRegistered
 from amqtask.execution.request import CANCELLED
 from amqtask.ground.printable import bounded_logger
-from amqtask.topology.fair import base_of
+from amqtask.topology.declarations import base_of
 from amqtask.worker.intake import NEVER
 from amqtask.worker.revoked import NOTHING
 

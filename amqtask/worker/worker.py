@@ -23,7 +23,7 @@ from amqtask.exceptions import InvalidTaskError, MessageError
 from amqtask.execution.request import Answer, is_batch
 from amqtask.ground.plugins import WithListedNames
 from amqtask.ground.printable import bounded_logger
-from amqtask.topology.fair import base_of
+from amqtask.topology.declarations import base_of
 from amqtask.transport.contract import HostLeft
 from amqtask.worker.deliveries import Deliveries, Redeliveries
 from amqtask.worker.dispatcher import Dispatcher, Surplus

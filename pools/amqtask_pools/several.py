@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import Pool, PoolDefaults, Running, Share, find_pool, limits_of
-from amqtask.topology.fair import base_of
+from amqtask.topology.declarations import base_of
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor

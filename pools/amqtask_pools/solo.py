@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
 from amqtask.execution.request import Abandoned
-from amqtask.execution.thread_interrupt import ThreadInterrupt
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import PoolDefaults, Running
-from amqtask_pools._limits import Alarm
+from amqtask_pools._limits import Alarm, ThreadInterrupt
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor

@@ -12,9 +12,8 @@ import jsonschema
 import pytest
 
 from amqtask import Breaker, Concurrency, Rate
-from amqtask.console import depths
 from amqtask.console.actions import ACTIONS
-from amqtask.console.alerts.log import AlertLog
+from amqtask.console.alerts.log import AlertLog, note_depths
 from amqtask.console.alerts.rules import Problem
 from amqtask.console.openapi import FIELDS, PAGES
 from amqtask.flow.contract import Entry
@@ -110,7 +109,7 @@ def _fire(made: Shown, now: float) -> None:
     assert notice is not None
     log.failed(notice, now, "no answer")
     log.resolve(log.firing()["dead-letters", "other.dead"]["id"], now, [], {})
-    depths.note(made.app.history.index, {"mail": 3}, now)
+    note_depths(made.app.history.index, {"mail": 3}, now)
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from amqtask import AmqTask, Broadcast, Fair, Queue, chain, group
 from amqtask.exceptions import WrongValue
 from amqtask.services.delayed import Which, release
 from amqtask.testing.worker import start_worker
-from amqtask.topology.declarations import dead_letter_queue
-from amqtask.topology.fair import base_of
+from amqtask.topology.declarations import base_of, dead_letter_queue
 from integration.waiting import eventually
 
 

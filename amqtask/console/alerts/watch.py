@@ -1,23 +1,22 @@
 """Watch: looks every few seconds, fires and resolves alerts, and tells who is to be told. A thread in the console's process.
 
 An alert fires once its problem has been there for the rule's time, and is resolved once the problem has been gone for a minute.
-What fired is in the index (alerts.log), so a console that starts anew goes on with it, and of several consoles one tells.
-"""
+What fired is in the index (alerts.log), so a console that starts anew goes on with it, and of several consoles one tells."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from amqtask.console import depths
 from amqtask.console.alerts.destinations import Destination, NotTold, destinations
 from amqtask.console.alerts.facts import FactFinder
-from amqtask.console.alerts.log import AlertLog
+from amqtask.console.alerts.log import AlertLog, note_depths
 from amqtask.console.alerts.rules import Facts, Problem, problems, rules, unknown
-from amqtask.exceptions import AmqTaskError
+from amqtask.exceptions import AmqTaskError, ConfigurationError
 from amqtask.ground.printable import bounded_logger, placed
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class Watch:
         self._tell(now)
         if facts.queues is not None and now >= self._note_at:
             self._note_at = now + NOTE_SECONDS
-            depths.note(self._app.history.index, {queue.name: queue.ready or 0 for queue in facts.queues}, now)
+            note_depths(self._app.history.index, {queue.name: queue.ready or 0 for queue in facts.queues}, now)
         if now >= self._forget_at:
             self._forget_at = now + FORGET_SECONDS
             self.log.forget(now - self._app.conf.history_max_age)
@@ -158,3 +157,30 @@ def _problem_with(destination: Destination, body: Mapping[str, object]) -> str |
 
 def _iso(moment: float) -> str:
     return datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="seconds")
+
+
+# -- The page of alerts
+
+MOST_PAST, MOST_UNTOLD = 100, 20
+
+
+def alerts(app: AmqTask) -> JsonObject:
+    """The rules, what fires, what fired, who is told, and what could not be told."""
+    log = AlertLog(app.history.index)
+    return {
+        "rules": [asdict(rule) for rule in rules(app.conf.console_alerts).values()],
+        "destinations": list(destinations(app)),
+        "firing": sorted(log.firing().values(), key=lambda alert: -alert["began_at"]),
+        "past": log.past(MOST_PAST),
+        "untold": log.untold(MOST_UNTOLD),
+    }
+
+
+def send_test(app: AmqTask, form: Mapping[str, str], user: str) -> str:
+    """Send a test to all destinations. Raises: ConfigurationError saying which does not take it, and why."""
+    answers = Watch(app).test()
+    if not answers:
+        raise ConfigurationError("console_alert_to is empty: nobody is told")
+    if wrong := {mark: problem for mark, problem in answers.items() if problem is not None}:
+        raise ConfigurationError("; ".join(f"{mark}: {problem}" for mark, problem in wrong.items()))
+    return f"a test was sent to {', '.join(answers)}"

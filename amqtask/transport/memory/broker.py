@@ -24,6 +24,7 @@ from amqtask.transport.memory.queues import (
     PREDECLARED,
     MemoryQueue,
     Stored,
+    StreamQueue,
     Verdict,
     check_same,
     check_valid,
@@ -35,7 +36,6 @@ from amqtask.transport.memory.queues import (
     resource_locked,
     too_large,
 )
-from amqtask.transport.memory.streams import StreamQueue
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop

@@ -23,15 +23,16 @@ from amqtask.transport.memory.queues import (
     MemoryQueue,
     Refused,
     Stored,
+    StreamQueue,
     Subscriber,
     Verdict,
     consumed_exclusively,
     in_use,
     not_implemented,
     received,
+    subscribe,
     unknown_tag,
 )
-from amqtask.transport.memory.streams import StreamQueue, subscribe
 from amqtask.transport.stream import GREETING, Frames, Unreadable, decode_method
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 import redis
 import redis.asyncio
 
-from amqtask.transport.async_resolving import addresses_of
-from amqtask.transport.resolving import as_host, resolve
+from amqtask.transport.resolving import addresses_of, as_host, resolve
 
 # Seconds, where nothing limits connecting.
 LONGEST = 60.0
