@@ -277,8 +277,9 @@ class Soak:
                 most = most_at_once((run.begin, run.end) for run in runs)
                 is_kept, told = most <= limit, f"{limit} at once"
                 if kind.name != "brief":
-                    # A dead worker's places are free after its lease.
-                    taken = [(run.begin, run.end + module.LEASE * run.is_killed) for run in runs]
+                    # A dead worker's places are free when their leases end, which it had renewed three times in each.
+                    left = module.LEASE * 5 / 6
+                    taken = [(run.begin, run.end + left * run.is_killed) for run in runs]
                     used = share_used(taken, limit, begin, end)
             if end <= begin:  # all were published before the first one ran
                 used = None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from amqtask.execution.inbox import InboxRuns
     from amqtask.execution.request import Request
     from amqtask.flow.keys import FairPlan, FlowPlan
-    from amqtask.ground.shapes import Arguments, Headers, KeywordDict, Keywords, Options, SignatureFields
+    from amqtask.ground.shapes import Arguments, KeywordDict, Keywords, Options, SignatureFields
     from amqtask.outbox.contract import Outbox
     from amqtask.pipeline import Pipeline
     from amqtask.protocol.message import Message
@@ -244,9 +244,6 @@ class ComposesMessages(Protocol):
         self, request: Request, context: Context, *, when: datetime | float | None, sig: object
     ) -> Message:
         """That of the same task again."""
-
-    def compose_again(self, request: Request, seconds: float, headers: Headers) -> Message:
-        """The same message to its queue in so many seconds."""
 
     def travelled(
         self, name: str, args: Sequence[object], kwargs: Keywords, options: Options, task: CalledTask

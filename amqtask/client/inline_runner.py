@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.inbox import InboxRuns
     from amqtask.execution.task_plan import TaskPlan
-    from amqtask.ground.shapes import Arguments, HeaderDict, Headers, Keywords, OptionDict, Options, SignatureFields
+    from amqtask.ground.shapes import Arguments, HeaderDict, Keywords, OptionDict, Options, SignatureFields
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
     from amqtask.result import UntypedEagerResult
@@ -69,10 +69,6 @@ class _RunHere:
     def compose_retry(self, request: Request, context: Context, *, when: object, sig: object) -> Message:
         """Never called: the inline executor keeps retries."""
         raise AssertionError("an inline retry is not published")
-
-    def compose_again(self, request: Request, seconds: float, headers: Headers) -> Message:
-        """Never called: inline, nobody waits for a turn."""
-        raise AssertionError("an inline run does not wait for its turn")
 
     def compose_next(
         self,

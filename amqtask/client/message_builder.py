@@ -326,14 +326,6 @@ class Calls:
             message.properties.headers["expires"] = headers["expires"]
         return message
 
-    def compose_again(self, request: Request, seconds: float, headers: Headers) -> Message:
-        """The same message to its queue in so many seconds; its body is what it was."""
-        # Of whoever sent it: the broker lets only that user's own connections say so.
-        before: dict[str, Any] = {**request.properties, "user_id": None}
-        properties = Properties(**before, headers={**strip_death_headers(request.headers), **headers}, delivery_mode=2)
-        message = Message(request.body, properties, "", request.queue or request.routing_key)
-        return self._delays.delayed(message, seconds)
-
     def _retry_message(self, call: TaskCall, request: Request, options: Options) -> Message:
         serializer = options.get("serializer") or request.content_type or self._serializer
         compression = options.get("compression") or request.headers.get("compression")

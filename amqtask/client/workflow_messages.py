@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from amqtask.calls.application import Application
-    from amqtask.ground.shapes import Arguments, HeaderDict, Headers, JsonFields, Keywords, Options, SignatureFields
+    from amqtask.ground.shapes import Arguments, HeaderDict, JsonFields, Keywords, Options, SignatureFields
     from amqtask.result import UntypedResult
 
 
@@ -236,10 +236,6 @@ class Workflows:
     ) -> Message:
         """The message of a retry."""
         return _announced(self._app.calls.compose_retry(request, context, when=when, sig=sig))
-
-    def compose_again(self, request: Request, seconds: float, headers: Headers) -> Message:
-        """The message of a run that waits for its turn."""
-        return self._app.calls.compose_again(request, seconds, headers)
 
     def compose_next(
         self,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from amqtask.execution.context import Context
     from amqtask.execution.request import Request
     from amqtask.flow.keys import FlowPlan
-    from amqtask.ground.shapes import Headers, KeywordDict, SignatureFields
+    from amqtask.ground.shapes import KeywordDict, SignatureFields
     from amqtask.protocol.flow_options import Batch
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
@@ -79,9 +79,6 @@ class Composer(Protocol):
         self, request: Request, context: Context, *, when: datetime | float | None, sig: object
     ) -> Message:
         """The same task id again, `retries + 1`, to the same queue, delayed (celery-facts §1.8)."""
-
-    def compose_again(self, request: Request, seconds: float, headers: Headers) -> Message:
-        """The same message to the same queue in so many seconds, with these headers, too; it does not count as an attempt."""
 
     def compose_next(
         self,

@@ -10,7 +10,6 @@ from amqtask import states
 from amqtask.execution.context import current_context
 from amqtask.execution.executor import Executor
 from amqtask.execution.request import HELD, Answer, Outcome
-from amqtask.flow.keys import TICKETS
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
@@ -120,15 +119,18 @@ class GatedExecutor(Executor):
         if verdict.other:
             return self._duplicate(request, verdict.other)
         if verdict.seconds:
-            return self._held(request, verdict)
+            return self._held(request, entry, verdict)
         return entry
 
-    def _held(self, request: Request, verdict: Verdict) -> Outcome:
-        """Its message waits in the broker, as a retry does; it was no attempt."""
-        headers = {TICKETS: dict(verdict.tickets)} if verdict.tickets else {}
-        message = self._composer.compose_again(request, verdict.seconds, headers)
-        reason = f"it waits {verdict.seconds:.3g} s for its turn ({verdict.reason})"
-        return Outcome(request.number, HELD, Answer.ACK, reason, (message,))
+    def _held(self, request: Request, entry: Entry | None, verdict: Verdict) -> Outcome:
+        """Its message comes again; it was no attempt."""
+        limits = () if entry is None else tuple(bound for bound in entry.bounds if bound.places)
+        waited_for = [bound.key for bound in limits if bound.label == verdict.reason]
+        others = [bound.key for bound in limits if bound.label != verdict.reason]
+        return Outcome(
+            request.number, HELD, Answer.REQUEUE, f"it waits {verdict.seconds:.3g} s for its turn ({verdict.reason})",
+            pause=verdict.seconds, tickets=dict(verdict.tickets), places=waited_for and waited_for + others,
+        )  # fmt: skip
 
     def _without_key(self, request: Request, error: Exception) -> Outcome:
         return self.refused(request, error, in_slot=True)

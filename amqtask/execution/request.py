@@ -40,8 +40,9 @@ class Request(
     For a batch `decoded` is Calls, the requests of its calls; then there is neither `id`, `body` nor `delivery`.
     For a step of a chain that the broker did not deliver (worker.steps), `first` is the request that it delivered, and no step
     begins after `until` (time.monotonic; 0.0 for a delivery).
-    `delivery` and `first` stay in the worker's main process and are never sent; of the delivery's properties only the rare ones
-    are sent (`rare`, None where there are none).
+    `places` are the keys of its limits, if it has waited in this worker: first the one that it waited for.
+    `delivery`, `first` and `places` stay in the worker's main process and are never sent; of the delivery's properties only the
+    rare ones are sent (`rare`, None where there are none).
     """
 
     __slots__ = (
@@ -59,6 +60,7 @@ class Request(
         "id",
         "is_eager",
         "number",
+        "places",
         "priority",
         "queue",
         "rare",
@@ -115,6 +117,7 @@ class Request(
         self.is_eager = is_eager
         self.delivery = delivery
         self.first: Request | None = None
+        self.places: Sequence[str] = ()
         self.until = 0.0
         self.rare: dict[str, object] | None = None
 
@@ -157,6 +160,7 @@ class Request(
             self.rare,
         ) = frame  # fmt: skip
         self.delivery = self.first = None
+        self.places = ()
         return self
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -218,7 +222,7 @@ def _rare_properties(properties: PropertiesLike) -> dict[str, object] | None:
     return {name: value for name, value in present.items() if value is not None}
 
 
-# The state in an outcome of a request that was not let in: its message goes back to the broker until its turn.
+# The state in an outcome of a request that was not let in: it waits for its turn, a moment in its worker, longer in the broker.
 HELD = "HELD"
 # Why a task of a cancelled workflow is revoked.
 CANCELLED = "cancelled"
@@ -252,7 +256,7 @@ class Outcome(NamedTuple):
     summary: str = ""
     traceback: str = ""
     expected: bool = False  # an exception listed in the task's `throws`: logged without traceback
-    # Seconds that a REQUEUE waits in the broker's delay levels (when the result store is away).
+    # Seconds until a REQUEUE comes again (when the result store is away; when it was HELD).
     pause: float = 0.0
     # Parts of chords that are joined in the broker: before the answer they are published, confirmed, and the chord is looked at.
     parts: tuple[ChordPart, ...] = ()
@@ -262,11 +266,16 @@ class Outcome(NamedTuple):
     going_on: Request | None = None
     # Of a batch: the outcomes of its calls, which are all that counts.
     calls: tuple[Outcome, ...] = ()
+    # Of one that was HELD: its tickets by the labels of their limits, and the keys of those that have places; first the one whose
+    # places are taken, none where it waits for something else.
+    tickets: dict[str, int] = {}  # noqa: RUF012 - a field of a NamedTuple, which nobody changes
+    places: list[str] = []  # noqa: RUF012
 
 
 # In place of a value of an encrypted message.
 HIDDEN = "(hidden: the message is encrypted)"
 _new = tuple.__new__
+_NO_TICKETS, _NO_PLACES = Outcome._field_defaults["tickets"], Outcome._field_defaults["places"]
 
 
 def of_success(
@@ -283,7 +292,8 @@ def of_success(
     return _new(
         Outcome,
         (
-            number, states.SUCCESS, Answer.ACK, "", publish, result, runtime, summary, "", False, 0.0, parts, is_step, None, ()
+            number, states.SUCCESS, Answer.ACK, "", publish, result, runtime, summary, "", False, 0.0, parts, is_step, None, (),
+            _NO_TICKETS, _NO_PLACES,
         ),
     )  # fmt: skip
 

@@ -117,7 +117,7 @@ class Gate:
                 self._warn("tasks run without their limits", error)
                 return None, RUN
             self._warn("its tasks wait", error)
-            return None, Verdict(AWAY_SECONDS, "the store of limits does not answer")
+            return None, Verdict(AWAY_SECONDS, "the store of limits does not answer", tickets=tickets)
 
     def _ask(self, task: str, entry: Entry, number: int) -> Verdict:
         """Raises: FlowStoreUnreachable."""

@@ -201,7 +201,7 @@ class EventSender(Observer):
         self._note("task-cancelled", request.id, request.task, "")
 
     def on_ended(self, request: Request, outcome: Outcome) -> None:
-        if self._sent_events and outcome.publish and outcome.state != HELD:
+        if self._sent_events and outcome.publish:
             self._note_sent(outcome.publish)  # before the end, so that a retry is not PENDING but RETRY for monitors
         for event_type, fields in _ending(outcome, self._signums.pop(request.number, None)):
             self._note(event_type, request.id, request.task, fields)

@@ -29,7 +29,7 @@ from amqtask.protocol.serialization import content_types
 if TYPE_CHECKING:
     from amqtask.execution.batches import BatchCall
     from amqtask.flow.keys import FlowPlan
-    from amqtask.ground.shapes import Headers, JsonObject, KeywordDict, SignatureFields
+    from amqtask.ground.shapes import JsonObject, KeywordDict, SignatureFields
 
 
 class PlainTask:
@@ -96,10 +96,6 @@ class PlainComposer:
     def compose_retry(self, request: Request, context: Context, *, when: object, sig: object) -> Message:
         """The routing key is `retry`."""
         return _message("retry", {"id": request.id, "retries": context.retries + 1, "when": when})
-
-    def compose_again(self, request: Request, seconds: float, headers: Headers) -> Message:
-        """The routing key is `again`."""
-        return _message("again", {"id": request.id, "seconds": seconds})
 
     def compose_next(
         self,

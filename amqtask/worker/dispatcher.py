@@ -20,6 +20,7 @@ from amqtask.execution.request import Calls, calls_of, is_batch
 from amqtask.ground.loop import OneTimer
 from amqtask.topology.declarations import base_of
 from amqtask.worker.batches import BatchLine
+from amqtask.worker.next_in_line import NextInLine
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Outcome, Request
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from amqtask.worker.division import Division
     from amqtask.worker.strategy import TaskStrategy
     from amqtask.worker.throttle import Throttle
+
+
+# Their line's name, which is no queue's.
+_FIRST = "\0"
 
 
 class SharedLine(deque["Request"]):
@@ -78,7 +83,8 @@ class Dispatcher:
 
     `watched` has requests that must start before a wall-clock time, or that were revoked while they waited
     (infinity): `admit(request, deadline)` is called just before they run; False means that the request must not run and has
-    been dealt with. `accepted(request)` is called just before the pool gets a request in `acks_early`.
+    been dealt with. `accepted(request)` is called just before the pool gets a request in `acks_early`. `turned_away(request)` is
+    called with one whose turn may have come, while no slot is free for it.
     """
 
     def __init__(
@@ -90,6 +96,8 @@ class Dispatcher:
         admit: Callable[[Request, float], bool],
         acks_early: AbstractSet[int],
         accepted: Callable[[Request], None],
+        turned_away: Callable[[Request], None] = lambda request: None,
+        slots: Callable[[], int] = lambda: 1,
         division: Division | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,8 +108,12 @@ class Dispatcher:
         self._admit = admit
         self._acks_early = acks_early
         self._accepted = accepted
+        self._turned_away = turned_away
         self._clock = clock
-        self._lines: dict[str, deque[Request]] = {}
+        # Before all others: those whose turn may have come.
+        self._first: deque[Request] = deque()
+        self.next_in_line = NextInLine(loop, self._add_first, slots, self._runs_in, clock)
+        self._lines: dict[str, deque[Request]] = {_FIRST: self._first}
         self._turns: deque[deque[Request]] = deque()
         self._timer = OneTimer(loop)
         self._busy = False
@@ -132,6 +144,21 @@ class Dispatcher:
         return next(
             (line for name, line in self._lines.items() if name != base and base_of(name) == base), SharedLine()
         )
+
+    def _add_first(self, request: Request) -> None:
+        """Have it run soon, before all that wait here. Where no slot is free another worker may have one."""
+        first = self._first
+        if self._pool.free <= len(first) or not self.has_room(request):
+            self.watched.pop(request.number, None)
+            self._turned_away(request)
+            return
+        if not first:
+            self._turns.appendleft(first)
+        first.append(request)
+        self._loop.call_soon(self.run)
+
+    def _runs_in(self, place: str) -> bool:
+        return any(place in request.places for request in self.running.values())
 
     def run(self) -> None:
         """Fill the free slots. A pool may run the request inside `submit` and report back from there."""
@@ -166,6 +193,7 @@ class Dispatcher:
     def _fill_from_lines(self) -> None:
         pool, turns, running, throttle = self._pool, self._turns, self.running, self._throttle
         watched, acks_early, submit, division = self.watched, self._acks_early, self.submit, self._division
+        first = self._first
         full: list[deque[Request]] = []
         while turns and pool.free > 0:
             line = turns.popleft()
@@ -173,7 +201,9 @@ class Dispatcher:
                 full.append(line)
                 continue
             request = line.popleft()
-            if line:
+            if line is first and line:
+                turns.appendleft(line)
+            elif line:
                 turns.append(line)
             number = request.number
             if watched and number in watched and not self._admitted(request):
@@ -294,10 +324,12 @@ class Dispatcher:
         for line in {id(line): line for line in self._lines.values()}.values():
             yield from line
         yield from self._throttle
+        yield from self.next_in_line
 
     def clear(self) -> list[Request]:
         """Remove and return all waiting requests (to be given back, or void)."""
         requests = list(self)
+        self.next_in_line.take(lambda request: True)
         for line in self._lines.values():
             line.clear()
         self._turns.clear()

@@ -111,6 +111,13 @@ class Intake:
             return False
         return verdict.action is Action.RUN or self._divert(request, verdict)
 
+    def watch(self, request: Request, watched: dict[int, float]) -> None:
+        """Have a request that waits once more looked at before it runs: it may be revoked or too late by then."""
+        if self._revoked.covers(request.id, request.headers):
+            watched[request.number] = NEVER
+        elif (deadline := judge(request, self._wall_clock, delivery_limit=None).deadline) is not None:
+            watched[request.number] = deadline
+
     def connection_lost(self, *, is_silent: bool) -> None:
         """From now on the broker's counts may be of deliveries that no worker has begun: they were prefetched, or written into
         connections that nobody reads any more, ours and other workers'."""

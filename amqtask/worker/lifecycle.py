@@ -208,9 +208,11 @@ class Lifecycle:
         worker.wake()
 
     def _make_room(self) -> None:
-        """Let ended tasks that wait for confirms keep no others out; but not while the broker may have lost a majority."""
+        """Let ended tasks that wait for confirms, and calls that are next for a place, keep no others out; but not while the
+        broker may have lost a majority."""
         worker, now = self._worker, self._clock()
-        waits = worker.finisher.look_for_long_waits() + len(worker.lost)
+        near = worker.dispatcher.next_in_line.look_for_room()
+        waits = worker.finisher.look_for_long_waits() + len(worker.lost) + near
         answers = worker.publisher.answers
         if answers != self._answers or worker.publisher.oldest is None:
             self._answers, self._answered_at = answers, now

@@ -203,6 +203,7 @@ class Operations:
         line = worker.dispatcher.take_line(
             queue, allowed=lambda request: request.queue == queue and request.first is None, limit=sys.maxsize
         )
+        line += worker.dispatcher.next_in_line.take(is_meant)
         worker.deliveries.give_back(unbegun + line + worker.dispatcher.take_batches(queue))
         worker.wake()
         return True

@@ -237,13 +237,18 @@ class Windows:
             self._consumer.set_prefetch(queue, window.room)
 
     def hold(self, count: int) -> None:
-        """Make room for so many ended tasks that wait for confirms. In powers of two, and not down and up again, because a change
-        costs a consumer."""
+        """Make room for so many that run no more (they wait for confirms) or not yet (for their turn). In powers of two, and not
+        down and up again, because a change costs a consumer."""
         if self._room >> 2 < count <= self._room:
             return
         self._room = min(MOST_ROOM, 1 << (count - 1).bit_length()) if count else 0
         for window in self.by_queue.values():
             window.held = self._room
+
+    def room_beside(self, queue: str) -> int:
+        """How many deliveries that do not run may be kept: as long as there is no room for them, a half of the window."""
+        window = self.by_queue.get(queue)
+        return 0 if window is None else max(1, window.current // 2, self._room)
 
     def look(self, now: float) -> None:
         """Change the windows that should change now."""

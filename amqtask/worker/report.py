@@ -136,7 +136,7 @@ class Report:
         elif state == states.REVOKED:
             logger.info("Task %s[%s] revoked: %s", name, task_id, outcome.reason or outcome.summary, extra=extra)
         elif state == HELD:
-            logger.debug("Task %s[%s] goes back to the broker: %s", name, task_id, outcome.reason)
+            logger.debug("Task %s[%s] does not begin: %s", name, task_id, outcome.reason)
         elif outcome.answer is Answer.DEAD_LETTER:
             # An error's repr often says no more than the reason.
             why = outcome.reason if outcome.reason in outcome.summary else f"{outcome.reason}: {outcome.summary}"

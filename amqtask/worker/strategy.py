@@ -136,6 +136,7 @@ def read_request(delivery: Delivery, number: int, name: str, strategy: TaskStrat
     request.is_eager = False
     request.delivery = delivery
     request.first = None
+    request.places = ()
     request.until = 0.0
     limits = headers.get("timelimit")
     if limits is None or limits == [None, None]:
@@ -267,7 +268,9 @@ def read_strange(delivery: Delivery, number: int, accept: frozenset[str]) -> tup
         )
     except MessageError as error:
         return request, error
-    request.headers = headers
+    # A worker that has sent it back to wait has written into these.
+    ours = {name: value for name, value in (raw_headers or {}).items() if name.startswith("amqtask-")}
+    request.headers = {**headers, **ours}
     request.task, request.id = headers["task"], headers["id"]
     request.hard_limit, request.soft_limit = limits_in(headers)
     if delivery.redelivered and raw_headers:

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.exceptions import InvalidTaskError, MessageError
-from amqtask.execution.request import Answer, is_batch
+from amqtask.execution.request import HELD, Answer, is_batch
+from amqtask.flow.contract import SHORTEST
+from amqtask.flow.keys import TICKETS
 from amqtask.ground.plugins import WithListedNames
 from amqtask.ground.printable import bounded_logger
 from amqtask.topology.declarations import base_of
@@ -198,6 +200,8 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
             admit=self.intake.admit,
             acks_early=self.deliveries.acks_early,
             accepted=self.deliveries.ack_early,
+            turned_away=self._turn_away,
+            slots=lambda: self.concurrency,
             division=self.division,
             clock=self._clock,
         )
@@ -369,6 +373,8 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
                 window.total += outcome.runtime
                 window.count += 1
             self.strategies[request.task].count += 1
+            if request.places and outcome.state != HELD:
+                self.dispatcher.next_in_line.freed(request.places)
             if report.sees_success or outcome.state != states.SUCCESS:
                 report.ended(request, outcome)
             if outcome.going_on is not None:
@@ -407,7 +413,26 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         if self.report.sees_started:
             self.report.started(step)
 
+    def _hold(self, request: Request, outcome: Outcome) -> None:
+        """A limit has no room for it: for a moment it waits here, for longer in the broker."""
+        near, tickets = self.dispatcher.next_in_line, {TICKETS: outcome.tickets} if outcome.tickets else {}
+        is_kept = self.deliveries.is_present(request) and request.number not in self.deliveries.acks_early
+        room = 0 if self.is_quiet else self.windows.room_beside(request.queue)
+        if not (tickets and is_kept and near.takes(outcome.pause, room)):
+            self.intake.delay(request, outcome.pause, tickets)
+            return
+        request.headers = {**request.headers, **tickets}
+        request.places = outcome.places
+        self.intake.watch(request, self.dispatcher.watched)
+        near.add(request, outcome.pause, min(outcome.tickets.values()))
+
+    def _turn_away(self, request: Request) -> None:
+        self.intake.delay(request, SHORTEST, {TICKETS: request.headers[TICKETS]})
+
     def _finish(self, request: Request, outcome: Outcome) -> None:
+        if outcome.state == HELD:
+            self._hold(request, outcome)
+            return
         if outcome.answer is Answer.REQUEUE:
             if outcome.summary:
                 # A requeued request has a summary only if its process was lost or it ran into a time limit.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from amqtask import AmqTask, Concurrency, Rate, group
+from amqtask import AmqTask, Concurrency, Rate, group, signals
 from amqtask.cli.main import run
 from amqtask.exceptions import FlowStoreUnreachable, SoftTimeLimitExceeded, WrongValue
 from amqtask.flow.contract import Entry, Verdict
@@ -129,8 +129,11 @@ def test_what_waits_is_in_the_broker_and_holds_no_slot(app: AmqTask) -> None:
         assert [result.get(timeout=60) for result in (first, *waiting)] == ["one"] * 21
 
 
-def test_what_waits_goes_to_its_queue_alone_and_is_sent_by_the_worker(app: AmqTask) -> None:
+def test_what_waits_goes_to_its_queue_alone_and_is_sent_by_the_worker(
+    app: AmqTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its sender's other routes are followed once, with his own rights; and another user's name is refused by the broker."""
+    monkeypatch.setattr("amqtask.worker.next_in_line.LONGEST_SECONDS", 0.0)
     runs, may_end = threading.Event(), threading.Event()
     seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
 
@@ -153,6 +156,26 @@ def test_what_waits_goes_to_its_queue_alone_and_is_sent_by_the_worker(app: AmqTa
     callers, sent = seen["waits"]
     assert callers == {"mine": 1}
     assert (sent.get("user_id"), sent["app_id"]) == (None, "shop")
+
+
+def test_those_who_are_next_do_not_go_through_the_broker(app: AmqTask) -> None:
+    received: Counter[str] = Counter()
+
+    def count(request: Any, **_: object) -> None:
+        received[request.task] += 1
+
+    @app.task(name="one", limits=Concurrency(2))
+    def one() -> None:
+        threading.Event().wait(0.02)  # the task's work
+
+    signals.task_received.connect(count)
+    try:
+        with start_worker(app, pool="threads", concurrency=20):
+            group(one.s() for _ in range(20)).apply_async().get(timeout=60)
+    finally:
+        signals.task_received.disconnect(count)
+
+    assert received["one"] < 40
 
 
 def test_a_place_is_free_after_a_failure_and_for_a_retry(app: AmqTask) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from amqtask import states
 from amqtask.exceptions import PublishError
-from amqtask.execution.request import Answer, Outcome
+from amqtask.execution.request import HELD, Answer, Outcome
 from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.entities import Binding, Exchange, Queue, arguments
 from amqtask.protocol.message import Delivery, Message, Properties
@@ -101,6 +101,7 @@ def test_outcomes_travel_in_batches() -> None:
             2, states.REJECTED, Answer.REQUEUE, "lost", pause=5.0, summary="ü\ud800", traceback="t" * 9, expected=True
         ),
         Outcome(3, publish=(MESSAGE, MESSAGE), result=MESSAGE, parts=(part,), is_step=True),
+        Outcome(4, HELD, Answer.REQUEUE, "waits", pause=0.1, tickets={"concurrency by ü": 7}, places=["key"]),
     ]
 
     assert travelled(*sent) == sent
@@ -188,6 +189,8 @@ RUBBISH = {
     "no runtime": row(runtime=math.nan),
     "endless": row(runtime=math.inf),
     "a pause before": row(pause=-1.0),
+    "a ticket that is none": row(tickets={"concurrency": "1"}),
+    "a place that is none": row(places=[1]),
     "no message": row(result=[0]),
     "a body elsewhere": row(result=[99, "", "", "", True, *[None] * 2, {}, *[None] * 10]),
     "a body before": row(result=[-5, "", "", "", True, *[None] * 2, {}, *[None] * 10]),

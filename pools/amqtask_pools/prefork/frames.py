@@ -153,7 +153,9 @@ _FIELD_TYPES = tuple(
     for index, name in enumerate(_FIELDS)
     if index not in (_PUBLISH, _RESULT, _PARTS, _GOING_ON, _CALLS)
 )
-_ANSWER, _STATE, _RUNTIME, _PAUSE = (_FIELDS.index(name) for name in ("answer", "state", "runtime", "pause"))
+_ANSWER, _STATE, _RUNTIME, _PAUSE, _TICKETS, _PLACES = (
+    _FIELDS.index(name) for name in ("answer", "state", "runtime", "pause", "tickets", "places")
+)
 # Fields that are not in a short row begin here: all but the number, the result, runtime and summary.
 _REST = _RUNTIME + 2
 _BARE = Outcome(0)
@@ -162,7 +164,7 @@ _BEFORE, _BEHIND = _BARE[1:_RESULT], _BARE[_REST:]
 _BEFORE_RUNTIME = _BARE[1:_RUNTIME]
 assert _FIELDS[_RESULT:_REST] == ("result", "runtime", "summary")
 _SUCCESS_SIZE = struct.calcsize(">qd")
-_TEXT = frozenset({str})
+_TEXT, _NUMBER = frozenset({str}), frozenset({int})
 # Longer than any task runs, or any outcome waits (seconds).
 _FOR_EVER = 1e10
 # Serializers for a part's body; the first ones keep types best.
@@ -367,6 +369,8 @@ class _Reader:
                 _check(_FIELDS[index], row[index], field_type)
         if row[_STATE] not in _STATES or not (0 <= row[_RUNTIME] < _FOR_EVER and 0 <= row[_PAUSE] < _FOR_EVER):
             raise BrokenFrame(f"an outcome {row[_STATE]!r} of {row[_RUNTIME]!r} s, with a pause of {row[_PAUSE]!r} s")
+        if not (_NUMBER.issuperset(map(type, row[_TICKETS].values())) and _TEXT.issuperset(map(type, row[_PLACES]))):
+            raise BrokenFrame("tickets or places that are none")
         row[_ANSWER] = Answer(row[_ANSWER])
         row[_PUBLISH] = tuple([self._message(document) for document in row[_PUBLISH]]) if row[_PUBLISH] else ()
         if row[_RESULT] is not None:
