@@ -61,7 +61,6 @@ class EventDispatcher:
         exchange: str,
         serializer: str,
         clock: LamportClock | None = None,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.hostname = hostname or anonymous_name()
         self.enabled = enabled
@@ -70,7 +69,6 @@ class EventDispatcher:
         self._publish = publish
         self._exchange = exchange
         self._serializer = serializer
-        self._wall_clock = wall_clock
         self._lock = threading.Lock()
 
     def send(self, type: str, blind: bool = False, **fields: object) -> None:
@@ -82,7 +80,7 @@ class EventDispatcher:
     def _event(self, type: str, fields: EventFields, *, blind: bool) -> EventDict:
         with self._lock:
             clock = None if blind else self.clock.forward()
-        all_fields = {"timestamp": self._wall_clock(), "pid": os.getpid(), "utcoffset": utc_offset(), **fields}
+        all_fields = {"timestamp": time.time(), "pid": os.getpid(), "utcoffset": utc_offset(), **fields}
         return event(type, self.hostname, clock=clock, **all_fields)
 
     def enable(self) -> None:
@@ -141,18 +139,16 @@ class SentEvents:
         serializer: str,
         clock: LamportClock,
         keeping: Keeping | None = None,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._publish = publish
         self._exchange = exchange
         self._serializer = serializer
         self._clock = clock
         self._keeping = keeping
-        self._wall_clock = wall_clock
 
     def sent(self, messages: Sequence[Message]) -> None:
         """The broker has these task messages."""
-        hostname, now, offset, pid = anonymous_name(), self._wall_clock(), utc_offset(), os.getpid()
+        hostname, now, offset, pid = anonymous_name(), time.time(), utc_offset(), os.getpid()
         events = [
             event(
                 "task-sent",

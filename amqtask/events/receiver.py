@@ -65,7 +65,6 @@ class EventReceiver:
         accept: frozenset[str],
         wake_workers: Callable[[], object],
         clock: LamportClock | None = None,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.handlers: Mapping[str, Handler] = {} if handlers is None else handlers
         self.node_id = node_id or str(uuid.uuid4())
@@ -78,7 +77,6 @@ class EventReceiver:
         self._open_feed = open_feed
         self._accept = accept
         self._wake_workers = wake_workers
-        self._wall_clock = wall_clock
         self._received: deque[dict[str, object]] = deque()
 
     def capture(self, limit: int | None = None, timeout: float | None = None, wakeup: bool = True) -> None:
@@ -150,7 +148,7 @@ class EventReceiver:
             self.clock.adjust(body["clock"])
         else:
             body["clock"] = self.clock.forward()
-        body["local_received"] = self._wall_clock()
+        body["local_received"] = time.time()
         return body["type"], body
 
     def _on_delivery(self, delivery: Delivery) -> None:

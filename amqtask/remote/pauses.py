@@ -71,9 +71,8 @@ class Pauses:
 
     Each method raises OperationalError, and NotOurs."""
 
-    def __init__(self, note: Note, clock: Callable[[], float] = time.time, *, section: str = QUEUES) -> None:
+    def __init__(self, note: Note, *, section: str = QUEUES) -> None:
         self._note = note
-        self._clock = clock
         self._section = section
 
     def read(self) -> dict[str, Pause]:
@@ -82,7 +81,7 @@ class Pauses:
 
     def pause(self, queue: str, by: str | None = None) -> bool:
         """Have no worker consume the queue (no beat send the task). False: it was paused already."""
-        pause = Pause(queue, self._clock(), by or here())
+        pause = Pause(queue, time.time(), by or here())
         return self._change(lambda paused: {**paused, queue: asdict(pause)} if queue not in paused else None)
 
     def resume(self, queue: str) -> bool:

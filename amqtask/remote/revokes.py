@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, OperationalError, PublishError
@@ -42,12 +41,10 @@ class KeptRevokes:
         *,
         serializer: str,
         accept: frozenset[str],
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._journal = journal
         self._serializer = serializer
         self._accept = accept
-        self._clock = clock
         self._has_warned = False
 
     def keep(self, order: str, arguments: CommandArguments) -> bool:
@@ -55,7 +52,7 @@ class KeptRevokes:
         kept = {name: value for name, value in arguments.items() if name not in _NOT_KEPT}
         try:
             self._journal.write(
-                self._entry("revoke" if order == "terminate" else order, {**kept, KEPT: True, AT: self._clock()})
+                self._entry("revoke" if order == "terminate" else order, {**kept, KEPT: True, AT: time.time()})
             )
         except PublishError as error:
             if not is_refused(error):

@@ -38,7 +38,6 @@ class Autoscale:
         max_slots: int,
         min_slots: int,
         keep_seconds: float = KEEP_SECONDS,
-        check_every: float = CHECK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._worker = worker
@@ -48,7 +47,7 @@ class Autoscale:
         self.max_slots = max_slots
         self.min_slots = max(1, min_slots)
         self._last_needed = clock()
-        self._ticker = Ticker(worker.loop, check_every, self.check)
+        self._ticker = Ticker(worker.loop, CHECK_SECONDS, self.check)
 
     @property
     def _slots(self) -> int:

@@ -41,7 +41,6 @@ class Watchdog:
         worker: Worker,
         *,
         stuck_after: float = STUCK_SECONDS,
-        check_every: float = CHECK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._worker = worker
@@ -53,7 +52,7 @@ class Watchdog:
         self._oldest: Message | None = None
         self._oldest_since = clock()
         self._is_told = False
-        self._ticker = Ticker(worker.loop, check_every, self.check)
+        self._ticker = Ticker(worker.loop, CHECK_SECONDS, self.check)
 
     def start(self) -> None:
         self._since = self._clock()

@@ -175,14 +175,12 @@ class Lookout:
         on_better: Callable[[int, str], None],
         elsewhere: Callable[[int, ConnectionListener], ConnectionUse],
         hosts: int,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loop = loop
         self._watched = watched
         self._on_stalled = on_stalled
         self._on_better = on_better
         self._connects = [partial(elsewhere, steps) for steps in range(1, hosts)]
-        self._clock = clock
         self._connection: Wire | None = None
         self._channel: Any = None
         self._ticker = Ticker(loop, TICK_SECONDS, self._tick)
@@ -295,7 +293,7 @@ class Lookout:
                 channel.basic_get(name, self._got)
 
     def _is_stalled(self, watched: Watched, why: str) -> None:
-        if not self._ask_others(watched, why) and watched.watch.may_act(self._clock()):
+        if not self._ask_others(watched, why) and watched.watch.may_act(time.monotonic()):
             self._on_stalled(watched.queue.name, why)
 
     # -- whether the queue's nodes agree
@@ -322,7 +320,7 @@ class Lookout:
         is_silent = all(other.watch.ticks for other in self._watched())
         if not (is_silent and self._connects and _can_be_asked(watched.queue)):
             return False
-        if self._opinion is None and watched.watch.may_act(self._clock()):
+        if self._opinion is None and watched.watch.may_act(time.monotonic()):
             self._opinion = SecondOpinion(self._loop, self._connects, watched.queue.name, partial(self._advised, why))
         return True
 

@@ -63,7 +63,6 @@ class Intake:
         silence_seconds: float,
         answer: Callable[[Request, Answer], None],
         ready: Callable[[Request], None],
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._loop = loop
         self._finisher = finisher
@@ -80,7 +79,6 @@ class Intake:
         self._in_doubt_until = 0.0
         self._answer = answer
         self._ready = ready
-        self._wall_clock = wall_clock
         self._soon: dict[int, tuple[Request, Timer]] = {}
 
     def examine(self, request: Request, strategy: TaskStrategy, watched: dict[int, float]) -> bool:
@@ -103,7 +101,7 @@ class Intake:
                 bind_received(request.headers, strategy.deadline)
             except (TypeError, ValueError, AttributeError, ArithmeticError):
                 pass  # a time that is none, which is what the verdict says
-        verdict = judge(request, self._wall_clock, delivery_limit=limit)
+        verdict = judge(request, time.time, delivery_limit=limit)
         if verdict.deadline is not None and verdict.action is Action.RUN:
             watched[request.number] = verdict.deadline
         if strategy.batch is not None and verdict.action is Action.RUN:
@@ -115,25 +113,25 @@ class Intake:
         """Have a request that waits once more looked at before it runs: it may be revoked or too late by then."""
         if self._revoked.covers(request.id, request.headers):
             watched[request.number] = NEVER
-        elif (deadline := judge(request, self._wall_clock, delivery_limit=None).deadline) is not None:
+        elif (deadline := judge(request, time.time, delivery_limit=None).deadline) is not None:
             watched[request.number] = deadline
 
     def connection_lost(self, *, is_silent: bool) -> None:
         """From now on the broker's counts may be of deliveries that no worker has begun: they were prefetched, or written into
         connections that nobody reads any more, ours and other workers'."""
         seconds = self._silence_seconds if is_silent else LOSS_SECONDS
-        self._in_doubt_until = max(self._in_doubt_until, self._wall_clock() + seconds)
+        self._in_doubt_until = max(self._in_doubt_until, time.time() + seconds)
 
     def admit(self, request: Request, deadline: float) -> bool:
         """Whether a watched request may run: called just before it does."""
         if self._revoked.covers(request.id, request.headers):
             self._revoke(request)
             return False
-        if self._wall_clock() >= deadline:
+        if time.time() >= deadline:
             self._expire(request)
             return False
         if DEADLINE in request.headers:
-            request.soft_limit = as_limit(bound_limit(request.headers, request.soft_limit, self._wall_clock()))
+            request.soft_limit = as_limit(bound_limit(request.headers, request.soft_limit, time.time()))
         return True
 
     def _is_known(self, request: Request) -> bool:
@@ -162,11 +160,11 @@ class Intake:
         return False
 
     def _is_in_doubt(self, request: Request) -> bool:
-        return self._in_doubt_until > self._wall_clock() and _begun_anew(request) < MOST_NEW_BEGINNINGS
+        return self._in_doubt_until > time.time() and _begun_anew(request) < MOST_NEW_BEGINNINGS
 
     def _begin_anew(self, request: Request) -> None:
         """The message comes again with a count of its own, after a while in which fewer connections may be lost."""
-        seconds = min(LOSS_SECONDS, self._in_doubt_until - self._wall_clock())
+        seconds = min(LOSS_SECONDS, self._in_doubt_until - time.time())
         logger.warning(
             "Task %s[%s] begins anew in %.0f s: it was delivered before (%d times), perhaps only over connections that were lost",
             request.task, request.id, seconds, request.attempts,

@@ -332,8 +332,7 @@ LOOK_FOR_ZOMBIES_EVERY = 10.0
 class Orphans:
     """`reap` reaps the processes that have been zombies for ZOMBIE_SECONDS."""
 
-    def __init__(self, proc: Path = Path("/proc")) -> None:
-        self._proc = proc
+    def __init__(self) -> None:
         self._since: dict[int, float] = {}
 
     def reap(self) -> None:
@@ -349,12 +348,12 @@ class Orphans:
                     pass  # another thread has reaped it meanwhile
 
     def _pids(self) -> list[int]:
-        return [int(name) for name in os.listdir(self._proc) if name.isdigit()]
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
     def _is_zombie_of(self, pid: int, parent: int) -> bool:
         try:
             # "pid (name) state ppid …", where the name may have any characters.
-            state, ppid = (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[:2]
+            state, ppid = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
         except (OSError, ValueError):
             return False
         return state == "Z" and int(ppid) == parent

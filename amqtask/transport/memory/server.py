@@ -20,8 +20,8 @@ class MemoryServer:
     """Listens from the beginning; serves between `start` and `stop`, in a thread. Port 0 is a free one; any login and virtual
     host is taken, and all virtual hosts are one. Raises: OSError for an address that cannot be listened on."""
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0, broker: MemoryBroker | None = None) -> None:
-        self.broker = broker or MemoryBroker()
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.broker = MemoryBroker()
         self._socket = socket.create_server((host, port), backlog=128)
         self._socket.setblocking(False)
         self.host, self.port = host, int(self._socket.getsockname()[1])

@@ -225,9 +225,16 @@ class _ScriptLine(Line):
     def _answers(self) -> bool:
         return not self.unanswered and super()._answers()
 
-    def send(self, question: Question, packed: bytes) -> None:
-        self.unanswered.append(question)
+    def send(self, questions: Sequence[Question], packed: bytes) -> list[Any]:
+        """Without waiting for the answers."""
+        self.unanswered += questions
         self._sock.sendall(packed)
+        return []
+
+    def ask(self, questions: Sequence[Question], packed: bytes) -> list[Any]:
+        """The answer to one question. Raises: as `answer`."""
+        self.send(questions, packed)
+        return [self.answer()]
 
     def answer(self) -> Any:
         """The answer to the last question. Raises: ConnectionError when one of those before it had no good answer."""
@@ -251,8 +258,7 @@ class _ScriptLine(Line):
     def answers(self, questions: Sequence[Question], packed: bytes) -> list[Any]:
         """Those to several questions, in one round trip. Raises: as `answer`."""
         before = len(self.unanswered)
-        self.unanswered += questions
-        self._sock.sendall(packed)
+        self.send(questions, packed)
         replies = self._replies(len(self.unanswered))
         if any(reply != WELL for reply in replies[:before]) or any(reply.__class__ is ReplyError for reply in replies):
             raise ConnectionError("Redis answered with an error")
@@ -281,55 +287,33 @@ class Lines:
 
     def ask(self, script: str, key: str, /, *arguments: bytes) -> Any:
         """The answer. Raises: what `slowly` raises."""
-        question = Question(script, key, arguments)
-        packed, line = self._packed(question), self._pool.take()
-        if line is None:
-            return self._ask_slowly([question])[-1]
-        try:
-            line.send(question, packed)
-            answer = line.answer()
-        except (OSError, ValueError):
-            line.close()
-            return self._ask_slowly(line.unanswered)[-1]
-        except BaseException:  # a time limit: half an answer may be under way
-            line.close()
-            raise
-        self._pool.put(line)
-        return answer
+        return self._over([Question(script, key, arguments)], _ScriptLine.ask)[-1]
 
     def ask_all(self, questions: Sequence[Question]) -> list[Any]:
         """The answers to all of them, in one round trip where there is a line. Raises: what `slowly` raises."""
+        return self._over(questions, _ScriptLine.answers)
+
+    def tell(self, script: str, key: str, /, *arguments: bytes) -> None:
+        """Ask, and do not wait for the answer, which is WELL. Raises: what `slowly` raises."""
+        self._over([Question(script, key, arguments)], _ScriptLine.send)
+
+    def _over(
+        self, questions: Sequence[Question], do: Callable[[_ScriptLine, Sequence[Question], bytes], list[Any]]
+    ) -> list[Any]:
+        """What `do` gets over a line; where there is none, or it is lost meanwhile, the answers to what has none yet."""
         packed, line = b"".join(map(self._packed, questions)), self._pool.take()
         if line is None:
             return self._ask_slowly(questions)
         try:
-            answers = line.answers(questions, packed)
+            answers = do(line, questions, packed)
         except (OSError, ValueError):
             line.close()
             return self._ask_slowly(line.unanswered)[-len(questions) :]
-        except BaseException:
+        except BaseException:  # a time limit: half an answer may be under way
             line.close()
             raise
         self._pool.put(line)
         return answers
-
-    def tell(self, script: str, key: str, /, *arguments: bytes) -> None:
-        """Ask, and do not wait for the answer, which is WELL. Raises: what `slowly` raises."""
-        question = Question(script, key, arguments)
-        packed, line = self._packed(question), self._pool.take()
-        if line is None:
-            self._ask_slowly([question])
-            return
-        try:
-            line.send(question, packed)
-        except OSError:
-            line.close()
-            self._ask_slowly(line.unanswered)
-        except BaseException:
-            line.close()
-            raise
-        else:
-            self._pool.put(line)
 
     def close(self) -> None:
         """Wait for the answers that are not here yet, and close all."""

@@ -92,12 +92,12 @@ def _check_options(url: str, arguments: Options) -> None:
         ) from error
 
 
-def safe_url(url: str, port: int = 6379) -> str:
+def safe_url(url: str) -> str:
     """The URL without user and password."""
     split = urlsplit(url)
     if split.scheme == "unix":
         return f"unix://{split.path}"
-    return f"{split.scheme}://{split.hostname or 'localhost'}:{split.port or port}{split.path}"
+    return f"{split.scheme}://{split.hostname or 'localhost'}:{split.port or 6379}{split.path}"
 
 
 def _check_database(url: str) -> None:
