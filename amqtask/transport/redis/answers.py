@@ -166,6 +166,8 @@ class Answers:
         # one in a turn costs more than the task.
         self._is_acking = False
         self._replacements: list[Replacement] = []
+        # Tags of replacements that are not confirmed: whether Redis still holds these is not known.
+        self.replacing: set[int] = set()
         self._returns: list[tuple[int, int]] = []
         self._is_due = False
 
@@ -177,6 +179,7 @@ class Answers:
     def replace(self, replacement: Replacement) -> None:
         """Publish these and acknowledge it, in one step."""
         self._replacements.append(replacement)
+        self.replacing.add(replacement.tag)
         self._send_soon()
 
     def give_back(self, tag: int, failures: int) -> None:
@@ -246,6 +249,7 @@ class Answers:
         try:
             missing = [pair for outgoing in messages for pair in self._declared.missing(outgoing.message.declare)]
         except PublishError:
+            self.replacing.discard(replacement.tag)
             replacement.on_done(False)
             return
         for command, on_reply in missing:
@@ -270,6 +274,7 @@ class Answers:
             self._replacements.append(replacement)
             self._send_later(reply)
             return
+        self.replacing.discard(replacement.tag)
         is_done = not isinstance(reply, Exception) and reply >= 0
         if not is_done:
             for outgoing in replacement.messages:

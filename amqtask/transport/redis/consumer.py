@@ -464,11 +464,11 @@ class RedisConsumer:
     def _renewed(self, reply: Any) -> None:
         if isinstance(reply, Exception) or self._is_stopped:
             return
-        tags = {int(tag) for tag in reply[0]}
+        tags = {int(tag) for tag in reply[0]} - self._answers.replacing
         lost = [number for number, held in self._held.items() if held.tag in tags]
         for number in lost:
             self._held[number] = self._held[number]._replace(tag=LOST)
-        if lost or reply[1]:
+        if lost or reply[1]:  # a queue that it had alone
             self._lost(len(lost))
 
     def _lost(self, number: int) -> None:
