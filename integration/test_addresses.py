@@ -110,26 +110,43 @@ def test_so_does_a_worker(rabbit: Broker, url: str, tmp_path: Path) -> None:
 HANGING = """
     import asyncio, socket, sys, time
     from amqtask import AmqTask
-    from amqtask.exceptions import BrokerUnreachable
+    from amqtask.exceptions import BackendUnreachable, BrokerUnreachable, TimeoutError
 
     def hang(*_, **__):
         time.sleep(3600)
 
     socket.getaddrinfo = hang
-    app = AmqTask("hanging", broker=sys.argv[1], broker_publish_timeout=1.0, broker_connection_timeout=1.0)
-
-    async def publish():
-        await app.asend_task("t")
-
+    url = sys.argv[1]
+    is_redis = not url.startswith("amqp")
+    app = AmqTask("hanging", broker=url, backend=url if is_redis else None, broker_publish_timeout=1.0)
+    app.conf.broker_connection_timeout = 1.0
+    if is_redis:
+        app.conf.broker_transport_options = {"master_name": "m"}
+        app.conf.result_backend_transport_options = {"master_name": "m", "retry_for": 1}
+    ways = {
+        "blocking": lambda: app.send_task("t", ignore_result=True),
+        "async": lambda: asyncio.run(app.asend_task("t", ignore_result=True)),
+        "results": lambda: app.AsyncResult("x").get(timeout=1),
+        "async results": lambda: asyncio.run(app.AsyncResult("x").aget(timeout=1)),
+    }
     try:
-        asyncio.run(publish()) if sys.argv[2] == "async" else app.send_task("t")
-    except BrokerUnreachable as error:
+        ways[sys.argv[2]]()
+    except (BrokerUnreachable, BackendUnreachable, TimeoutError) as error:
         print("unreachable", error)
 """
 
 
-@pytest.mark.parametrize("way", ["blocking", "async"])
-@pytest.mark.parametrize("broker", ["amqp://somewhere.invalid/", "redis://somewhere.invalid/0"])
+REDISES = [
+    "redis://somewhere.invalid/0", "rediss://somewhere.invalid", "sentinel://somewhere.invalid",
+    "redis+cluster://somewhere.invalid:6379", "rediss+cluster://somewhere.invalid:6379",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("broker", "way"),
+    [(url, way) for url in ("amqp://somewhere.invalid/", *REDISES) for way in ("blocking", "async")]
+    + [(url, way) for url in REDISES for way in ("results", "async results")],
+)
 def test_a_resolver_that_hangs_keeps_neither_a_call_nor_its_loop(broker: str, way: str) -> None:
     command = [sys.executable, "-c", textwrap.dedent(HANGING), broker, way]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 import redis
 import redis.asyncio
+import redis.asyncio.sentinel
+import redis.sentinel
 
 from amqtask.transport.resolving import addresses_of, as_host, resolve
 
@@ -66,15 +67,56 @@ class AsyncSSLConnection(redis.asyncio.SSLConnection, AsyncConnection):
         return {**super()._connection_arguments(), "server_hostname": self.host}
 
 
-def class_for(url: str) -> dict[str, Any]:
-    """The argument of `from_url` for a server at this URL; none for a socket in the file system."""
-    classes = {"redis": Connection, "rediss": SSLConnection}
-    found = classes.get(urlsplit(url).scheme)
-    return {} if found is None else {"connection_class": found}
+class SentinelConnection(redis.sentinel.SentinelManagedConnection, Connection):
+    """To the master that sentinels name."""
 
 
-def async_class_for(url: str) -> dict[str, Any]:
-    """The same for redis.asyncio."""
-    classes = {"redis": AsyncConnection, "rediss": AsyncSSLConnection}
-    found = classes.get(urlsplit(url).scheme)
-    return {} if found is None else {"connection_class": found}
+class SentinelSSLConnection(redis.sentinel.SentinelManagedSSLConnection, SSLConnection):
+    """The same with TLS."""
+
+
+class AsyncSentinelConnection(redis.asyncio.sentinel.SentinelManagedConnection, AsyncConnection):
+    """The same on an event loop."""
+
+
+class AsyncSentinelSSLConnection(redis.asyncio.sentinel.SentinelManagedSSLConnection, AsyncSSLConnection):
+    """The same with TLS."""
+
+
+_OURS: dict[Any, Any] = {
+    redis.Connection: Connection,
+    redis.SSLConnection: SSLConnection,
+    redis.asyncio.Connection: AsyncConnection,
+    redis.asyncio.SSLConnection: AsyncSSLConnection,
+    redis.sentinel.SentinelManagedConnection: SentinelConnection,
+    redis.sentinel.SentinelManagedSSLConnection: SentinelSSLConnection,
+    redis.asyncio.sentinel.SentinelManagedConnection: AsyncSentinelConnection,
+    redis.asyncio.sentinel.SentinelManagedSSLConnection: AsyncSentinelSSLConnection,
+}
+ClientT = TypeVar("ClientT")
+
+
+def resolving(client: ClientT) -> ClientT:
+    """A client that has not connected yet, with these connections; those to a socket in the file system stay."""
+    pool: Any = client.connection_pool  # type: ignore[attr-defined] # of a redis.Redis, or one of redis.asyncio
+    pool.connection_class = _OURS.get(pool.connection_class, pool.connection_class)
+    return client
+
+
+class Pool(redis.ConnectionPool):
+    """To one node of a cluster."""
+
+    def __init__(self, connection_class: Any = Connection, **arguments: Any) -> None:
+        super().__init__(connection_class=_OURS.get(connection_class, connection_class), **arguments)
+
+
+def resolving_cluster(client: redis.asyncio.RedisCluster) -> redis.asyncio.RedisCluster:
+    """A cluster's client for an event loop, which has not connected yet, with these connections."""
+    parts: list[Any] = [client, client.nodes_manager, *client.nodes_manager.startup_nodes.values()]
+    for part in parts:
+        options = part.connection_kwargs
+        if "connection_class" in options:
+            options["connection_class"] = _OURS.get(options["connection_class"], options["connection_class"])
+    for node in client.nodes_manager.startup_nodes.values():
+        node.connection_class = _OURS.get(node.connection_class, node.connection_class)
+    return client

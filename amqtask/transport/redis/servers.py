@@ -24,7 +24,8 @@ from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.transport.redis.connections import async_class_for, class_for
+from amqtask.transport.redis import connections
+from amqtask.transport.redis.connections import Pool, resolving, resolving_cluster
 from amqtask.transport.redis.urls import CLIENT_OPTIONS, in_clients_words
 
 if TYPE_CHECKING:
@@ -140,13 +141,11 @@ class SingleServer:
 
     def client(self) -> Any:
         """Connects when it is used."""
-        return redis.Redis.from_url(self._url, retry=_once(), **class_for(self._url), **self._arguments)
+        return resolving(redis.Redis.from_url(self._url, retry=_once(), **self._arguments))
 
     async def async_client(self) -> Any:
         """Connects when it is used."""
-        return redis.asyncio.Redis.from_url(
-            self._url, retry=_async_once(), **async_class_for(self._url), **self._arguments
-        )
+        return resolving(redis.asyncio.Redis.from_url(self._url, retry=_async_once(), **self._arguments))
 
     def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
         """MGET."""
@@ -186,14 +185,18 @@ class SentinelMaster:
         sentinels: Any = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
             self._hosts, self._min_other_sentinels, sentinel_kwargs={"retry": _once(), **self._to_sentinels}
         )
-        return sentinels.master_for(self._master, retry=_once(), **self._arguments)
+        for sentinel in sentinels.sentinels:
+            resolving(sentinel)
+        return resolving(sentinels.master_for(self._master, retry=_once(), **self._arguments))
 
     async def async_client(self) -> Any:
         """Connects to the master of the moment when it is used."""
         sentinels: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
             self._hosts, self._min_other_sentinels, sentinel_kwargs={"retry": _async_once(), **self._to_sentinels}
         )
-        master = sentinels.master_for(self._master, retry=_async_once(), **self._arguments)
+        for sentinel in sentinels.sentinels:
+            resolving(sentinel)
+        master = resolving(sentinels.master_for(self._master, retry=_async_once(), **self._arguments))
         return _Together(master, master, sentinels.sentinels)
 
     def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
@@ -213,7 +216,10 @@ class Cluster:
 
     def client(self) -> Any:
         """Connects, to learn which node has which keys."""
-        return RedisCluster(url=self._urls[0], startup_nodes=self._nodes(ClusterNode), retry=_once(), **self._arguments)
+        nodes = self._nodes(ClusterNode)
+        return RedisCluster(
+            url=self._urls[0], startup_nodes=nodes, retry=_once(), connection_pool_class=Pool, **self._arguments
+        )
 
     async def async_client(self) -> Any:
         """A cluster's client to look, one node to subscribe: what is published anywhere reaches every node."""
@@ -228,7 +234,7 @@ class Cluster:
             **self._arguments,
         )
         node = redis.asyncio.Redis.from_url(next(self._next), retry=_async_once(), **self._arguments)
-        return _Together(node, cluster)
+        return _Together(resolving(node), resolving_cluster(cluster))
 
     def _nodes(self, node_class: Callable[[str, int], Any]) -> list[Any]:
         splits = [urlsplit(url) for url in self._urls[1:]]
@@ -255,7 +261,7 @@ class ClusterMaster:
 
     def client(self) -> Any:
         """Connects to the master of the moment when it is used."""
-        nodes = [redis.Redis.from_url(url, retry=_once(), **self._arguments) for url in self._urls]
+        nodes = [resolving(redis.Redis.from_url(url, retry=_once(), **self._arguments)) for url in self._urls]
         pool = nodes[0].connection_pool
         has_tls = issubclass(pool.connection_class, SSLConnection)
         master_pool: Any = SentinelConnectionPool(
@@ -270,7 +276,9 @@ class ClusterMaster:
 
     async def async_client(self) -> Any:
         """Connects to the master of the moment when it is used."""
-        nodes = [redis.asyncio.Redis.from_url(url, retry=_async_once(), **self._arguments) for url in self._urls]
+        nodes = [
+            resolving(redis.asyncio.Redis.from_url(url, retry=_async_once(), **self._arguments)) for url in self._urls
+        ]
         pool = nodes[0].connection_pool
         has_tls = issubclass(pool.connection_class, redis.asyncio.SSLConnection)
         finds = _AsyncNodes(nodes, self._slot)
@@ -377,7 +385,7 @@ def owner_in(slots: Sequence[Any], slot: int, answered_by: str) -> tuple[Address
 _MOVED = "the keys are on another master now"
 
 
-class _OwnersConnection(redis.sentinel.SentinelManagedConnection):
+class _OwnersConnection(connections.SentinelConnection):
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().read_response(*args, **kwargs)
@@ -386,11 +394,11 @@ class _OwnersConnection(redis.sentinel.SentinelManagedConnection):
             raise redis.ConnectionError(_MOVED) from None
 
 
-class _OwnersSSLConnection(_OwnersConnection, SSLConnection):
+class _OwnersSSLConnection(_OwnersConnection, connections.SSLConnection):
     """The same with TLS."""
 
 
-class _AsyncOwnersConnection(redis.asyncio.sentinel.SentinelManagedConnection):
+class _AsyncOwnersConnection(connections.AsyncSentinelConnection):
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return await super().read_response(*args, **kwargs)
@@ -399,7 +407,7 @@ class _AsyncOwnersConnection(redis.asyncio.sentinel.SentinelManagedConnection):
             raise redis.ConnectionError(_MOVED) from None
 
 
-class _AsyncOwnersSSLConnection(_AsyncOwnersConnection, redis.asyncio.SSLConnection):
+class _AsyncOwnersSSLConnection(_AsyncOwnersConnection, connections.AsyncSSLConnection):
     """The same with TLS."""
 
 
