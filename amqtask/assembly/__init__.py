@@ -20,6 +20,7 @@ from amqtask.pool import Pool, find_pool, limits_of, share_of
 from amqtask.protocol.control import mailbox
 from amqtask.protocol.serialization import check_usable, content_types, is_private, is_protected
 from amqtask.protocol.task import as_limit
+from amqtask.remote.pauses import NOTE, Pauses
 from amqtask.services.flow import warn_of_deadlines
 from amqtask.services.pausing import read_pauses
 from amqtask.topology.declarations import as_consumed, base_of, dead_letter_queue, direct_queue, too_many
@@ -66,7 +67,7 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
         logger.warning("this worker has %s", summary)
     if options.purge:
         _purge(app, queues)
-    paused = read_pauses(app.control.pauses)
+    paused = read_pauses(Pauses(app.broker.note(NOTE)))
     worker = WorkerBuilder(app, options, hostname, pool_class, queues, slots, paused).build()
     if signals.celeryd_after_setup:
         signals.celeryd_after_setup.send(sender=hostname, instance=worker, conf=app.conf)

@@ -24,6 +24,7 @@ from amqtask.ground.printable import bounded_logger, masked_plain
 from amqtask.pool import OnOutcomes, Pool, PoolOptions, Share, share_of
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.serialization import content_types, control_serializer
+from amqtask.remote.pauses import NOTE, Pauses
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.command_context import Control, asked_queue
 from amqtask.services.elections import Elections
@@ -296,7 +297,7 @@ class WorkerBuilder:
         pausing = Pausing(
             operations,
             loop=self.loop,
-            pauses=self.app.control.pauses,
+            pauses=Pauses(self.app.broker.note(NOTE)),
             knows=self.paused is not None,
         )
         services.append(pausing)
