@@ -15,6 +15,7 @@ from amqtask.cli.broker import known_queues, open_admin
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, echo_text, json_option, print_json
 from amqtask.exceptions import QueueNotFound, SecurityError
+from amqtask.flow.keys import UNIQUE
 from amqtask.ground.printable import count
 from amqtask.protocol.encryption import key_id_of
 from amqtask.protocol.message import Delivery, Message
@@ -230,13 +231,15 @@ def retry(
 ) -> int:
     """Publish messages to their work queue again; each leaves the dead-letter queue after the broker's confirm.
 
-    A task that has expired would be dropped by the next worker, so it stays, unless --drop-expiry is given.
+    A task that has expired would be dropped by the next worker, so it stays, unless --drop-expiry is given. So does a unique one
+    while another call has its key: it would end REVOKED.
     """
     if not (task_ids or task or everything):
         raise click.UsageError("say which: TASK_IDS, --task NAME or --all")
     app = settings.load()
     expired: list[str] = []
-    convert = _retrying(app, task, task_ids, to, None if drop_expiry else expired, Pace(app, rate))
+    held: dict[str, str] = {}
+    convert = _retrying(app, task, task_ids, to, None if drop_expiry else expired, Pace(app, rate), held)
     moved: dict[str, int] = {}
     failed = 0
     failure: Exception | None = None
@@ -246,12 +249,18 @@ def retry(
             moved[name], failed, failure = done.moved, failed + done.failed, failure or done.failure
     app.close()
     if as_json:
-        print_json({"retried": moved, "expired": expired, "failed": failed, "error": str(failure) if failure else None})
+        why = str(failure) if failure else None
+        print_json({"retried": moved, "expired": expired, "held": held, "failed": failed, "error": why})
     else:
         for name, number in moved.items():
             echo(f"{number} back to work from {name}")
         for task_id in expired:
             echo(f"{task_id} has expired and stays; --drop-expiry runs it all the same", err=True)
+        for task_id, holder in held.items():
+            echo(
+                f"{task_id} stays: its unique key is that of {holder}, which waits or runs; it would end REVOKED",
+                err=True,
+            )
         if failure is not None:
             summary = f"{count(failed, 'message')} could not be published and stay where they were, the first because:"
             echo(f"amqtask: {summary} {failure}", err=True)
@@ -259,10 +268,16 @@ def retry(
 
 
 def _retrying(
-    app: AmqTask, task: str | None, ids: Sequence[str], to: str | None, expired: list[str] | None, pace: Pace
+    app: AmqTask,
+    task: str | None,
+    ids: Sequence[str],
+    to: str | None,
+    expired: list[str] | None,
+    pace: Pace,
+    held: dict[str, str],
 ) -> Callable[[Delivery], Message | None]:
     """What `move` calls for each delivery: the message to publish, or None. Ids of expired ones are added to `expired`; with None
-    their expiry is dropped."""
+    their expiry is dropped. Those of unique ones whose key another call has go to `held`, with that one's."""
     suffix: str = app.conf.task_dead_letter_suffix
     now = time.time()
 
@@ -274,7 +289,12 @@ def _retrying(
         if is_late and expired is not None:
             expired.append(str(headers.get("id")))
             return None
-        return pace(back_to_work(delivery, to or work_queue_of(delivery, suffix), without_expiry=is_late))
+        message = back_to_work(delivery, to or work_queue_of(delivery, suffix), without_expiry=is_late)
+        holder = app.caller.key_holder(message) if UNIQUE in headers else None
+        if holder is not None:
+            held[str(headers["id"])] = holder
+            return None
+        return pace(message)
 
     return convert
 

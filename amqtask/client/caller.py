@@ -317,6 +317,19 @@ class Caller:
         other: str | None = self._app.runtime.claims.try_to_take(plan, message, replaces=replaces)
         return other
 
+    def key_holder(self, message: Message) -> str | None:
+        """The id of the call that has the key of this unique one, which is to run again. Asks the store."""
+        headers = message.properties.headers
+        task = self._registered(headers["task"]) if isinstance(headers.get("task"), str) else None
+        plan = None if task is None else task.flow_plan
+        if plan is None or plan.unique is None or not isinstance(headers.get("id"), str):
+            return None
+        try:
+            holder: str | None = self._app.runtime.claims.holder(plan, message)
+        except ConfigurationError:  # no store is named here
+            return None
+        return holder
+
     def periodic_claimed(self, message: Message, error: PublishError | None) -> None:
         """Tell the store of keys that the broker has stored a periodic task's message, or has not."""
         self._app.runtime.claims.settled(message, error)

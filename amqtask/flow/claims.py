@@ -57,6 +57,20 @@ class Claims:
             self._go_without(plan, message, error)
             return None
 
+    def holder(self, plan: FlowPlan, message: Message) -> str | None:
+        """The id of another call that has this one's key, which then would not run; None where nobody has it, or can tell."""
+        headers = message.properties.headers
+        key = headers.get(UNIQUE)
+        if not plan.is_key(key):
+            return None
+        try:
+            other = self._store.take(key, headers["id"], self._seconds)
+            if other is None:
+                self._store.free(key, headers["id"])  # it is taken when the call is to run
+        except FlowStoreUnreachable:
+            return None
+        return other
+
     def _take(self, plan: FlowPlan, message: Message, *, at_once: bool, replaces: bool) -> str | None:
         unique, headers = plan.unique, message.properties.headers
         assert unique is not None

@@ -8,11 +8,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amqtask import AmqTask
+from amqtask import AmqTask, Unique
 from amqtask.cli.dead import _matching, _names, _retrying, _why, line_of
 from amqtask.cli.move_messages import _Delayed, as_sent, is_wanted
 from amqtask.cli.output import print_json
 from amqtask.cli.queues import age
+from amqtask.flow.keys import UNIQUE
 from amqtask.protocol.message import Delivery, Properties
 from amqtask.services.dead_letters import as_entry, back_to_work, has_expired, work_queue_of
 from amqtask.services.rerunning import Pace
@@ -42,6 +43,7 @@ values = st.recursive(
 NAMES = (
     "task", "id", "x-death", "expires", "eta", "timestamp_in_ms", "x-amqtask-reason", "x-amqtask-queue", "x-amqtask-attempts",
     "x-amqtask-exception", "x-amqtask-host", "x-amqtask-died-at", "amqtask-delay-to", "amqtask-delay-0", "amqtask-delay-3",
+    "amqtask-unique",
 )  # fmt: skip
 deaths = st.lists(
     st.dictionaries(st.sampled_from(["queue", "reason", "count", "time"]), values, max_size=3) | values, max_size=2
@@ -64,7 +66,7 @@ def test_whatever_a_message_says_commands_can_list_show_retry_and_move_it(found:
     age(None, found or {}, 0.0)
     line_of(entry)
     is_wanted(delivery, ("t",))
-    _retrying(APP, None, (), None, [], Pace(APP, 0.5))(delivery)
+    _retrying(APP, None, (), None, [], Pace(APP, 0.5), {})(delivery)
     as_sent(delivery, "other")
     _Delayed(APP, 3, None, ())(delivery)
     assert json.dumps(entry["id"]) != ""
@@ -75,3 +77,29 @@ def test_the_dead_letters_of_a_shard_are_those_of_its_queue() -> None:
 
     assert _names(APP, unasked, "work.fair.3", all_queues=False) == ["work.dead"]
     assert _names(APP, unasked, "work.dead", all_queues=False) == ["work.dead"]
+
+
+def test_a_unique_call_whose_key_another_one_has_stays_and_that_is_told() -> None:
+    app = AmqTask("unique", broker="memory://", set_as_current=False)
+
+    @app.task(name="count", unique=Unique(by=()))
+    def count(number: int) -> None: ...
+
+    first = count.delay(1)
+    key = app.caller.compose("count", (2,), {}, {}, count).properties.headers[UNIQUE]
+    held: dict[str, str] = {}
+    retried = _retrying(app, None, (), None, [], Pace(app, None), held)
+
+    def goes(**headers: Any) -> bool:
+        properties = Properties(headers={"task": "count", "id": "old", UNIQUE: key, **headers})
+        return retried(Delivery(b"", properties, "", "work.dead", False, "work.dead", 1, 1)) is not None
+
+    assert not goes()
+    assert held == {"old": first.id}
+    assert goes(**{UNIQUE: ["odd"]})
+    assert goes(**{UNIQUE: "another's"})
+    assert goes(task=5)
+    app.runtime.flow_store.free(key, first.id)
+    assert goes()
+    assert count.delay(2).id != "old"  # nobody has it until that one runs
+    app.close()
