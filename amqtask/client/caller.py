@@ -16,7 +16,7 @@ from amqtask.calls.signature import Signature
 from amqtask.canvas import routed, signature
 from amqtask.client.inline_runner import InlineRunner
 from amqtask.client.message_builder import body_of, tell_composed
-from amqtask.exceptions import AlreadyQueued, BackendNotConfigured, PublishError
+from amqtask.exceptions import AlreadyQueued, BackendNotConfigured, ConfigurationError, PublishError
 from amqtask.execution.context import current
 from amqtask.flow.keys import TAKEN, UNIQUE
 from amqtask.pipeline import Pipeline, find_pipeline, flush_open, opened

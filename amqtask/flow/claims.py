@@ -7,7 +7,7 @@ when it is to run, it does not run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import FlowStoreUnreachable
 from amqtask.flow.keys import TAKEN, UNIQUE
@@ -60,7 +60,7 @@ class Claims:
     def holder(self, plan: FlowPlan, message: Message) -> str | None:
         """The id of another call that has this one's key, which then would not run; None where nobody has it, or can tell."""
         headers = message.properties.headers
-        key = headers.get(UNIQUE)
+        key: Any = headers.get(UNIQUE)
         if not plan.is_key(key):
             return None
         try:
