@@ -69,7 +69,7 @@ class BatchedExecutor(GatedExecutor):
                 call()
 
     def call_function(self, batch: _Batch) -> tuple[object, BaseException | None]:
-        """What it returns or raises. Only in here a time limit strikes (see thread_interrupt)."""
+        """What it returns or raises. Only in here a time limit strikes (see ThreadInterrupt in amqtask_pools)."""
         current.set(batch.context)
         try:
             value = batch.plan.batch_call(batch.given) if batch.calls else None
