@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-# Those with tickets before them come back at this part of the time that is left by the measured pace, so that somebody is there
-# whenever a place becomes free; the next ones ask again after this share of a run, one after the other, within these bounds
-# (seconds), and in any case sooner than places become free: at this part of that.
+# Those with tickets before them come back when a rate lets them in; of a concurrency at this part of the time that is left by the
+# measured pace, so that somebody is there whenever a place becomes free. The next ones ask again after this share of a run, one
+# after the other, within these bounds (seconds), and in any case sooner than places become free: at this part of that.
 PACE, SHARE, LEAST_STEP, MOST_STEP, SOONER = 0.8, 0.06, 0.005, 5.0, 0.6
 # Seconds: the shortest wait; the longest; how long a backlog may be that a new call still tries to overtake; what is assumed of
 # runs of which none has ended yet.

@@ -365,7 +365,9 @@ class MemoryStore:
             ticket = line.issued = line.issued + 1
         pace, ahead = self._pace(bound, line, now), min(ticket, line.issued) - line.served
         first = now if bound.places else self._first(bound, line, now)
-        if ahead > bound.places + 1:
+        if not bound.places and ahead > 1:
+            at = first + (ahead - 1) * pace
+        elif ahead > bound.places + 1:
             at = first + ahead * pace * PACE
         else:
             step = pace

@@ -200,7 +200,9 @@ local function draw(bound)
   local pace, ahead = pace_of(bound, line), math.min(ticket, line.issued) - line.served
   local from, at = now, nil
   if bound.places == 0 then from = first(bound) end
-  if ahead > bound.places + 1 then
+  if bound.places == 0 and ahead > 1 then
+    at = from + (ahead - 1) * pace
+  elseif ahead > bound.places + 1 then
     at = from + ahead * pace * {PACE}
   else
     local step = pace

@@ -121,6 +121,29 @@ def test_the_places_are_used_while_somebody_waits(places: int, seconds: float, s
     assert backlog.questions / count < (50 if places == 1 else 20), told
 
 
+@pytest.mark.parametrize(("rate", "burst", "used"), [(160, 160, 0.99), (20, 20, 0.99), (20, 1, 0.7), (5, 1, 0.93)])
+def test_a_rate_is_used_while_somebody_waits(rate: int, burst: int, used: float) -> None:
+    now, count, questions, chance = 0.0, 5 * rate + burst + 50, 0, random.Random(1)
+    store, bound = MemoryStore(lambda: now), Bound("x", "rate", interval=1 / rate, burst=burst)
+    asks = [(number / 1000, number, dict[str, int]()) for number in range(count)]
+    begun: list[tuple[float, int]] = []
+    while asks:
+        now, number, tickets = heapq.heappop(asks)
+        questions += 1
+        verdict = store.enter(_entry(number, bound)._replace(tickets=tickets), 1e9)
+        if verdict == RUN:
+            begun.append((now, number))
+        else:
+            late = verdict.seconds + chance.random() / 100
+            heapq.heappush(asks, (now + late, number, dict(verdict.tickets)))
+
+    displaced = sum(abs(number - place) for place, (_, number) in enumerate(begun)) / count
+    told = f"{questions / count:.1f} questions a run, {displaced:.1f} places away from its own"
+    assert (count - burst) / rate / (begun[-1][0] - begun[0][0]) > used
+    assert questions / count < (4 if burst > 1 or rate < 10 else 8), told
+    assert displaced < 0.05 * count, told
+
+
 def test_those_who_wait_for_a_run_that_does_not_end_ask_ever_more_rarely() -> None:
     now, questions = 0.0, 0
     store, bound = MemoryStore(lambda: now), Bound("x", "concurrency", places=1)
