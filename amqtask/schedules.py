@@ -62,11 +62,12 @@ def zone_named(name: str | tzinfo) -> tzinfo:
     """A time zone by its name ("Europe/Berlin"). Raises: ConfigurationError for one that this machine does not know."""
     if isinstance(name, tzinfo):
         return name
-    if name.upper() == "UTC":
-        return timezone.utc
+    is_utc = name.upper() == "UTC"
     try:
-        return ZoneInfo(name)
+        return ZoneInfo("UTC" if is_utc else name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        if is_utc:  # also where the machine knows no other
+            return timezone.utc
         raise ConfigurationError(
             f"no time zone {name!r} here: say one such as Europe/Berlin; if it is right, install the system's tzdata "
             "or `pip install tzdata`"
@@ -149,7 +150,7 @@ class BaseSchedule:
         """The time zone of this schedule."""
         if self._tz is not None:
             return self._tz
-        zone: tzinfo = self.app.timezone if self.app is not None else timezone.utc
+        zone: tzinfo = self.app.timezone if self.app is not None else zone_named("UTC")
         return zone
 
     @tz.setter

@@ -81,3 +81,44 @@ def test_a_worker_that_does_not_start_shows_its_log(pytester: pytest.Pytester, b
 
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*RuntimeError: the worker ended with exit code 1:*", "*ZeroDivisionError*"])
+
+
+FOR_CELERY = """
+import pytest
+from amqtask.contrib.testing.worker import start_worker
+
+pytest_plugins = ("amqtask.contrib.pytest",)
+
+@pytest.fixture(scope="session")
+def celery_config():
+    return {"broker_url": BROKER, "result_backend": BACKEND, "task_default_queue": QUEUE}
+
+def test_the_worker_of_a_test_uses_the_broker_that_the_configuration_names(celery_app, celery_worker):
+    @celery_app.task
+    def mul(x, y):
+        return x * y
+
+    assert mul.delay(4, 4).get(timeout=90) == 16
+
+def test_so_does_one_that_is_started_by_hand(celery_app):
+    @celery_app.task
+    def add(x, y):
+        return x + y
+
+    with start_worker(celery_app, perform_ping_check=False):
+        assert (add.s(4, 4) | add.s(1)).delay().get(timeout=90) == 9
+"""
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
+def test_fixtures_of_celery_s_take_another_broker(
+    pytester: pytest.Pytester, broker: str, broker_url: str, redis_url: str, rabbit: Broker
+) -> None:
+    url = broker_url if broker == "rabbitmq" else redis_url
+    text = FOR_CELERY.replace("BROKER", repr(url)).replace("BACKEND", repr(redis_url))
+    text = text.replace("QUEUE", repr(rabbit.queue("celerys")))
+    pytester.makepyfile(test_tasks=text)
+
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+
+    result.assert_outcomes(passed=2)

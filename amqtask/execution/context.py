@@ -145,13 +145,14 @@ class Context:
 
 
 def _delivery_info(request: Request) -> dict[str, object]:
+    if request.is_eager:
+        return {"is_eager": True, "exchange": None, "routing_key": None, "priority": None, "redelivered": False}
     return {
         "exchange": request.exchange,
         "routing_key": request.routing_key,
         "priority": request.priority,
         "redelivered": request.redelivered,
         "queue": request.queue,
-        **({"is_eager": True} if request.is_eager else {}),
     }
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MEMORY = {"broker_url": "memory://", "result_backend": "cache+memory://", "flow_store": "memory://"}
 # They would win over the settings.
-VARIABLES = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+VARIABLES = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND")
 
 
 def load(name: str) -> AmqTask:

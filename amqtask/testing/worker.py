@@ -1,4 +1,4 @@
-"""A worker inside a test's process, on the broker `memory://`."""
+"""A worker inside a test's process, on the broker `memory://`, or on another one that a test asks for."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 _NEED_A_PROCESS = GREEN_POOLS | {"prefork"}
 
 
-def _check(app: AmqTask, pool: str) -> None:
-    """Raises: ConfigurationError for a broker or pool that needs processes."""
-    if app.broker.is_shared:
-        raise ConfigurationError("start_worker() is for tests on the in-memory broker: set broker_url = 'memory://'")
+def _check(app: AmqTask, pool: str, *, any_broker: bool) -> None:
+    """Raises: ConfigurationError for a broker that may be anybody's, or a pool that needs processes."""
+    if app.broker.is_shared and not any_broker:
+        raise ConfigurationError(
+            "start_worker() is for tests on the in-memory broker: set broker_url = 'memory://', or say any_broker=True if the "
+            f"messages in {app.broker_name} may be taken"
+        )
     if pool in _NEED_A_PROCESS:
         raise ConfigurationError(f"the {pool} pool needs processes of its own: test with solo, threads or asyncio")
 
@@ -64,6 +67,7 @@ def start_worker(
     queues: Sequence[str] = (),
     hostname: str | None = None,
     timeout: float = 30.0,
+    any_broker: bool = False,
     **options: Any,
 ) -> Iterator[Worker]:
     """A worker of `app` in a thread of this process; at the block's end it finishes what runs and ends.
@@ -73,11 +77,11 @@ def start_worker(
             assert add.delay(2, 2).get(timeout=5) == 4
 
     `timeout` is seconds to become ready, and again to end; `pool` is solo, threads, asyncio or a plug-in; `hostname` its node
-    name, which several workers at once need (default: celery@ and this host); `options` are others of a worker: exclude_queues,
-    task_events, prefetch_multiplier …
+    name, which several workers at once need (default: celery@ and this host); `any_broker` takes tasks from RabbitMQ or Redis,
+    too; `options` are others of a worker: exclude_queues, task_events, prefetch_multiplier …
     Raises: ConfigurationError for another pool or broker; what ended the worker, from the end of the block; TimeoutError.
     """
-    _check(app, pool)
+    _check(app, pool, any_broker=any_broker)
     options |= {"pool": pool, "concurrency": concurrency, "queues": tuple(queues), "hostname": hostname}
     worker = build_worker(app, WorkerOptions(install_signals=False, banner=False, **options))
     with _running(worker, timeout):

@@ -92,12 +92,13 @@ def test_a_bound_task_sees_its_request(app: AmqTask) -> None:
 def test_a_task_that_runs_inline_sees_so_and_its_stamps(app: AmqTask) -> None:
     @app.task(bind=True)
     def seen(self: Any) -> Any:
-        return self.request.delivery_info["is_eager"], self.request.stamps
+        info = self.request.delivery_info
+        return info["is_eager"], info["exchange"], info["routing_key"], info["priority"], self.request.stamps
 
     sig = seen.s()
     sig.stamp(customer="7")
 
-    assert sig.apply().get() == sig.delay().get() == (True, {"customer": "7"})
+    assert sig.apply().get() == sig.delay().get() == (True, None, None, None, {"customer": "7"})
 
 
 def test_retry_runs_again_until_it_succeeds(app: AmqTask) -> None:

@@ -41,6 +41,24 @@ def test_the_queues_are_a_mapping(app: Any) -> None:
     assert "a" in queues.format()
 
 
+def test_the_router_tells_the_queue_of_a_call_as_tests_of_routes_ask_it() -> None:
+    app: Any = AmqTask(
+        "routed",
+        broker="memory://",
+        set_as_current=False,
+        task_default_queue="a",
+        task_routes={"video.*": {"queue": "b", "priority": 3}, "news": {"exchange": "media", "routing_key": "x"}},
+    )
+    route = app.amqp.router.route
+
+    assert route({}, "tasks.add")["queue"].name == "a"
+    assert route({}, "video.cut", args=(1,))["queue"].name == "b"
+    assert route({}, "video.cut", (), {}, None)["priority"] == 3
+    assert route({"queue": "c", "priority": 5}, "video.cut")["queue"].name == "c"
+    assert route({"queue": "c", "priority": 5}, "video.cut")["priority"] == 5
+    assert route({}, "news") == {"exchange": "media", "routing_key": "x"}
+
+
 def test_a_health_check_connects_and_looks_at_a_queue(app: Any) -> None:
     app.send_task("t")
 

@@ -145,7 +145,7 @@ def test_what_is_no_event_or_place_is_an_error(event: str, lat: float, lon: floa
 
 
 def test_a_zone_that_is_not_known_is_an_error_that_says_what_to_do() -> None:
-    assert zone_named("UTC") is UTC
+    assert zone_named("utc") is zone_named("UTC") is crontab().tz is ZoneInfo("UTC")  # programs ask it for its key
     with pytest.raises(ConfigurationError, match="tzdata"):
         zone_named("Europe/Nowhere")
 

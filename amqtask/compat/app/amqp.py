@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from amqtask.protocol.entities import Exchange, Queue
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.topology.routes import Router
+    from amqtask.ground.shapes import Keywords, OptionDict, Options
 
 __all__ = ["AMQP", "Queues", "task_message"]
 
@@ -67,6 +67,30 @@ class Queues(Mapping[str, Queue]):
         return "\n".join(" " * (indent if number or indent_first else 0) + line for number, line in enumerate(lines))
 
 
+class Router:
+    """`app.amqp.router`."""
+
+    def __init__(self, app: AmqTask) -> None:
+        self.app = app
+
+    def route(
+        self,
+        options: Options,
+        name: str,
+        args: Sequence[object] = (),
+        kwargs: Keywords | None = None,
+        task_type: object = None,
+    ) -> OptionDict:
+        """The options of a call, with those of its route, and the Queue under "queue".
+
+        Raises: QueueNotFound, ConfigurationError.
+        """
+        route = self.app.router.route(name, args, kwargs, options, task_type)
+        if route.queue is None:
+            return {**route.options, "exchange": route.exchange, "routing_key": route.routing_key}
+        return {**route.options, "queue": self.app.amqp.queues[route.queue.name]}  # type: ignore[attr-defined] # of attributes.app
+
+
 class AMQP:
     """`app.amqp`."""
 
@@ -84,8 +108,8 @@ class AMQP:
 
     @property
     def router(self) -> Router:
-        """The router, which finds exchange and routing key of a call."""
-        return self.app.router
+        """The router, which finds the queue of a call."""
+        return Router(self.app)
 
     @property
     def routes(self) -> Any:

@@ -13,9 +13,10 @@ from types import ModuleType
 from typing import Any
 
 from amqtask.compat import Same
+from amqtask.compat.names import VersionInfo
 
 __version__ = "5.7.0"
-VERSION = version_info = (5, 7, 0, "", "")
+VERSION = version_info = VersionInfo(5, 7, 0)
 
 
 class Standing:

@@ -28,8 +28,8 @@ def start_worker(
     shutdown_timeout: float = 10.0,
     **kwargs: Any,
 ) -> Iterator[Worker]:
-    """A worker in a thread, ready when the block begins, under a name of its own; see `amqtask.testing.worker.start_worker`.
-    What is no option of ours is left out."""
+    """A worker in a thread, ready when the block begins, under a name of its own, whatever the application's broker is; see
+    `amqtask.testing.worker.start_worker`. What is no option of ours is left out."""
     options = {
         "hostname": f"gen-{uuid.uuid4().hex[:8]}@{gethostname()}",
         **{name: value for name, value in kwargs.items() if name in ours.OPTIONS},
@@ -37,5 +37,5 @@ def start_worker(
         "concurrency": concurrency,
         "shutdown_timeout": max(shutdown_timeout, _PATIENCE),
     }
-    with ours.start_worker(app, **ours.options_of_celery(options)) as worker:
+    with ours.start_worker(app, any_broker=True, **ours.options_of_celery(options)) as worker:
         yield worker
