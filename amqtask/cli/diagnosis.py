@@ -284,8 +284,8 @@ _EVICTED = {
 }
 
 
-def of_redis(facts: Facts) -> Iterator[Finding]:
-    """Eviction, persistence, role and memory of a Redis or Valkey."""
+def of_stores(facts: Facts) -> Iterator[Finding]:
+    """Eviction in a Redis that has results, or locks and places."""
     for setting, other in facts.stores.items():
         policy = other.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
@@ -293,6 +293,10 @@ def of_redis(facts: Facts) -> Iterator[Finding]:
                 "warning", f"setting {setting}", f"names a Redis that evicts keys when memory is short ({policy})",
                 _EVICTED[setting], "maxmemory-policy noeviction, and a Redis of its own for caches.",
             )  # fmt: skip
+
+
+def of_redis(facts: Facts) -> Iterator[Finding]:
+    """Eviction, persistence, role and memory of a Redis or Valkey that is the broker."""
     said = facts.server
     if not said or facts.product == "RabbitMQ":
         return
@@ -350,7 +354,7 @@ def of_redis(facts: Facts) -> Iterator[Finding]:
         )
 
 
-CHECKS = (of_project, of_machine, of_broker, of_management, of_redis)
+CHECKS = (of_project, of_machine, of_broker, of_management, of_stores, of_redis)
 
 
 def diagnose(facts: Facts) -> list[Finding]:
