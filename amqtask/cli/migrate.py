@@ -88,8 +88,8 @@ def command(
     app = _load(settings, is_told=bool(source and queues))
     if source is None:
         refuse_memory(app)
-    origin = _open(app, source) if source else app.broker
-    target = _open(app, destination) if destination else origin
+    origin = open_told(app, source) if source else app.broker
+    target = open_told(app, destination) if destination else origin
     transfers = _transfers(app, queues, tasks)
     _refuse_circles(transfers, origin, target)
     if not force:
@@ -142,8 +142,9 @@ def _load(settings: Globals, *, is_told: bool) -> AmqTask:
         return AmqTask("migrate", set_as_current=False)
 
 
-def _open(app: AmqTask, url: str) -> Broker:
-    is_secure = url.startswith(("amqps:", "rediss", "valkeys"))
+def open_told(app: AmqTask, url: str) -> Broker:
+    """The broker of a URL: with TLS if that says so, or cannot say it (sentinel://) and the application's settings have it."""
+    is_secure = url.startswith(("amqps:", "rediss", "valkeys", "sentinel"))
     options = BrokerOptions(
         url,
         use_ssl=app.conf.broker_use_ssl if is_secure else None,

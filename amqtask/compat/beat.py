@@ -22,7 +22,7 @@ from amqtask.beat.settings_store import CLEANUP
 from amqtask.compat.ticking import Ticking
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.current import current_app
-from amqtask.ground.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger, placed
 from amqtask.schedules import crontab, maybe_schedule
 
 if TYPE_CHECKING:
@@ -308,13 +308,24 @@ class Scheduler:
     # -- sending
 
     def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
-        """Send it, and say so; an entry that cannot be sent is told, and the others go on."""
+        """Send it, and say so; an entry that cannot be sent is told in a line, for as long as the same is wrong with it, and the
+        others go on."""
         logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
+        wrong: dict[str | None, str] = vars(self).setdefault("_wrong", {})
         try:
             result = self.apply_async(entry, producer=producer, advance=False)
-        except Exception as error:  # arguments and routers are the user's; the other entries go on
-            logger.exception("beat: %s (%s) cannot be sent: %s", entry.name, entry.task, error)
+        except Exception as error:  # noqa: BLE001 - arguments and routers are the user's; the other entries go on
+            if wrong.get(entry.name) != str(error):
+                wrong[entry.name] = str(error)
+                cause = error.__cause__ if isinstance(error, SchedulingError) else error
+                text = (
+                    placed(cause)
+                    if isinstance(cause, Exception) and not isinstance(cause, AmqTaskError)
+                    else cause or error
+                )
+                logger.error("beat: %s (%s) cannot be sent: %s", entry.name, entry.task, text)
         else:
+            wrong.pop(entry.name, None)
             logger.debug("%s sent. id->%s", entry.task, getattr(result, "id", None))
 
     def apply_async(self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: object) -> Any:

@@ -104,6 +104,31 @@ def test_a_scheduler_with_a_store_of_its_own_starts_and_stops_with_beat(app: Amq
     assert sent(app)[0].headers["celery_beat_task"] is True
 
 
+def test_an_entry_that_cannot_be_sent_is_told_once_in_a_line_until_it_is_sent(
+    app: AmqTask, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Wrong(ScheduleEntry):
+        is_sound = False
+
+        @property
+        def options(self) -> Any:
+            return {"queue": "beats"} if self.is_sound else {"queue": "beats", "priority": "high"}
+
+        @options.setter
+        def options(self, _: object) -> None: ...
+
+    scheduler = Scheduler(app, schedule={})
+    entry = Wrong(name="wrong", task="t", schedule=60, app=app)
+    for is_sound in (False, False, True, False):
+        entry.is_sound = is_sound
+        scheduler.apply_entry(entry)
+
+    told = [record for record in caplog.records if "cannot be sent" in record.getMessage()]
+    assert len(told) == 2
+    assert all("priority" in record.getMessage() and record.exc_info is None for record in told)
+    assert len(sent(app)) == 1
+
+
 class Fails(Scheduler):
     def tick(self, *_: Any, **__: Any) -> float:
         raise RuntimeError("the lock is gone")

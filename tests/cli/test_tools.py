@@ -12,6 +12,7 @@ import pytest
 from amqtask import AmqTask, Exchange, Queue
 from amqtask.cli.dead import line_of
 from amqtask.cli.main import COMMANDS, run
+from amqtask.cli.migrate import open_told
 from amqtask.cli.output import print_json, print_table
 from amqtask.cli.queues import age
 from amqtask.exceptions import ConfigurationError
@@ -313,3 +314,21 @@ def test_a_report_as_json_has_no_secrets(capsys: pytest.CaptureFixture[str]) -> 
     assert report["broker"] == "amqp://me:**@box:5672//"
     assert report["packages"]["pika"]
     assert "secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("url", "setting", "has_tls"),
+    [
+        ("redis://h:1/0", True, False),
+        ("rediss://h:1/0", None, True),
+        ("sentinel://h:1/0", True, True),
+        ("sentinel://h:1/0", None, False),
+    ],
+)
+def test_brokers_that_migrate_is_told_have_tls_where_their_url_or_the_settings_say_so(
+    url: str, setting: bool | None, has_tls: bool
+) -> None:
+    settings: dict[str, Any] = {"broker_use_ssl": setting, "broker_transport_options": {"master_name": "m"}}
+    app = AmqTask("moves", broker="memory://", set_as_current=False, **settings)
+
+    assert open_told(app, url).info()["ssl"] is has_tls
