@@ -340,6 +340,21 @@ class RedisSuite(TransportSuite):
 
         assert again.bodies == [b"late"]
 
+    def test_an_answer_stays_where_delayed_messages_have_no_place_and_that_is_told(self) -> None:
+        queue, _ = self.work_queue()
+        listener, consumer = self.consume(queue)
+        self.publish(queue, b"1")
+        self.until(lambda: listener.deliveries)
+        self.client.set(f"{self.prefix}amqtask.delay", "not a set")
+
+        later = DelayPlan().delayed(self.follow_up(queue, b"later"), 1)
+        assert self.replaced(consumer, listener.deliveries[0], self.follow_up(queue), later) == [False]
+
+        self.until(lambda: any("delayed messages cannot be looked at" in text for text in listener.warnings))
+        assert len(self.held(queue)) == 1
+        self.client.delete(f"{self.prefix}amqtask.delay")
+        assert self.replaced(consumer, listener.deliveries[0], later) == [True]
+
     # -- queues of a consumer's own
 
     def test_a_queue_goes_with_the_last_of_its_consumers(self) -> None:
@@ -845,6 +860,26 @@ def test_an_exclusive_queue_is_claimed_when_a_full_memory_has_room_again(node: R
     _stop(loop, consumer)
 
     assert listener.fatal == []
+
+
+def test_an_answer_whose_follow_up_a_channel_does_not_take_stays(node: RedisServer) -> None:
+    loop, listener = PikaLoop(), Listener()
+    _publisher(node.url).publish(_message("q"))
+    consumer = open_broker(BrokerOptions(_user(node, channels=())), {}).consumer(
+        loop, listener, name="test", heartbeat=None
+    )
+    consumer.add_queue(Queue("q"), prefetch=10)
+    consumer.start()
+    _turn(loop, lambda: listener.deliveries)
+    said: list[bool] = []
+    to_all = Message(b"", Properties(), "all", "", (Exchange("all", "fanout"),))
+
+    assert consumer.replace(listener.deliveries[0], [_message("next"), to_all], said.append)
+    _turn(loop, lambda: said)
+
+    with redis.Redis.from_url(node.url) as client:
+        assert (said, client.llen("next"), client.hlen("amqtask.held")) == ([False], 0, 1)
+    _stop(loop, consumer)
 
 
 def test_results_are_kept_though_their_user_may_not_publish_them(

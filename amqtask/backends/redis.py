@@ -166,7 +166,7 @@ class RedisChords:
 
         def write(client: Any) -> None:
             stored_body_id = client.get(self._key(group_id, ".b"))
-            if stored_body_id is not None and stored_body_id.decode() != body_id:
+            if stored_body_id is not None and stored_body_id != body_id.encode():
                 return  # some other message that bears this group's id
             pipeline = client.pipeline(transaction=False)
             for suffix in (".j", ".t", ".s", ".d", ".a", ".b"):  # one by one: a cluster's pipeline takes no list

@@ -291,3 +291,13 @@ def test_a_message_with_odd_deaths_is_buried_like_any_other(deaths: Any) -> None
     assert letter is not None
     newest = json.loads(letter.envelope)["headers"]["x-death"][0]
     assert (letter.routing_key, newest["queue"], newest["reason"], newest["count"]) == ("q.dead", "q", "rejected", 1)
+
+
+@pytest.mark.parametrize("note", [b"\xff{", b"null", b"[1]", b"5", b"[" * 100_000, b'{"x-max-length": {}}', b"{}"])
+def test_what_others_note_of_a_queue_is_a_difference_that_is_told(note: bytes) -> None:
+    told: list[str] = []
+    (_, on_reply), *_ = reversed(list(Layout("").declaring(Queue("q", arguments=(("x-max-length", 5),)), told.append)))
+
+    on_reply(note)
+
+    assert [text.startswith("queue 'q' exists with") for text in told] == [True]

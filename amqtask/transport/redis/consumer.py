@@ -324,7 +324,7 @@ class RedisConsumer:
             on_reply(reply)
 
     def _owned(self, consumed: Consumed, owner: Any) -> None:
-        if consumed.is_set_up and (owner is None or owner.decode() != self._id):
+        if consumed.is_set_up and owner != self._id.encode():
             name = consumed.queue.name
             self._fail(
                 OperationalError(f"queue {name!r} cannot be consumed: it is exclusive, and another consumer has it")

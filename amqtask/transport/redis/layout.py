@@ -143,8 +143,8 @@ class Layout:
                 yield ("HSETNX", self.key("amqtask.limits"), queue.name, arguments["x-max-length"]), ignore_reply
 
         def compare(reply: Any) -> None:
-            if isinstance(reply, bytes) and reply.decode() != text and not queue.passive:
-                difference = _difference(json.loads(reply), arguments)
+            if isinstance(reply, bytes) and reply != text.encode() and not queue.passive:
+                difference = _difference(_noted(reply), arguments)
                 if difference:
                     warn(describe_difference(queue, difference))
 
@@ -163,6 +163,15 @@ class Layout:
         member = SEPARATOR.join((binding.routing_key, pattern, binding.destination))
         for table in ("_kombu.binding.", "_kombu.binding_permanent."):
             yield ("SADD", self.key(table + name), member), ignore_reply
+
+
+def _noted(reply: bytes) -> dict[str, Any]:
+    """A queue's arguments as they are noted; anybody may have written there."""
+    try:
+        noted = json.loads(reply)
+    except (ValueError, RecursionError):
+        noted = None
+    return noted if isinstance(noted, dict) else {"its note": repr(reply[:40])}
 
 
 def _difference(existing: dict[str, Any], declared: dict[str, Any]) -> str:

@@ -140,6 +140,12 @@ local function tell(channels, exchange, key, message)
   return redis.call('PUBLISH', channel, message)
 end
 
+-- Whether somebody has written something else there.
+local function takes_delayed()
+  local table, order = redis.call('TYPE', DELAYED).ok, redis.call('TYPE', DELAY).ok
+  return (table == 'none' or table == 'hash') and (order == 'none' or order == 'zset')
+end
+
 local function postpone(id, due, exchange, key, step, message)
   redis.call('HSET', DELAYED, id, exchange..SEP..key..SEP..step..SEP..message)
   redis.call('ZADD', DELAY, due, id)
@@ -441,7 +447,13 @@ for at = 3, #ARGV, 6 do
     local queues = route(ARGV[at + 1], ARGV[at + 2]) or {}
     if (#queues == 0 and ARGV[at + 4] == '1') or is_full(queues) or not all_take(queues, ARGV[at + 3]) then return -1 end
     targets[at] = queues
+  elseif ARGV[at] ~= '' and not takes_delayed() then
+    return -1
   end
+end
+-- A user may not publish to channels: first, so that nothing is done then.
+for at = 3, #ARGV, 6 do
+  if ARGV[at] == '' and not targets[at] then tell(ARGV[2], ARGV[at + 1], ARGV[at + 2], ARGV[at + 5]) end
 end
 if redis.call('EXISTS', TRIES) == 1 then redis.call('HDEL', TRIES, redis.sha1hex(message)) end
 forget(ARGV[1])
@@ -451,8 +463,6 @@ for at = 3, #ARGV, 6 do
     postpone(ARGV[1]..':'..at, ARGV[at], exchange, key, step, text)
   elseif targets[at] then
     for _, target in ipairs(targets[at]) do redis.call('LPUSH', list(target, step), text) end
-  else
-    tell(ARGV[2], exchange, key, text)
   end
 end
 return 1

@@ -10,7 +10,7 @@ from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import clause
 from amqtask.transport.redis.layout import Layout, list_keys
 from amqtask.transport.redis.link import Link, Timers
-from amqtask.transport.redis.publishing import publish_error
+from amqtask.transport.redis.publishing import passes, publish_error
 from amqtask.transport.redis.scripts import RELEASE_DUE, RESERVE, SWEEP
 from amqtask.transport.redis.wire import ReplyError, ignore_reply
 
@@ -256,7 +256,7 @@ class Housekeeping:
         self._renew = renew
         self._due, self._sweep = OneTimer(loop), OneTimer(loop)
         self._is_asking = self._has_changed = False
-        self._has_warned = self._has_looked = False
+        self._has_warned = self._has_looked = self._has_said_why = False
 
     def start(self) -> None:
         """A connection is open."""
@@ -306,8 +306,14 @@ class Housekeeping:
         if not self._link.is_open:
             return
         if isinstance(reply, Exception):
+            if isinstance(reply, ReplyError) and not passes(reply) and not self._has_said_why:
+                self._has_said_why = True
+                self._warn(
+                    f"delayed messages cannot be looked at, so they wait. {publish_error(reply, self._link.server)}"
+                )
             self._look_later(1.0)
             return
+        self._has_said_why = False
         released, wait, homeless = reply
         if homeless and not self._has_warned:
             self._has_warned = True
