@@ -7,7 +7,7 @@ import os
 import re
 import resource
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +18,7 @@ from amqtask.cli.findings import ORDER, Facts, Finding, by_severity
 from amqtask.cli.globals import Globals
 from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.topology import planned, planned_delays
-from amqtask.exceptions import AccessRefused, AmqTaskError, ConfigurationError, OperationalError, QueueNotFound
+from amqtask.exceptions import AccessRefused, AmqTaskError, ConfigurationError, OperationalError
 from amqtask.ground.printable import count
 from amqtask.protocol.entities import Binding, Queue
 from amqtask.transport.broker import open_broker
@@ -28,7 +28,7 @@ from amqtask.transport.redis.urls import SCHEMES
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.transport.contract import Admin, QueueState
+    from amqtask.transport.contract import Admin
     from amqtask.transport.inventory import ManagementApi
     from amqtask.transport.url import BrokerAddress
 
@@ -142,7 +142,7 @@ def _read_broker(facts: Facts) -> None:
         facts.server = admin.about()
         if "server_time" in facts.server:
             facts.clock_ahead = float(facts.server["server_time"]) - (began + time.time()) / 2
-        facts.states = dict(_states(admin, facts.queues))
+        facts.states = admin.states([queue.name for queue in facts.queues])  # others are declared when they are used
         with contextlib.suppress(OperationalError):  # who may not read that may not pause either
             facts.paused = app.control.pauses.read()
         plan = [entity for entity in (*facts.queues, *facts.delays) if not isinstance(entity, Binding)]
@@ -180,14 +180,6 @@ def _is_there(admin: Admin, exchange: str) -> bool:
         return admin.has_exchange(exchange)
     except OperationalError:
         return True  # who may not look does not know
-
-
-def _states(admin: Admin, queues: Iterable[Queue]) -> Iterator[tuple[str, QueueState]]:
-    for queue in queues:
-        try:
-            yield queue.name, admin.state(queue.name)
-        except QueueNotFound:
-            continue  # it is declared when it is first used
 
 
 def _read_management(facts: Facts, management: ManagementApi) -> None:

@@ -236,7 +236,8 @@ class _Look:
     def _look(self) -> list[Row]:
         self.times += 1
         self.missing = {}
-        rows = [self._row(name, dead) for name, dead in self._names]
+        states = self._admin.states([name for pair in self._names for name in pair if name is not None])
+        rows = [self._row(name, dead, states) for name, dead in self._names]
         paused = self._pauses.read()
         for row in rows:
             if (pause := pause_of(paused, row.queue)) is not None:
@@ -258,28 +259,22 @@ class _Look:
 
     def _delayed(self) -> Row | None:
         """All delay queues in a row; None where none has been made yet."""
-        states = [state for name in self._delays if (state := self._state(name)) is not None]
+        states = self._admin.states(self._delays).values()
         if not states:
             return None
         return Row(
             self._delays_name, sum(state.ready for state in states), consumers=max(state.consumers for state in states)
         )
 
-    def _state(self, name: str) -> QueueState | None:
-        try:
-            return self._admin.state(name)
-        except QueueNotFound:
-            return None
-
-    def _row(self, name: str, dead: str | None) -> Row:
+    def _row(self, name: str, dead: str | None, states: Mapping[str, QueueState]) -> Row:
         row = Row(name)
         try:
-            row.ready, row.consumers = self._admin.state(name)
+            row.ready, row.consumers = states.get(name) or self._admin.state(name)
         except QueueNotFound as error:
             self.missing[name] = str(error)
             return row
-        dead_state = None if dead is None else self._state(dead)
-        row.dead = None if dead_state is None else dead_state.ready
+        if dead is not None and dead in states:
+            row.dead = states[dead].ready
         return row
 
     def _age(self, name: str) -> float | None:

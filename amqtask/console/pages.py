@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 import re
@@ -167,22 +168,21 @@ def as_group(group: FailureGroup) -> JsonObject:
 def queues(app: AmqTask) -> JsonObject:
     """The application's queues, their depths, dead letters and pauses."""
     paused = app.control.pauses.read()
-    rows = []
+    rows: list[JsonObject] = []
+    named = list(named_queues(app))
     with app.broker.admin() as admin:
-        for queue, dead in named_queues(app):
-            row: JsonObject = {"queue": queue.name, "ready": None, "consumers": None, "dead": None, "paused": None}
-            try:
-                row["ready"], row["consumers"] = admin.state(queue.name)
-            except QueueNotFound:
-                pass  # it is made with its first message
-            if dead is not None:
-                try:
-                    row["dead"] = admin.count(dead)
-                except QueueNotFound:
-                    pass
-            pause = pause_of(paused, queue.name)
-            row["paused"] = None if pause is None else {"by": pause.by, "since": pause.began}
-            rows.append(row)
+        states = admin.states([queue.name for queue, _ in named])
+        dead_states = admin.states([dead for _, dead in named if dead is not None])
+    for queue, dead in named:
+        # What is not there is made with its first message.
+        ready, consumers = states.get(queue.name, (None, None))
+        pause = pause_of(paused, queue.name)
+        row: JsonObject = {"queue": queue.name, "ready": ready, "consumers": consumers, "dead": None, "paused": None}
+        if dead in dead_states:
+            row["dead"] = dead_states[dead].ready
+        if pause is not None:
+            row["paused"] = {"by": pause.by, "since": pause.began}
+        rows.append(row)
     paused_elsewhere = [asdict(pause) for name, pause in paused.items() if name not in {row["queue"] for row in rows}]
     return {"queues": rows, "paused_elsewhere": paused_elsewhere}
 
@@ -203,16 +203,12 @@ def named_queues(app: AmqTask) -> Iterator[tuple[Queue, str | None]]:
 def dead(app: AmqTask) -> JsonObject:
     """Dead letters of all queues, in groups of queue, task and reason; and the messages themselves."""
     messages: list[JsonObject] = []
-    totals: dict[str, int] = {}
     with app.broker.admin() as admin:
-        for _, name in named_queues(app):
-            if name is None:
-                continue
-            try:
-                totals[name] = admin.count(name)
+        states = admin.states([name for _, name in named_queues(app) if name is not None])
+        totals = {name: state.ready for name, state in states.items()}
+        for name in filter(totals.get, totals):
+            with contextlib.suppress(QueueNotFound):
                 messages += [as_entry(delivery) for delivery in admin.browse(name, MOST_DEAD)]
-            except QueueNotFound:
-                continue
     counts = Counter((entry["queue"], entry["task"], entry["reason"]) for entry in messages)
     groups = [
         {"queue": queue, "task": name, "reason": reason, "count": number}

@@ -51,6 +51,8 @@ DELIVERY_SECONDS = 10.0
 QUIET_SECONDS = 1.0
 # Seconds for one host to take the connection. Its answers may take long: it may have a million messages to delete.
 CONNECT_SECONDS, ANSWER_SECONDS = 4.0, 3600.0
+# Queues that are asked about before the first answer has come.
+ASKED_AT_ONCE = 200
 
 
 def publish_pairs(publisher: Publisher, pairs: Sequence[tuple[Delivery, Message]], done: Moved) -> list[Delivery]:
@@ -84,6 +86,16 @@ class AdminLink(Link):
     def ask_for(self, method: object, answer: AnswerClasses) -> Any:
         """Ask the broker, however long the answer takes. Raises: LinkLost."""
         return self.call(method, answer, time.monotonic() + ANSWER_SECONDS, f"asking about {self.queue!r}")
+
+    def await_answers(self, count: int) -> None:
+        """Wait for so many answers. Raises: LinkLost; those that came before are there nevertheless."""
+        self.demand(lambda: len(self._answers) >= count, time.monotonic() + ANSWER_SECONDS, "asking about many queues")
+
+    def take_answers(self) -> list[Any]:
+        """What has come."""
+        answers = list(self._answers)
+        self._answers.clear()
+        return answers
 
     def get(self, *, no_ack: bool = False) -> Delivery | None:
         """The first message of the queue. Raises: LinkLost."""
@@ -142,6 +154,28 @@ class QueueAdmin:
         """How many messages are ready in the queue, and how many consumers it has."""
         with self.channel(queue) as link:
             return _state(link)
+
+    def states(self, queues: Sequence[str]) -> dict[str, QueueState]:
+        """Of those of these queues that are there. One that is not closes the channel: those behind it are asked about again."""
+        found: dict[str, QueueState] = {}
+        waiting = list(queues)
+        while waiting:
+            asked = waiting[:ASKED_AT_ONCE]
+            try:
+                answers = self._states(asked)
+            except QueueNotFound:
+                answers = [_state_of(answer) for answer in self._link.take_answers()]
+                del asked[len(answers) + 1 :]
+            found.update(zip(asked, answers, strict=False))
+            del waiting[: len(asked)]
+        return found
+
+    def _states(self, asked: Sequence[str]) -> list[QueueState]:
+        with self.channel(asked[0]) as link:
+            for name in asked:
+                link.put(spec.Queue.Declare(queue=name, passive=True))
+            link.await_answers(len(asked))
+            return [_state_of(answer) for answer in link.take_answers()]
 
     def has_exchange(self, name: str) -> bool:
         """Whether there is such an exchange."""
@@ -300,7 +334,10 @@ def refusal_error(cause: ChannelClosedByBroker, queue: str) -> OperationalError 
 
 
 def _state(link: AdminLink) -> QueueState:
-    answer = link.ask_for(spec.Queue.Declare(queue=link.queue, passive=True), spec.Queue.DeclareOk)
+    return _state_of(link.ask_for(spec.Queue.Declare(queue=link.queue, passive=True), spec.Queue.DeclareOk))
+
+
+def _state_of(answer: Any) -> QueueState:
     return QueueState(int(answer.message_count), int(answer.consumer_count))
 
 

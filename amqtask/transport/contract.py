@@ -290,6 +290,9 @@ class QueueJobs(Protocol):
 
     def state(self, queue: str) -> QueueState: ...
 
+    def states(self, queues: Sequence[str]) -> dict[str, QueueState]:
+        """Of those of these queues that are there; many are asked about in one round trip. Raises OperationalError only."""
+
     def purge(self, queue: str) -> int:
         """Delete the ready messages; how many there were."""
 

@@ -66,6 +66,16 @@ def test_a_queue_is_counted_looked_at_emptied_and_deleted(office: Office) -> Non
     assert office.broker.queue_names() == ["other"]
 
 
+def test_many_queues_are_asked_about_at_once_whichever_of_them_are_there(office: Office) -> None:
+    office.put(b"1", b"2")
+    names = ["no-1", "work", *["other", "no-2", "work"] * 150, "no-3"]
+
+    assert office.admin.states(names) == {"work": (2, 0), "other": (0, 0)}
+    assert office.admin.states([]) == {}
+    assert office.admin.states(["no-1"]) == {}
+    assert office.admin.state("work") == (2, 0)
+
+
 def test_after_a_refusal_the_connection_is_used_on(office: Office) -> None:
     with pytest.raises(QueueNotFound, match="'nothing'"):
         office.admin.state("nothing")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,14 +57,28 @@ class RedisJobs:
 
     def state(self, queue: str) -> QueueState:
         """How many messages are ready; Redis does not know consumers. Raises: QueueNotFound, PublishError."""
-        is_declared, has_bindings, *sizes = self._ask(
+        state = self.states([queue]).get(queue)
+        if state is None:
+            raise QueueNotFound(f"there is no queue {queue!r} on this broker.")
+        return state
+
+    def states(self, queues: Sequence[str]) -> dict[str, QueueState]:
+        """Of those of these queues that are there."""
+        questions = [self._questions(queue) for queue in queues]
+        answers = iter(self._ask(*(question for about_one in questions for question in about_one)) if questions else ())
+        found = {}
+        for queue, about_one in zip(queues, questions, strict=True):
+            is_declared, has_bindings, *sizes = [next(answers) for _ in about_one]
+            if is_declared or has_bindings or sum(sizes):
+                found[queue] = QueueState(sum(sizes), 0)
+        return found
+
+    def _questions(self, queue: str) -> list[tuple[str, ...]]:
+        return [
             ("HEXISTS", self._layout.key("amqtask.queues"), queue),
             ("EXISTS", self._layout.key(f"_kombu.binding.{queue}")),
             *(("LLEN", key) for key in self._keys(queue)),
-        )
-        if not is_declared and not has_bindings and not sum(sizes):
-            raise QueueNotFound(f"there is no queue {queue!r} on this broker.")
-        return QueueState(sum(sizes), 0)
+        ]
 
     def purge(self, queue: str) -> int:
         """Delete the ready messages. Raises: QueueNotFound, PublishError."""
@@ -301,12 +315,13 @@ class RedisAdmin(RedisJobs):
         """Where delayed messages wait."""
         return (DELAYED,)
 
-    def state(self, queue: str) -> QueueState:
-        """How many messages are ready."""
-        if queue == DELAYED:
+    def states(self, queues: Sequence[str]) -> dict[str, QueueState]:
+        """Also of what is delayed."""
+        found = super().states([queue for queue in queues if queue != DELAYED])
+        if DELAYED in queues:
             (size,) = self._ask(("ZCARD", self._layout.key("amqtask.delay")))
-            return QueueState(size, 0)
-        return super().state(queue)
+            found[DELAYED] = QueueState(size, 0)
+        return found
 
     def count(self, queue: str) -> int:
         """How many messages are ready."""
