@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from amqtask import signals
 from amqtask.cli.globals import COMPLETE_VARIABLE, PROGRAM, Globals, ParamType
+from amqtask.ground.moments import moment
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -101,9 +102,6 @@ class CommaList(ParamType):
         return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
 rate_option = click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
@@ -119,14 +117,10 @@ class Moment(ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         if isinstance(value, datetime):
             return value
-        written = str(value).strip()
-        number, unit = written[:-1], _UNITS.get(written[-1:])
         try:
-            if unit is not None and number.replace(".", "", 1).isdigit():
-                return datetime.now().astimezone() - timedelta(seconds=float(number) * unit)
-            return datetime.fromisoformat(written).astimezone()
-        except (ValueError, OverflowError):
-            self.fail(f"{written!r} is no time: 2026-11-30T08:15, or so long ago: 30s, 10m, 2h, 7d", param, ctx)
+            return moment(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 queues_option = click.option(

@@ -9,11 +9,12 @@ import math
 import re
 from collections import Counter
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from amqtask.console.workflow import Workflow, numbers
-from amqtask.exceptions import QueueNotFound
+from amqtask.exceptions import ConfigurationError, QueueNotFound
+from amqtask.ground.moments import moment
 from amqtask.history.client import MOST_OF_WORKFLOW
 from amqtask.protocol.message import Delivery
 from amqtask.remote.pauses import pause_of
@@ -67,21 +68,18 @@ def asked(query: Mapping[str, str]) -> Search:
     }
 
 
-_AGO = {"1h": timedelta(hours=1), "1d": timedelta(days=1), "7d": timedelta(days=7)}
-
-
-def _moment(written: str) -> datetime | timedelta | None:
-    """`1h`, `1d`, `7d`, or a time in ISO 8601; anything else is no limit."""
-    if written in _AGO:
-        return _AGO[written]
+def _moment(written: str) -> datetime | None:
+    """A time as it is written in a form; "": no limit. What is none must not stand for all tasks."""
     try:
-        return datetime.fromisoformat(written).astimezone() if written else None
-    except (ValueError, OverflowError):
-        return None
+        return moment(written) if written.strip() else None
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def _stamp(written: str) -> tuple[str, str] | None:
     name, separator, value = written.partition("=")
+    if written.strip() and not separator:
+        raise ConfigurationError(f"a stamp is asked for as name=value, not {written[:100]!r}")
     return (name, value) if separator else None
 
 
