@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import fields
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from amqtask import signals
@@ -46,7 +48,12 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
     _check_hostname(hostname, app.conf.control_exchange)
     _override_settings(app, options)
     if signals.celeryd_init:
-        signals.celeryd_init.send(sender=hostname, instance=None, conf=app.conf, options=options)
+        signals.celeryd_init.send(
+            sender=hostname,
+            instance=SimpleNamespace(app=app, hostname=hostname),  # there is no worker yet
+            conf=app.conf,
+            options={field.name: getattr(options, field.name) for field in fields(options)},
+        )
     _load_tasks(app, options)
     pool_class = find_pool(options.pool or app.conf.worker_pool)
     _check_limits(app, pool_class)
@@ -71,6 +78,11 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
     worker = WorkerBuilder(app, options, hostname, pool_class, queues, slots, paused).build()
     if signals.celeryd_after_setup:
         signals.celeryd_after_setup.send(sender=hostname, instance=worker, conf=app.conf)
+        # A receiver may have selected others: instance.app.amqp.queues.select_add(…).
+        worker.lifecycle.queues = _selected(app, hostname)
+        for work in worker.lifecycle.queues:
+            if work.queue.name not in worker.work_queues:
+                worker.add_queue(*work)
     return worker
 
 
@@ -187,6 +199,10 @@ def _queue_slots(app: AmqTask, options: WorkerOptions) -> dict[str, QueueSlots]:
 def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[WorkQueue, ...]:
     if options.exclude_queues:
         app.queues.deselect(options.exclude_queues)
+    return _selected(app, hostname)
+
+
+def _selected(app: AmqTask, hostname: str) -> tuple[WorkQueue, ...]:
     queues = [as_consumed(queue) for queue in app.queues.consumed]
     if app.conf.worker_direct:
         queues.append(direct_queue(hostname))

@@ -112,6 +112,8 @@ class Lifecycle:
         self._handlers = SignalHandlers(worker.loop, self.shutdown.on_signal)
         self._busy_check = Ticker(worker.loop, BUSY_CHECK_SECONDS, self.look_at_long_tasks)
         self._orphans = Ticker(worker.loop, LOOK_FOR_ZOMBIES_EVERY, Orphans().reap) if os.getpid() == 1 else None
+        # To be consumed from the start.
+        self.queues = setup.queues
         # How many had ended when all slots were first seen busy with the present tasks, and when that was.
         self._ended_before = 0
         self._busy_since: float | None = None
@@ -153,7 +155,7 @@ class Lifecycle:
             worker.throttle.set_rate(name, limit)
         worker.steps.look()
         worker.publisher.start()
-        for queue, dead_letter in setup.queues:
+        for queue, dead_letter in self.queues:
             self.consume(queue, dead_letter)
         worker.consumer.start()
         self._busy_check.start()

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from amqtask import signals
+from amqtask import AmqTask, signals
+from amqtask.testing.worker import start_worker
 
 
 class Listener:
@@ -99,3 +100,36 @@ def test_signals_show_what_celery_s_do(signal: Any) -> None:
 def test_the_class_is_in_both_places() -> None:
     dispatch = importlib.import_module("amqtask.utils.dispatch")
     assert importlib.import_module("amqtask.utils.dispatch.signal").Signal is dispatch.Signal
+
+
+def test_receivers_configure_a_worker_before_it_starts_and_add_queues() -> None:
+    seen: list[Any] = []
+
+    def configure(sender: str, instance: Any, conf: Any, options: Any, **_: Any) -> None:
+        conf.task_annotations = {"add": {"rate_limit": "1000/s"}}
+        seen.append(
+            (sender, instance.hostname, instance.app.main, options["concurrency"], options.get("no_such_option"))
+        )
+
+    def add_queue(sender: str, instance: Any, **_: Any) -> None:
+        instance.app.amqp.queues.select_add("extra")
+        instance.app.amqp.queues.deselect("left")
+        seen.append(sender)
+
+    with AmqTask(
+        "early", broker="memory://", backend="cache+memory://", set_as_current=False, task_queues=["main", "left"],
+        task_default_queue="main",
+    ) as app:  # fmt: skip
+        add = app.task(name="add")(lambda x, y: x + y)
+        signals.celeryd_init.connect(configure)
+        signals.celeryd_after_setup.connect(add_queue)
+        try:
+            with start_worker(app, pool="threads", concurrency=2, hostname="w@h") as worker:
+                assert add.apply_async((1, 2), queue="extra").get(60) == 3
+                assert add.delay(2, 2).get(60) == 4
+                assert sorted(queue.name for queue in worker.consumed) == ["extra", "main"]
+        finally:
+            signals.celeryd_init.disconnect(configure)
+            signals.celeryd_after_setup.disconnect(add_queue)
+        assert add.rate_limit == "1000/s"
+    assert seen == [("w@h", "w@h", "early", 2, None), "w@h"]
