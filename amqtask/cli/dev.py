@@ -74,7 +74,7 @@ def _serve(settings: Globals, port: int, console_port: int | None) -> int:
     reload, memory = load("amqtask.cli.reload"), load("amqtask.transport.memory.server")
     with tempfile.TemporaryDirectory(prefix="amqtask-dev-") as folder:
         environment = {_PORT: str(port), _FOLDER: folder}
-        console = _Console(settings.started_in, environment, console_port)
+        console = _Console(settings.started_in, environment)
         reloader = reload.Reloader(
             daemon.this_command(),
             folder=settings.started_in,
@@ -99,6 +99,7 @@ def _serve(settings: Globals, port: int, console_port: int | None) -> int:
             err=True,
         )
         try:
+            console.listen(console_port)
             code: int = reloader.run()
         finally:
             console.stop()
@@ -111,12 +112,15 @@ class _Console:
     what the code says of queues and periodic tasks; one that has ended otherwise is started again. Who asks meanwhile waits: this
     process has the socket that it listens on."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], port: int | None) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self._folder, self._environment = folder, environment
         self._listener: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._is_outdated = False
+
+    def listen(self, port: int | None) -> None:
+        """Take the port, or say why there is no console. None: none is wanted."""
         missing = [name for name in _CONSOLE_NEEDS if importlib.util.find_spec(name) is None]
         if missing and port is not None:
             echo("dev: no console, for it is not installed: pip install 'amqtask[console]'", err=True)
