@@ -54,7 +54,7 @@ STUCK_SECONDS, WATCH_SECONDS, LONGEST_RENEWAL_PAUSE = 3.0, 1.0, 60.0
 # Seconds until the next attempt when queues or rights are missing.
 RETRY_SECONDS = 60.0
 # Its queues have many declarations: after so many seconds those of a worker that starts are not in the way of its first task.
-START_SECONDS = 0.2
+START_SECONDS = 1.0
 
 
 class _Held:
