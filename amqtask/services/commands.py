@@ -433,9 +433,10 @@ def add_consumer(control: Control, arguments: CommandArguments) -> object:
     is_consumed = control.operations.consume(queue, dead_letter, slots)
     for shard in control.make_shards(queue):
         control.operations.consume(*shard)
+    name = arguments.get("queue")  # a worker's own queue of a broadcast has another, which says nothing
     if not is_consumed:
-        return {"ok": f"add consumer {queue.name}, which is paused: it is consumed when somebody resumes it"}
-    return {"ok": f"add consumer {queue.name}"}
+        return {"ok": f"add consumer {name}, which is paused: it is consumed when somebody resumes it"}
+    return {"ok": f"add consumer {name}"}
 
 
 def cancel_consumer(control: Control, arguments: CommandArguments) -> object:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from amqtask.pool import Pool, Running
     from amqtask.protocol.entities import Queue
     from amqtask.topology.slots import QueueSlots
+    from amqtask.worker.options import WorkQueue
     from amqtask.worker.revoked import Stamp
     from amqtask.worker.worker import Worker
 
@@ -167,6 +168,9 @@ class Operations:
     def consume(self, queue: Queue, dead_letter: Queue | None, slots: QueueSlots | None = None) -> bool:
         """Consume one more queue, unless it is consumed already; with slots of its own, if they are given. False: it is paused,
         and consumed when it is resumed. Raises: ConfigurationError (so many cannot be kept free)."""
+        own = self._own_of(queue)
+        if own is not None:
+            queue, dead_letter = own
         if slots is not None:
             self._worker.divide(queue.name, slots)
         if queue.name in self._worker.windows.by_queue:
@@ -174,6 +178,14 @@ class Operations:
         is_consumed = self._worker.lifecycle.consume(queue, dead_letter)
         self._worker.windows.resize()
         return is_consumed
+
+    def _own_of(self, queue: Queue) -> WorkQueue | None:
+        """The queue that this worker has of this broadcast already: with a second one it would run everything twice."""
+        for work in self._worker.work_queues.values() if queue.broadcast else ():
+            own = work.queue
+            if own.broadcast and (own.exchange, own.routing_key) == (queue.exchange, queue.routing_key):
+                return work
+        return None
 
     def pause(self, queue: str) -> bool:
         """Consume a queue no more until `resume`, and requeue what has not begun. False: it was not consumed."""
@@ -186,7 +198,13 @@ class Operations:
     def _with_shards(self, queue: str) -> list[str]:
         known = self._worker.work_queues.keys() | self._worker.lifecycle.paused.keys()
         shards = f"{queue}.fair."
-        return [queue, *sorted(name for name in known if name.startswith(shards) and base_of(name) == queue)]
+        # Of a broadcast it has a queue of its own, which nobody else can name.
+        own = [
+            name
+            for name, work in self._worker.work_queues.items()
+            if work.queue.broadcast and work.queue.exchange is not None and work.queue.exchange.name == queue
+        ]
+        return [queue, *own, *sorted(name for name in known if name.startswith(shards) and base_of(name) == queue)]
 
     def _pause(self, queue: str) -> bool:
         worker = self._worker

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from amqtask import AmqTask, chain, chord, group
+from amqtask import AmqTask, Broadcast, Queue, chain, chord, group
 from amqtask.exceptions import ConfigurationError, Reject, TaskRevokedError, Unroutable
 from amqtask.testing.worker import start_worker
 from integration.waiting import eventually
@@ -189,6 +189,34 @@ def test_a_worker_is_asked_over_the_in_memory_broker(over_rpc: AmqTask) -> None:
         assert [queue["name"] for queue in queues[node]] == ["amqtask"]
         over_rpc.control.add_consumer("more", destination=[node], reply=True)
         assert over_rpc.send_task("double", (4,), queue="more").get(timeout=60) == 8
+
+
+def test_the_consumer_of_a_broadcast_is_known_by_its_name() -> None:
+    app = AmqTask("all", broker="memory://", task_queues=[Broadcast("news"), Queue("work")], set_as_current=False)
+    heard: list[int] = []
+    app.task(name="hear")(heard.append)
+
+    def tell(number: int) -> None:
+        app.send_task("hear", (number,), queue="news")
+        app.send_task("hear", (-number,), queue="work")
+
+    with app, start_worker(app) as worker:
+        to_it: Any = {"destination": [worker.setup.hostname], "reply": True}
+        app.control.add_consumer("news", **to_it)
+        tell(1)
+        eventually(lambda: sorted(heard) == [-1, 1], what=lambda: str(heard))
+
+        ((_, said),) = app.control.cancel_consumer("news", **to_it)[0].items()
+        assert said == {"ok": "no longer consuming from news"}
+        tell(2)
+        eventually(lambda: -2 in heard)
+        assert 2 not in heard
+
+        app.control.add_consumer("news", **to_it)
+        eventually(lambda: heard.count(2) == 1)
+        tell(3)
+        eventually(lambda: {3, -3} <= set(heard))
+        assert sorted(heard) == [-3, -2, -1, 1, 2, 3]
 
 
 def test_what_waits_in_the_in_memory_broker_is_purged(over_rpc: AmqTask) -> None:
