@@ -19,6 +19,7 @@ import pytest
 from amqtask import AmqTask
 from amqtask.beat.operating import Schedules
 from amqtask.console.access import Access
+from amqtask.console.alerts import destinations
 from amqtask.console.alerts.facts import FactFinder
 from amqtask.console.alerts.rules import Facts, QueueFacts, problems, rules, unknown
 from amqtask.console.alerts.watch import CALM_SECONDS, Watch
@@ -179,6 +180,49 @@ def test_a_destination_that_is_away_is_told_later_in_order(watched: Watched, hoo
     assert [body["state"] for body in hook.bodies] == ["firing", "resolved"]
     watched.after(600, QUIET)
     assert len(hook.bodies) == 2
+
+
+class _Mute(socketserver.BaseRequestHandler):
+    """Takes connections, and says nothing until the other end is tired of it."""
+
+    asked = 0
+
+    def handle(self) -> None:
+        type(self).asked += 1
+        while self.request.recv(1000):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["webhook", "mail"])
+def test_a_destination_that_hangs_is_asked_once_at_a_look(
+    kind: str, tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(destinations, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(_Mute, "asked", 0)
+    dead = tuple(QueueFacts(f"q{number}", 0, 1, False, f"q{number}.dead", 1) for number in range(8))
+    facts = Facts(queues=dead, failures_per_minute=0.0, late={})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Mute) as server, served(server):
+        host, port = server.server_address[:2]
+        hangs = f"http://127.0.0.1:{port}/" if kind == "webhook" else "mailto:ops@example.org"
+        mail = {"host": host, "port": port, "from": "amqtask@example.org"}
+        watched = Watched(tmp_path, console_alert_to=[hangs, hook.url], console_mail=mail)
+        watched.after(0, facts)
+
+        assert len(hook.bodies) == 8
+        assert _Mute.asked == 1
+        watched.after(3600, facts)
+        assert (len(hook.bodies), _Mute.asked) == (8, 2)
+        watched.app.close()
+
+
+def test_a_watch_that_is_stopped_tells_nobody_else(watched: Watched, hook: Hook) -> None:
+    watched.watch.stop()
+    watched.after(0, DEAD)
+    assert hook.bodies == []
+
+    watched.restart()
+    watched.after(15, DEAD)
+    assert len(hook.bodies) == 1
 
 
 def test_a_problem_must_last_as_long_as_its_rule_says(watched: Watched, hook: Hook) -> None:

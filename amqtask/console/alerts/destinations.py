@@ -31,6 +31,10 @@ class NotTold(OperationalError):
     """A destination does not take it now."""
 
 
+class NoAnswer(NotTold):
+    """It says nothing, so it would not take another one either."""
+
+
 @dataclass(frozen=True, slots=True)
 class Destination:
     """One of `console_alert_to`. `mark` stands for it in the index and in logs: its address may be a secret."""
@@ -114,8 +118,10 @@ def _post(url: str, body: Mapping[str, object]) -> None:
             answer.read(1)
     except urllib.error.HTTPError as error:
         raise NotTold(f"HTTP status {error.code}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise NotTold(f"{getattr(error, 'reason', None) or error}") from error
+    except OSError as error:
+        raise NoAnswer(f"{getattr(error, 'reason', None) or error}") from error
+    except (http.client.HTTPException, ValueError) as error:
+        raise NotTold(str(error)) from error
 
 
 def _mail(address: str, mail: Mapping[str, object], body: Mapping[str, object]) -> None:
@@ -140,5 +146,8 @@ def _mail(address: str, mail: Mapping[str, object], body: Mapping[str, object]) 
             if mail.get("user"):
                 server.login(str(mail["user"]), str(mail.get("password") or ""))
             server.send_message(message)
-    except (OSError, smtplib.SMTPException, ValueError) as error:
-        raise NotTold(str(error)) from error
+    except (smtplib.SMTPException, ValueError) as error:
+        is_answer = not isinstance(error, smtplib.SMTPServerDisconnected)
+        raise (NotTold if is_answer else NoAnswer)(str(error)) from error
+    except OSError as error:  # an SMTPException is one, too
+        raise NoAnswer(str(error)) from error

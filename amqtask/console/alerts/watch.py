@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from amqtask.console.alerts.destinations import Destination, NotTold, destinations
+from amqtask.console.alerts.destinations import Destination, NoAnswer, NotTold, destinations
 from amqtask.console.alerts.facts import FactFinder
 from amqtask.console.alerts.log import AlertLog, note_depths
 from amqtask.console.alerts.rules import Facts, Problem, problems, rules, unknown
@@ -128,16 +128,23 @@ class Watch:
         }
 
     def _tell(self, now: float) -> None:
-        while (notice := self.log.claim(now)) is not None:
+        # Who does not answer is asked once at a look: the others, and the next look, do not wait for each of many alerts.
+        silent: dict[str, str] = {}
+        while not self._stop.is_set() and (notice := self.log.claim(now)) is not None:
             destination = self.destinations.get(notice.destination)
             if destination is None:
                 self.log.told(notice, now)  # the settings have it no longer
+                continue
+            if notice.destination in silent:
+                self.log.failed(notice, now, silent[notice.destination])
                 continue
             try:
                 destination.tell(notice.body)
             except NotTold as error:
                 logger.warning("alerts: %s is not told, trying again: %s", notice.destination, error)
                 self.log.failed(notice, now, str(error))
+                if isinstance(error, NoAnswer):
+                    silent[notice.destination] = str(error)
             else:
                 self.log.told(notice, now)
 
