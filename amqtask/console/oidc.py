@@ -144,7 +144,8 @@ class OidcLogin:
         name = claims.get(options.user_claim)
         if not isinstance(name, str) or not name:
             raise Denied(403, f"the provider says no {options.user_claim}")
-        if options.user_claim == "email" and claims.get("email_verified") is False:
+        # Some providers write it as a text.
+        if options.user_claim == "email" and claims.get("email_verified", True) not in (True, None, "true"):
             raise Denied(403, f"the provider has not verified the address {name}")
         groups = claims.get(options.groups_claim)
         names = {name, *(group for group in groups if isinstance(group, str))} if isinstance(groups, list) else {name}
