@@ -36,7 +36,7 @@ _COLUMNS = (
 @json_option
 @click.pass_obj
 def command(settings: Globals, timeout: float, as_json: bool) -> int:
-    """The workers that answer; and with task_history those that are gone without a word. Exit code 69 when none answers."""
+    """The workers that answer; with task_history those that are silent or gone, too. Exit code 69 when none answers."""
     with load_shared(settings) as app:
         rows = worker_rows(app, timeout)
     if as_json:

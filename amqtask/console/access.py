@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +117,7 @@ class Access:
             return name
         if self.users or self.login is not None:
             return self._logged_in(headers.get("authorization", ""))
-        if (urlsplit(f"//{headers.get('host', '')}").hostname or "") not in _LOCAL:
+        if _split(f"//{headers.get('host', '')}").hostname not in _LOCAL:
             raise Denied(
                 403, "without users the console is for http://localhost only"
             )  # another name may be an attacker's
@@ -147,6 +147,14 @@ class Access:
         if site is not None:
             is_own = site in ("same-origin", "none")
         else:
-            is_own = origin is None or urlsplit(origin).netloc == headers.get("host")
+            is_own = origin is None or _split(origin).netloc == headers.get("host")
         if not is_own:
             raise Denied(403, "this request comes from a page of another site")
+
+
+def _split(url: str) -> SplitResult:
+    """What a stranger says is an address; of what is none nothing."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")

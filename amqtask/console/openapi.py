@@ -77,8 +77,8 @@ SCHEMAS: dict[str, JsonObject] = {
     "DeadLetter": _of(id=_Text, task=_Text, queue=str, reason=str, exception=object, attempts=object, host=object, died_at=_Text),
     "Worker": _of(
         {"last_heard": datetime},
-        worker=str, state={"enum": ["there", "gone"]}, is_celery=bool, pool=_Text, scales=dict[str, int] | None, slots=object,
-        running=_Number, done=_Number,
+        worker=str, state={"enum": ["there", "silent", "gone"]}, is_celery=bool, pool=_Text,
+        scales=dict[str, int] | None, slots=object, running=_Number, done=_Number,
         prefetch=object, up=object, pid=object, queues=_list({}), paused=_list({}), tasks=_list({"type": "object"}),
     ),
     "Line": {"anyOf": [_ref(name) for name in ("TaskLine", "GroupLine", "ExpectedLine", "HiddenLine")]},
@@ -112,7 +112,7 @@ _SEARCH = {
     "state": "The state", "task": "The task's name", "queue": "Its queue", "worker": "The worker that had it last",
     "error": "The class of its exception", "text": "Words in its arguments or its error; addr* for all that begin so",
     "stamp": "name=value", "root_id": "The root of its workflow",
-    "since": "First heard of since then: 1h, 1d, 7d, or a time in ISO 8601", "until": "First heard of before that",
+    "since": "First heard of since then: 10m, 2h, 7d ago, or a time in ISO 8601", "until": "First heard of before that",
 }  # fmt: skip
 # path → (what it is, parameters of the query, what it answers)
 PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
@@ -155,7 +155,7 @@ PAGES: dict[str, tuple[str, dict[str, str], JsonObject]] = {
     ),
     "/failures": (
         "Failures in groups of task and exception",
-        {"since": "1h, 1d (the default), 7d, or a time in ISO 8601"},
+        {"since": "10m, 2h, 1d (the default) ago, or a time in ISO 8601"},
         _of(since=str, groups=_list(_ref("FailureGroup"))),
     ),
     "/dead": (

@@ -229,14 +229,14 @@ def workers(app: AmqTask) -> JsonObject:
 
 
 def worker_rows(app: AmqTask, timeout: float) -> list[JsonObject]:
-    """A row for each worker that answers; with task_history also for those that are gone without a word."""
+    """A row for each worker that answers; with task_history also for those that are there, or gone, without a word."""
     stats = app.control.ask("stats", {}, timeout=timeout)
     names = list(stats)
     active = app.control.ask("active", {"safe": True}, timeout=timeout, limit=len(names)) if names else {}
     consumed = app.control.ask("active_queues", {}, timeout=timeout, limit=len(names)) if names else {}
     rows = [_worker_row(name, stats[name], active.get(name), consumed.get(name)) for name in sorted(names)]
     if app.conf.task_history:
-        rows += [_gone(worker) for worker in app.history.workers() if worker.is_gone and worker.hostname not in stats]
+        rows += [_unheard(one) for one in app.history.workers() if one.is_online and one.hostname not in stats]
     return rows
 
 
@@ -297,6 +297,10 @@ def _mapping(value: object) -> JsonObject:
     return value if isinstance(value, dict) else {}
 
 
-def _gone(worker: PastWorker) -> JsonObject:
+def _unheard(worker: PastWorker) -> JsonObject:
     row = _worker_row(worker.hostname, {}, None, None)
-    return row | {"state": "gone", "done": worker.processed, "last_heard": worker.last_heard}
+    return row | {
+        "state": "gone" if worker.is_gone else "silent",
+        "done": worker.processed,
+        "last_heard": worker.last_heard,
+    }

@@ -335,6 +335,7 @@ def test_a_queue_is_purged_only_when_its_name_is_typed(shown: Shown) -> None:
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ],
@@ -506,6 +507,27 @@ def test_hostile_names_of_workers_queues_and_searches_are_shown_as_text(shown: S
         page = shown.page(f"{path}?{query}" if path != "/failures" else "/failures?since=7d")
         assert EVIL not in page, path
         assert "&lt;script&gt;" in page, path
+
+
+def test_a_worker_that_was_heard_of_and_does_not_answer_is_shown(shown: Shown) -> None:
+    now, beat = time.time(), {"type": "worker-heartbeat", "freq": 2.0}
+    shown.app.conf.update(task_history=True)
+    shown.app.history.index.take(
+        [
+            {**beat, "hostname": "busy@host", "timestamp": now},
+            {**beat, "hostname": "gone@host", "timestamp": now - 60},
+            {**beat, "hostname": "left@host", "timestamp": now, "type": "worker-offline"},
+        ]
+    )
+
+    states = {row["worker"]: row["state"] for row in shown.client.get("/api/workers").json()["workers"]}
+    assert states == {"busy@host": "silent", "gone@host": "gone"}
+    assert "It does not answer" in shown.page("/workers")
+
+
+@pytest.mark.parametrize("host", ["[", "[::1", "localhost[", "evil.example", ":80"])
+def test_a_host_that_is_none_of_this_machine_s_gets_nothing(shown: Shown, host: str) -> None:
+    assert shown.client.get("/", headers={"Host": host}).status_code == 403
 
 
 @pytest.mark.parametrize("odd", [f"since={EVIL}", "since=yesterday", "until=9", "since=99999999999d", "stamp=tenant"])
