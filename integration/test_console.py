@@ -233,6 +233,29 @@ def test_an_open_page_says_when_it_is_not_up_to_date_and_goes_on(served: Served)
     eventually(lambda: not trouble(), what=trouble)
 
 
+def test_a_tab_that_nobody_sees_keeps_no_connection_and_is_up_to_date_when_it_is_seen(served: Served) -> None:
+    def show(is_hidden: bool) -> None:
+        served.browser.run(
+            f"Object.defineProperty(document, 'hidden', {{value: {str(is_hidden).lower()}, configurable: true}});"
+            "document.dispatchEvent(new Event('visibilitychange'));"
+        )
+
+    served.open("/tasks")
+    served.browser.run("localStorage.setItem('amqtask-live', 'yes')")
+    served.open("/tasks")
+    served.browser.run(
+        "const close = EventSource.prototype.close;"
+        "EventSource.prototype.close = function () { window.isClosed = true; close.call(this); };"
+    )
+    show(is_hidden=True)
+    assert served.browser.run("return window.isClosed")
+    served.kept.app.send_task("sample.add", (1, 1), countdown=3600)
+    eventually(lambda: "PENDING" in served.kept.states().values())
+    assert "sample.add" not in served.main
+    show(is_hidden=False)
+    eventually(lambda: "sample.add" in served.main, what=lambda: served.main)
+
+
 def test_it_is_read_on_a_telephone_with_a_keyboard_and_by_whoever_sees_little(served: Served) -> None:
     browser: Any = served.browser
     with served.kept.worker("-P", "threads"):

@@ -5,10 +5,10 @@
   const box = document.getElementById("live");
   const trouble = document.getElementById("trouble");
   let source = null, timer = null, shown = new Date();
-  const isBusy = () => {
-    const at = document.activeElement;
-    return document.querySelector("main details[open], main [data-still]") || (at && at.closest("main form")) || String(getSelection());
-  };
+  // The field of a search has the focus from the beginning: nobody has written anything there yet.
+  const isWriting = (at) => at && at.closest("main form") && !(at.autofocus && at.value === at.defaultValue);
+  const isBusy = () =>
+    document.querySelector("main details[open], main [data-still]") || isWriting(document.activeElement) || String(getSelection());
   const tell = (why) => {
     trouble.hidden = !why;
     trouble.textContent = why ? `This page is as it was at ${shown.toLocaleTimeString()}: ${why}` : "";
@@ -23,6 +23,7 @@
     tell(why);
     if (source) refreshIn(5000);
   };
+  document.body.addEventListener("htmx:beforeSwap", (event) => { if (isBusy()) event.detail.shouldSwap = false; });
   document.body.addEventListener("htmx:afterSwap", () => { shown = new Date(); tell(""); });
   document.body.addEventListener("htmx:sendError", () => failed("the console does not answer."));
   document.body.addEventListener("htmx:responseError", (event) => {
@@ -41,10 +42,13 @@
       tell(isOver ? "the console refuses to tell what is new. Reload it, and log in if you are asked to." : "the console does not answer; trying again.");
     });
   };
+  // A browser has six connections for a host: tabs that nobody sees let theirs go, else a seventh one would load nothing.
   const look = () => {
-    if (box.checked && !source) listen();
-    if (!box.checked && source) { source.close(); source = null; tell(""); }
+    const isWanted = box.checked && !document.hidden;
+    if (isWanted && !source) listen();
+    if (!isWanted && source) { source.close(); source = null; tell(""); }
   };
+  document.addEventListener("visibilitychange", look);
   const kept = localStorage.getItem("amqtask-live");
   if (kept !== null) box.checked = kept === "yes";
   box.addEventListener("change", () => { localStorage.setItem("amqtask-live", box.checked ? "yes" : "no"); look(); });
