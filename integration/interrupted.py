@@ -1,16 +1,17 @@
-"""Publishes into which exceptions are thrown at random moments: `python -m integration.interrupted [COUNT]`.
+"""Publishes into which exceptions are thrown at random moments: `python -m integration.interrupted [COUNT [SEED [URL]]]`.
 
 Each exception has to come out of the call that it struck, the call to end in time, and the next one to work; with a pool of one
 connection, one that gets lost shows at once. Kinds:
 
 - signal: a signal handler raises (an alarm, a soft limit, Ctrl-C), in the main thread;
 - thread: another thread raises it (PyThreadState_SetAsyncExc);
-- result: a signal handler raises while a call with results over rpc:// is made and its result awaited;
+- result: a signal handler raises while a call with results (over rpc://, or in Redis) is made and its result awaited;
 - nested: the handler makes a call of its own first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -81,7 +82,8 @@ class Calls:
     """An application whose publisher has one connection, and what is called with it."""
 
     def __init__(self, url: str, kind: str, queue: str) -> None:
-        self.app = AmqTask("interrupted", broker=url, backend="rpc://" if kind == "result" else None)
+        results = "rpc://" if url.startswith("amqp") else url
+        self.app = AmqTask("interrupted", broker=url, backend=results if kind == "result" else None)
         self.app.conf.update(
             broker_pool_limit=1,
             broker_publish_timeout=DEADLINE,
@@ -142,7 +144,8 @@ class Struck:
             is_it = caught is self.thrown or type(caught) is self.thrown
             if not is_it:
                 self.count.swallowed += 1
-                reached = traceback.extract_tb(getattr(self.thrown, "__traceback__", None))[:1]
+                thrown = self.thrown if isinstance(self.thrown, BaseException) else None
+                reached = [] if thrown is None else traceback.extract_tb(thrown.__traceback__)[:1]
                 self.count.error = f"(swallowed at {self.place}, reached {reached}, came out: {caught!r})"
 
 
@@ -244,6 +247,8 @@ def run(url: str, kind: str, number: int, seed: int) -> Count:
     call = Calls(url, kind, queue)
     other = Calls(url, "signal", queue)
     environment = {"AMQTASK_BROKER_URL": url, "SAMPLE_QUEUE": queue}
+    if not url.startswith("amqp"):
+        environment["CELERY_RESULT_BACKEND"] = url
     worker = WorkerProcess("integration.apps.sample", "-P", "solo", "-Q", queue, environment=environment)
     try:
         other()
@@ -270,7 +275,8 @@ def main() -> int:
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(10**6)
     print(f"seed {seed}, {number} exceptions", flush=True)
     is_well = True
-    with broker() as url:
+    with contextlib.ExitStack() as stack:
+        url = sys.argv[3] if len(sys.argv) > 3 else stack.enter_context(broker())  # that of a Redis, for one
         for kind in KINDS:
             began = time.monotonic()
             faulthandler.dump_traceback_later(3600, exit=True)  # a call that hangs

@@ -52,6 +52,15 @@ def test_what_strikes_a_call_comes_out_of_it_and_the_next_one_works(kind: str, b
     assert count.thrown >= 40
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # see `run`
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_it_is_on_redis(kind: str, redis_url: str) -> None:
+    count = interrupted.run(redis_url, kind, 100, seed=uuid.uuid4().int)
+
+    assert count.is_well, str(count)
+    assert count.thrown >= 100
+
+
 def test_a_signal_handler_publishes_while_the_only_connection_waits_for_a_confirm(
     rabbit: Broker, queue: str, link: Forwarder
 ) -> None:

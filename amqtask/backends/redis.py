@@ -9,8 +9,9 @@ the key only then: a result is stored before or after that, and seen either way.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -36,6 +37,7 @@ from amqtask.ground.deadlines import end_of
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.plugins import others_names
 from amqtask.ground.printable import bounded_logger, described
+from amqtask.ground.strikes import handled, let_through
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import content_type, content_types, dumps, is_text, loads
 from amqtask.transport.redis.lines import WELL, LinePool, Lines, Question, Watch, run_script
@@ -341,12 +343,15 @@ class RedisBackend(RedisChords, PatientStore):
 
     def wait(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """Block until the result is stored."""
-        return next(self.iter_ready([task_id], timeout=timeout))[1]
+        with contextlib.closing(self.iter_ready([task_id], timeout=timeout)) as found:
+            return next(found)[1]
 
-    def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
+    def iter_ready(
+        self, task_ids: Sequence[str], *, timeout: float | None
+    ) -> Generator[tuple[str, ResultMessage], None, None]:
         """Each result as it is stored: few over a watch, many over one subscription."""
         missing = {self._result_key(task_id): task_id for task_id in task_ids}
-        deadline = end_of(timeout)
+        deadline, before = end_of(timeout), handled()
         if len(missing) <= MOST_WATCHED:
             yield from self._watched(missing, deadline)
         else:
@@ -356,10 +361,12 @@ class RedisBackend(RedisChords, PatientStore):
                 raise too_late(task_ids, len(missing), timeout)
             try:
                 yield from self._published(missing, deadline)
-            except TRANSIENT:
+            except TRANSIENT as error:
+                let_through(error, before)
                 # What is stored meanwhile is found by the look at the keys that follows each subscription.
                 self._retrying(lambda client: client.ping())
             except ERRORS as error:
+                let_through(error, before)
                 raise unreachable(self._deployment.name, error) from error
 
     def _watched(self, missing: dict[str, str], deadline: float | None) -> Iterator[tuple[str, ResultMessage]]:
@@ -371,7 +378,7 @@ class RedisBackend(RedisChords, PatientStore):
             watch = watches.open() if missing else None
         if watch is None:
             return
-        is_sound = False
+        is_sound, before = False, handled()
         try:
             watch.begin(list(missing))
             while missing and not (watch.has_looked and deadline is not None and time.monotonic() >= deadline):
@@ -383,7 +390,9 @@ class RedisBackend(RedisChords, PatientStore):
         except GeneratorExit:
             is_sound = True
             raise
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            watches.drop(watch, error, before)
+            let_through(error, before)
             return  # the ordinary client finds out what is wrong
         finally:
             if is_sound:

@@ -18,6 +18,7 @@ from amqtask.backends.contract import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable
 from amqtask.ground.deadlines import arrival
 from amqtask.ground.printable import bounded_logger, clause
+from amqtask.ground.strikes import handled, let_through
 from amqtask.protocol.result import ResultMessage
 from amqtask.transport.redis.publishing import passes
 from amqtask.transport.redis.servers import Deployment, close_idle
@@ -129,10 +130,13 @@ class RedisServer:
         )
 
     def _attempt(self, work: Callable[[Any], T]) -> T:
+        before = handled()
         try:
             return work(self.client)
-        except ReadOnlyError:
-            close_idle(self.client)  # it became a replica: its name may lead to the master by now
+        except ERRORS as error:
+            let_through(error, before)
+            if isinstance(error, ReadOnlyError):
+                close_idle(self.client)  # it became a replica: its name may lead to the master by now
             raise
 
     def subscription(self) -> Subscription:

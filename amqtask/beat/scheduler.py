@@ -17,7 +17,7 @@ import heapq
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any, NamedTuple
 
 from amqtask.beat.contract import Entry
@@ -32,6 +32,7 @@ from amqtask.schedules import clocked, crontab, schedule
 VERSION = 1
 # As many as a database's integer holds: anybody may have written the state, also a number that can be read and not written again.
 _MOST_RUNS = 2**31 - 1
+_LAST_YEAR = 9000
 
 
 class Position(NamedTuple):
@@ -72,6 +73,9 @@ def _position(since: Any, count: Any = 0, has_run: Any = 0) -> Position:
     moment = datetime.fromisoformat(since)
     if moment.tzinfo is None:
         raise ValueError(f"a time without a zone: {since!r}")
+    moment = moment.astimezone(timezone.utc)
+    if not 1970 <= moment.year < _LAST_YEAR:  # where zones and schedules cannot count on
+        raise ValueError(f"a time beyond the calendar: {since!r}")
     return Position(moment, max(0, min(int(count), _MOST_RUNS)), bool(has_run))
 
 
@@ -155,7 +159,7 @@ class Scheduler:
         self._foreign = {
             name: position
             for name, position in furthest.items()
-            if name not in self._entries and now - position.since < FOREIGN_KEPT
+            if name not in self._entries and abs(now - position.since) < FOREIGN_KEPT
         }
         self._plan_all()
 

@@ -30,8 +30,9 @@ NOT_FOUND, PRECONDITION_FAILED, ACCESS_REFUSED, NOT_ALLOWED = 404, 406, 403, 530
 #
 # "PRECONDITION_FAILED - message size 1048577 is larger than configured max size 1048576"
 _TOO_LARGE = r"message size (\d+) is larger than"
-# "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection limit (1) is reached"
-_LIMIT = r"limit \(\d+\) is reached"
+# "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection limit (1) is reached"; "… number of channels opened for
+# user 'guest' has reached the maximum allowed user limit of (1)"
+_LIMIT = r"limit (?:\(\d+\) is reached|of \(\d+\))"
 # pika's guesses; their text contains the original error: "ConnectionClosedByBroker: (403) 'ACCESS_REFUSED - …'".
 _GUESSES = (
     pika_errors.ProbableAuthenticationError,

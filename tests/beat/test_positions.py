@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amqtask.beat.scheduler import Position, decode_positions, encode_positions, merged_positions
+from amqtask.beat.contract import Entry
+from amqtask.beat.scheduler import Position, Scheduler, decode_positions, encode_positions, merged_positions
+from amqtask.schedules import crontab, schedule
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=timezone.utc)
 POSITIONS = st.builds(
@@ -31,11 +35,45 @@ def test_more_than_we_know_is_no_mistake() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\xff", b"[]", b"{}", b'{"entries": {"a": [1]}}', b'{"entries": {"a": ["2026"]}}']
+    "body",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"entries": {"a": [1]}}',
+        b'{"entries": {"a": ["2026"]}}',
+        b'{"entries": {"a": ["0001-01-01T00:00:00+23:59"]}}',
+        b'{"entries": {"a": ["9999-12-31T23:59:59-23:59"]}}',
+        b'{"entries": {"a": ["0001-01-02T00:00:00+00:00"]}}',
+        b'{"entries": {"a": ["9999-12-30T00:00:00+00:00"]}}',
+    ],
 )
 def test_what_is_no_state_is_a_value_error(body: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - of whatever kind
         decode_positions(body)
+
+
+@pytest.mark.parametrize("since", ["1970-01-02T00:00:00+00:00", "8999-12-31T00:00:00-12:00"])
+@pytest.mark.parametrize("runs_at", [schedule(10), crontab(minute="5", hour="3"), crontab(day_of_month="31")])
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/Los_Angeles"])
+def test_a_state_of_another_century_keeps_no_entry_from_running(
+    since: str, runs_at: Any, zone: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = Scheduler(ZoneInfo(zone))
+    scheduler.update([Entry(name="a", task="task", schedule=runs_at)], NOW)
+    state = decode_positions(
+        b'{"entries": {"a": ["%s", 3, 1], "other": ["%s", 3, 1]}}' % (since.encode(), since.encode())
+    )
+
+    scheduler.resume([state], NOW)
+    for due in scheduler.take(NOW):
+        scheduler.advance(due)
+
+    assert scheduler.next_at is not None
+    assert scheduler.next_at < NOW + timedelta(days=62)
+    assert set(scheduler.positions) == {"a"}
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_number_of_runs_that_nobody_can_store_is_cut() -> None:

@@ -144,6 +144,10 @@ def test_a_refused_login_says_what_to_check(cause: BaseException, expected: str)
         pika_errors.ConnectionClosedByBroker(
             530, "NOT_ALLOWED - access to vhost 'shop' refused for user 'user': connection limit (9) is reached"
         ),
+        pika_errors.ConnectionClosedByBroker(
+            530,
+            "NOT_ALLOWED - number of channels opened for user 'user' has reached the maximum allowed user limit of (9)",
+        ),
     ],
 )
 def test_a_connection_that_is_lost_in_the_handshake_is_no_refusal(cause: BaseException) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import PublishError, PublishRefused, QueueNotFound
+from amqtask.ground.strikes import handled, let_through
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Delivery, Message
 from amqtask.topology.delays import TO_HEADER, UNTIL_HEADER
@@ -103,10 +104,12 @@ class RedisJobs:
         return list_keys(self._layout.prefix, queue)
 
     def _ask(self, *commands: Command) -> list[Any]:
+        before = handled()
         try:
             with borrowed(self._client) as connection:
                 replies = converse(connection, commands, time.monotonic() + ANSWER_SECONDS)
         except FAILURES as error:
+            let_through(error, before)
             raise publish_error(error, self._server) from error
         for reply in replies:
             if isinstance(reply, Exception):

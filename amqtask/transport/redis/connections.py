@@ -12,6 +12,7 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 
+from amqtask.ground.strikes import handled, let_through
 from amqtask.transport.resolving import addresses_of, as_host, resolve
 
 # Seconds, where nothing limits connecting.
@@ -22,13 +23,15 @@ class Connection(redis.Connection):
     """Without TLS."""
 
     def _connect(self) -> Any:
-        name, error = self.host, OSError("the name has no address")
+        name, error, before = self.host, OSError("the name has no address"), handled()
         deadline = time.monotonic() + (self.socket_connect_timeout or LONGEST)
         for candidate in resolve(name, int(self.port), deadline):
-            self.host = as_host(candidate[4])
+            # As bytes: for text Python asks its idna codec, which makes its own of what strikes meanwhile.
+            self.host = as_host(candidate[4]).encode()  # type: ignore[assignment]
             try:
                 return super()._connect()  # type: ignore[no-untyped-call]
             except OSError as failure:
+                let_through(failure, before)
                 error = failure
             finally:
                 self.host = name
@@ -45,12 +48,13 @@ class AsyncConnection(redis.asyncio.Connection):
     _address = ""
 
     async def _connect(self) -> None:
-        error = OSError("the name has no address")
+        error, before = OSError("the name has no address"), handled()
         for address in await addresses_of(self.host, int(self.port), self.socket_connect_timeout or LONGEST):
             self._address = as_host(address)
             try:
                 await super()._connect()  # type: ignore[no-untyped-call]
             except OSError as failure:
+                let_through(failure, before)
                 error = failure
             else:
                 return

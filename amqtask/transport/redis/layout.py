@@ -171,7 +171,7 @@ def _noted(reply: bytes) -> dict[str, Any]:
         noted = json.loads(reply)
     except (ValueError, RecursionError):
         noted = None
-    return noted if isinstance(noted, dict) else {"its note": repr(reply[:40])}
+    return noted if isinstance(noted, dict) else {"its note": "unreadable"}
 
 
 def _difference(existing: dict[str, Any], declared: dict[str, Any]) -> str:

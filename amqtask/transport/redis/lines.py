@@ -18,8 +18,10 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from redis.exceptions import NoScriptError
+import redis
+from redis.exceptions import NoScriptError, RedisClusterException
 
+from amqtask.ground.strikes import handled, let_through, strike_in
 from amqtask.transport.redis.servers import way_to
 from amqtask.transport.redis.wire import Parser, Push, ReplyError, command
 from amqtask.transport.resolving import as_host, resolve
@@ -69,14 +71,15 @@ class Line:
         return time.monotonic() - self.used_at < IDLE_SECONDS or self._answers()
 
     def _answers(self) -> bool:
-        timeout = self._sock.gettimeout()
+        timeout, before = self._sock.gettimeout(), handled()
         try:
             self._sock.settimeout(self._timeout)
             self._sock.sendall(command("PING"))
             while b"PONG" not in self._replies(1):
                 pass  # the rest of what was asked before
             self._sock.settimeout(timeout)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            let_through(error, before)
             return False
         return True
 
@@ -147,11 +150,12 @@ def _connect(place: Place, timeout: float) -> socket.socket:
             raise
         return sock
     deadline = time.monotonic() + timeout
-    error = OSError(f"the name {place.host!r} has no address")
+    error, before = OSError(f"the name {place.host!r} has no address"), handled()
     for candidate in resolve(place.host, place.port, deadline):
         try:
-            sock = socket.create_connection((as_host(candidate[4]), place.port), _until(deadline))
+            sock = socket.create_connection((as_host(candidate[4]).encode(), place.port), _until(deadline))  # type: ignore[arg-type] # see Connection
         except OSError as failure:
+            let_through(failure, before)
             error = failure
         else:
             sock.settimeout(timeout)
@@ -172,6 +176,8 @@ class LinePool(Generic[LineT]):
         self._connect = connect
         self._most = most
         self._idle: list[LineT] = []
+        # Whether the last line led to the server that takes writes.
+        self._leads = False
 
     def take(self) -> LineT | None:
         """The one that was used last; those that do not work any more are closed."""
@@ -184,15 +190,26 @@ class LinePool(Generic[LineT]):
             if line.is_good:
                 return line
             line.close()
-        return None
+        # Those before were closed because exceptions struck them: redis-py would swallow some of the next.
+        return self.open() if self._leads else None
 
     def open(self) -> LineT | None:
         """A new one, when the client has just had an answer; None where there are none."""
+        before = handled()
         try:
             place = _place_of(self._client())
-            return None if place is None else self._connect(place)
-        except Exception:  # noqa: BLE001 - sentinels, TLS and servers before Redis 6 have errors of their own; redis-py tells them
-            return None
+            line = None if place is None else self._connect(place)
+        except (redis.RedisError, RedisClusterException, OSError, ValueError) as error:  # redis-py tells them
+            let_through(error, before)
+            line = None
+        self._leads = line is not None
+        return line
+
+    def drop(self, line: LineT, error: BaseException | None = None, before: BaseException | None = None) -> None:
+        """Close one over which something went wrong; only what struck from outside says nothing about the server."""
+        line.close()
+        is_lost = error is None or (isinstance(error, (OSError, ValueError)) and strike_in(error, before) is None)
+        self._leads = self._leads and not is_lost
 
     def put(self, line: LineT) -> None:
         """Nobody uses it any more."""
@@ -266,12 +283,14 @@ class _ScriptLine(Line):
         return replies[before:]
 
     def finish(self) -> None:
+        before = handled()
         try:
             if self.unanswered:
                 self.answer()
-        except (OSError, ValueError):
-            pass
-        self.close()
+        except (OSError, ValueError) as error:
+            let_through(error, before)
+        finally:
+            self.close()
 
 
 class Lines:
@@ -301,13 +320,15 @@ class Lines:
         self, questions: Sequence[Question], do: Callable[[_ScriptLine, Sequence[Question], bytes], list[Any]]
     ) -> list[Any]:
         """What `do` gets over a line; where there is none, or it is lost meanwhile, the answers to what has none yet."""
+        before = handled()
         packed, line = b"".join(map(self._packed, questions)), self._pool.take()
         if line is None:
             return self._ask_slowly(questions)
         try:
             answers = do(line, questions, packed)
-        except (OSError, ValueError):
-            line.close()
+        except (OSError, ValueError) as error:
+            self._pool.drop(line, error, before)
+            let_through(error, before)
             return self._ask_slowly(line.unanswered)[-len(questions) :]
         except BaseException:  # a time limit: half an answer may be under way
             line.close()
@@ -361,10 +382,12 @@ class Watch(Line):
     def values(self, seconds: float) -> list[tuple[str, bytes]] | None:
         """What comes first within so many seconds: keys and values, perhaps of keys that were waited for before; None: nothing
         has come. Raises: OSError, ValueError."""
+        before = handled()
         self._sock.settimeout(max(0.001, seconds))
         try:
             chunk = self._sock.recv(CHUNK)
-        except TimeoutError:
+        except TimeoutError as error:
+            let_through(error, before)
             return None
         if not chunk:
             raise ConnectionError("Redis closed the connection")

@@ -15,6 +15,7 @@ import redis
 from amqtask.exceptions import AccessRefused, PublishError
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import bounded_logger
+from amqtask.ground.strikes import handled, let_through
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption
@@ -54,15 +55,18 @@ def converse(connection: Any, commands: Sequence[Command], deadline: float) -> l
 
     Raises: redis.TimeoutError at the deadline (monotonic seconds), redis.ConnectionError.
     """
-    connection.send_packed_command(connection.pack_commands(commands))
     replies: list[Any] = []
-    for _ in commands:
-        if not connection.can_read(min(LONGEST, max(0.0, deadline - time.monotonic()))):
-            raise redis.TimeoutError("no answer before the deadline")
-        try:
-            replies.append(connection.read_response(disable_decoding=True))
-        except redis.ResponseError as error:
-            replies.append(error)
+    try:
+        connection.send_packed_command(connection.pack_commands(commands))
+        for _ in commands:
+            if not connection.can_read(min(LONGEST, max(0.0, deadline - time.monotonic()))):
+                raise redis.TimeoutError("no answer before the deadline")
+            try:
+                replies.append(connection.read_response(disable_decoding=True))
+            except redis.ResponseError as error:
+                replies.append(error)
+    except AttributeError as error:  # an exception that struck before has left it half closed
+        raise redis.ConnectionError(f"the connection was closed: {error}") from error
     if any(map(_is_refused, replies)):
         connection.disconnect()
     return replies
@@ -99,7 +103,7 @@ class Conversations:
 
     def ask(self, commands: Callable[[], Sequence[Command]], deadline: float) -> list[Any]:
         """As `converse`; `commands` is called when there is a connection. Raises: redis.RedisError, OSError."""
-        line = self._lines.take()
+        line, before = self._lines.take(), handled()
         if line is None:
             with borrowed(self._client) as connection:
                 replies = converse(connection, commands(), deadline)
@@ -109,14 +113,14 @@ class Conversations:
         else:
             try:
                 replies = line.converse(commands(), deadline)
-            except BaseException:
-                line.close()
+            except BaseException as error:
+                self._lines.drop(line, error, before)
                 raise
         if line is None:
             return replies
         # What refuses one command may be no master any more: redis-py finds the present one.
         if any(isinstance(reply, Exception) for reply in replies):
-            line.close()
+            self._lines.drop(line)
         else:
             self._lines.put(line)
         return replies
@@ -146,11 +150,13 @@ class RedisPublisher:
 
     def publish_many(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[PublishError | None]:
         """One entry per message, None for a stored one."""
+        before = handled()
         batch = Batch(messages, self._declared, until(timeout, self._timeout), self._server)
         while not batch.is_done:
             try:
                 pause = batch.take(self._conversations.get().ask(batch.commands, batch.deadline))
             except FAILURES as error:
+                let_through(error, before)
                 pause = batch.failed(error)
             if pause:
                 time.sleep(pause)
@@ -158,6 +164,7 @@ class RedisPublisher:
 
     def declare(self, entities: Sequence[Declaration], *, timeout: float | None = None) -> None:
         """Declare now. Raises: PublishError."""
+        before = handled()
         self._declared.forget(entities)
         missing = self._declared.missing(entities)
         try:
@@ -165,6 +172,7 @@ class RedisPublisher:
                 replies = converse(connection, [command for command, _ in missing], until(timeout, self._timeout))
         except FAILURES as error:
             self._declared.forget(entities)
+            let_through(error, before)
             raise publish_error(error, self._server) from error
         for (_, on_reply), reply in zip(missing, replies, strict=True):
             if isinstance(reply, Exception):
@@ -194,9 +202,11 @@ class RedisAsyncPublisher:
     async def connect(self, *, timeout: float | None = None) -> None:
         """Connect now. Raises: PublishError."""
         seconds = self._timeout if timeout is None else timeout
+        before = handled()
         try:
             await asyncio.wait_for((await self._client()).ping(), seconds)
         except (*FAILURES, asyncio.TimeoutError) as error:
+            let_through(error, before)
             raise publish_error(error, self._deployment.name) from error
 
     async def publish(self, message: Message, *, timeout: float | None = None) -> None:
@@ -209,6 +219,7 @@ class RedisAsyncPublisher:
         self, messages: Sequence[Message], *, timeout: float | None = None
     ) -> list[PublishError | None]:
         """One entry per message, None for a stored one."""
+        before = handled()
         batch = Batch(messages, self._declared, until(timeout, self._timeout), self._deployment.name)
         client = await self._client()
         while not batch.is_done:
@@ -216,6 +227,7 @@ class RedisAsyncPublisher:
             try:
                 pause = batch.take(await asyncio.wait_for(_run(client, batch.commands), seconds))
             except (*FAILURES, asyncio.TimeoutError) as error:
+                let_through(error, before)
                 pause = batch.failed(error)
             if pause:
                 await asyncio.sleep(pause)
@@ -259,6 +271,7 @@ class RedisEventPublisher:
         """Publish these messages, or drop them."""
         if time.monotonic() < self._retry_at:
             return
+        before = handled()
         commands: list[Command] = []
         for message in messages:
             leaving = prepare(message)
@@ -270,7 +283,8 @@ class RedisEventPublisher:
                 deadline = time.monotonic() + ANSWER_SECONDS
                 if any(map(_is_unknown, converse(connection, commands, deadline))):
                     converse(connection, [("SCRIPT", "LOAD", PUBLISH.source), *commands], deadline)
-        except FAILURES:
+        except FAILURES as error:
+            let_through(error, before)
             self._retry_at = time.monotonic() + 1.0
 
     def close(self) -> None:
@@ -311,11 +325,12 @@ class RedisQueueReader:
 
     def ensure(self, timeout: float) -> None:
         """Declare and subscribe. Raises: BrokerUnreachable, AccessRefused, PublishError."""
-        deadline = time.monotonic() + timeout
+        deadline, before = time.monotonic() + timeout, handled()
         while not self._is_ready or (self._pattern is None and self._is_due_again):
             try:
                 self._set_up(deadline)
             except FAILURES as error:
+                let_through(error, before)
                 wrong = publish_error(error, self._server)
                 if isinstance(wrong, AccessRefused) or time.monotonic() + RETRY_PAUSE >= deadline:
                     raise wrong from error
@@ -331,6 +346,7 @@ class RedisQueueReader:
 
     def drive(self, done: Callable[[], bool], deadline: float | None) -> bool:
         """Wait until `done()` or the deadline."""
+        before = handled()
         while not done():
             now = time.monotonic()
             if deadline is not None and now >= deadline:
@@ -339,7 +355,8 @@ class RedisQueueReader:
             try:
                 self.ensure(seconds)
                 text = self._next_message(seconds)
-            except FAILURES:
+            except FAILURES as error:
+                let_through(error, before)
                 self._ready_at = None
                 continue
             except PublishError:
