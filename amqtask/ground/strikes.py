@@ -9,10 +9,10 @@ from types import FrameType
 
 # Where the classes of errors are from that mean the network: those that nobody else raises, and those that anybody may. The
 # modules that raise the latter then.
-_LIBRARIES = frozenset({"redis", "hiredis", "amqtask"})
+_LIBRARIES = frozenset({"redis", "hiredis", "amqtask", "dns", "idna"})
 _SYSTEM = frozenset({"builtins", "socket", "ssl", "_ssl", "select", "asyncio"})
 _MAKERS = _LIBRARIES | {
-    "socket", "ssl", "select", "selectors", "asyncio", "async_timeout", "uvloop", "eventlet", "gevent",
+    "socket", "ssl", "select", "selectors", "encodings", "asyncio", "async_timeout", "uvloop", "eventlet", "gevent",
 }  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 import redis
 
+from amqtask import AmqTask
+from amqtask.exceptions import BackendUnreachable
 from amqtask.ground.strikes import handled, let_through
 from amqtask.transport.redis.lines import Line
 from amqtask.transport.redis.servers import Place
@@ -75,3 +77,11 @@ def test_what_the_network_says_is_not_whatever_the_caller_was_handling() -> None
     except Mine:
         assert isinstance(_caught(_refused), ConnectionRefusedError)
         assert isinstance(_caught(_as_redis(_refused)), redis.ConnectionError)
+
+
+@pytest.mark.parametrize("host", ["ü..example", "no-such-host.invalid"])
+def test_what_is_wrong_with_a_name_is_the_store_s_to_tell(host: str) -> None:
+    app = AmqTask("x", broker="memory://", backend=f"redis://{host}:6379/0")
+
+    with pytest.raises(BackendUnreachable, match="does not answer"):
+        app.AsyncResult("some").get(timeout=1)
