@@ -5,15 +5,14 @@ are meant for whoever makes the call; but many are OSErrors, as the network's ar
 from __future__ import annotations
 
 import sys
+from asyncio import CancelledError
 from types import FrameType
 
-# Where the classes of errors are from that mean the network: those that nobody else raises, and those that anybody may. The
-# modules that raise the latter then.
+# Where errors are from that mean the network: classes that nobody else raises, and those of Python's, which anybody may raise;
+# the modules that raise the latter then.
 _LIBRARIES = frozenset({"redis", "hiredis", "amqtask", "dns", "idna"})
-_SYSTEM = frozenset({"builtins", "socket", "ssl", "_ssl", "select", "asyncio"})
-_MAKERS = _LIBRARIES | {
-    "socket", "ssl", "select", "selectors", "encodings", "asyncio", "async_timeout", "uvloop", "eventlet", "gevent",
-}  # fmt: skip
+_PYTHON = sys.stdlib_module_names
+_MAKERS = _LIBRARIES | _PYTHON | {"async_timeout", "uvloop", "eventlet", "gevent"}
 
 
 def handled() -> BaseException | None:
@@ -42,9 +41,10 @@ def strike_in(error: BaseException, before: BaseException | None = None) -> Base
 
 def _is_from_outside(error: BaseException) -> bool:
     root = _root(type(error).__module__)
-    if root in _LIBRARIES:
+    # A coroutine's timeout is made of a cancellation, and a generator may be closed on the way.
+    if root in _LIBRARIES or isinstance(error, (CancelledError, GeneratorExit)):
         return False
-    if root not in _SYSTEM:
+    if root not in _PYTHON:
         return True
     tb = error.__traceback__
     if tb is None:
