@@ -46,7 +46,8 @@ class Served:
 
     @property
     def main(self) -> str:
-        return self.browser.text(self.browser.find("main"))
+        # In one step: a page that is live may be another one between finding and reading.
+        return str(self.browser.run("return document.querySelector('main').innerText"))
 
 
 @pytest.fixture

@@ -499,6 +499,8 @@ def test_a_count_with_a_most_looks_as_far_as_time_allows_and_says_how_far(
         history.index.take(call(f"t{number}", number * 60.0))
     monkeypatch.setattr(search, "_FIRST", 5)
     monkeypatch.setattr(search, "LOOK_SECONDS", 0.0)
+    # PostgreSQL might find all of these few within its millisecond.
+    monkeypatch.setattr(search, "can_be_stopped", lambda *_: False)
 
     some = history.count(most=30, text="example", queue="mail")
     assert some.looked_to is not None
