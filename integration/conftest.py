@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import pika
 import pytest
+from hypothesis import HealthCheck, settings
 
 from amqtask import AmqTask
 from amqtask.topology.delays import LEVELS
@@ -39,6 +40,10 @@ from integration.servers import (
     valkey_server,
 )
 from integration.waiting import eventually
+
+# A machine with other work is no failure.
+settings.register_profile("amqtask", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("amqtask")
 
 T = TypeVar("T")
 
