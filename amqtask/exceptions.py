@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 from typing import TYPE_CHECKING, Any
 
 from amqtask.ground.plugins import others_names
@@ -14,6 +15,19 @@ if TYPE_CHECKING:
 
 class AmqTaskError(Exception):
     """Anything that amqtask raises on purpose."""
+
+
+def line_of(error: Exception) -> str:
+    """An error in one line: ours as it says itself, one that nobody expected with its class and where it comes from."""
+    if isinstance(error, AmqTaskError):
+        return str(error)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = (
+        f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}, line {trace.tb_lineno})" if trace is not None else ""
+    )
+    return f"{type(error).__name__}: {error}{where}"
 
 
 # -- the caller's configuration -------------------------------------------------------------------

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from amqtask.beat.contract import Entry, Run
 from amqtask.beat.scheduler import decode_positions, encode_positions
-from amqtask.exceptions import AmqTaskError, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
+from amqtask.exceptions import AmqTaskError, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout, line_of
 from amqtask.flow.keys import TAKEN, UNIQUE
 from amqtask.ground.loop import OneTimer, Ticker
-from amqtask.ground.printable import bounded_logger, placed
+from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.beat.contract import ScheduleStore
@@ -292,8 +292,7 @@ class Beat:
         """One line for as long as the same is wrong with an entry."""
         if self._wrong.get(entry.name) != str(error):
             self._wrong[entry.name] = str(error)
-            text = error if isinstance(error, AmqTaskError) else placed(error)
-            logger.error("beat: %s (%s) cannot be sent: %s", entry.name, entry.task, text)
+            logger.error("beat: %s (%s) cannot be sent: %s", entry.name, entry.task, line_of(error))
 
     def _store_failed(self, error: Exception) -> None:
         if not self._store_fails:

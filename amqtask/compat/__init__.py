@@ -147,9 +147,7 @@ MODULES: dict[str, dict[str, str]] = {
     "amqtask.bin.beat": {"beat": "amqtask.cli.beat:command"},
     "amqtask.bin.celery": {"celery": "amqtask.cli.main:cli", "main": "amqtask.compat.commands:main"},
     "amqtask.bin.worker": {"worker": "amqtask.cli.worker:command"},
-    "amqtask.events.event": {
-        name: f"amqtask.compat.names:{name}" for name in ("Event", "event_exchange", "get_exchange", "group_from")
-    },
+    "amqtask.events.event": NAMES["amqtask.events"],
     "amqtask.fixups": {},
     "amqtask.fixups.django": {"FixupWarning": "amqtask.compat.errors:FixupWarning"},
     "amqtask.platforms": {

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from amqtask.beat.sender import BEAT_HEADER, BeatLazyFunc, evaluated
 from amqtask.beat.settings_store import CLEANUP
 from amqtask.compat.ticking import Ticking
-from amqtask.exceptions import AmqTaskError
+from amqtask.exceptions import AmqTaskError, line_of
 from amqtask.ground.current import current_app
-from amqtask.ground.printable import bounded_logger, placed
+from amqtask.ground.printable import bounded_logger
 from amqtask.schedules import crontab, maybe_schedule
 
 if TYPE_CHECKING:
@@ -317,12 +317,8 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001 - arguments and routers are the user's; the other entries go on
             if wrong.get(entry.name) != str(error):
                 wrong[entry.name] = str(error)
-                cause = error.__cause__ if isinstance(error, SchedulingError) else error
-                text = (
-                    placed(cause)
-                    if isinstance(cause, Exception) and not isinstance(cause, AmqTaskError)
-                    else cause or error
-                )
+                cause = error.__cause__ if isinstance(error, SchedulingError) else None
+                text = line_of(cause if isinstance(cause, Exception) else error)
                 logger.error("beat: %s (%s) cannot be sent: %s", entry.name, entry.task, text)
         else:
             wrong.pop(entry.name, None)

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 # Characters of one text.
@@ -132,15 +131,6 @@ def _call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
 def described(value: object) -> str:
     """A value's type with its article: `a list`, `an int`."""
     return with_article(type(value).__name__)
-
-
-def placed(error: Exception) -> str:
-    """An error that nobody expected, and where it comes from, in one line."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})" if trace is not None else ""
-    return f"{type(error).__name__}: {error}{where}"
 
 
 def with_article(noun: str) -> str:

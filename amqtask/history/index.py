@@ -283,13 +283,16 @@ class HistoryIndex:
 
     def select(self, *questions: Question, limit: int, seconds: float | None = None) -> list[TaskRow]:
         """The newest tasks that one of these questions is about. Raises: TooSlow."""
+        return [TaskRow(*values) for values in self._newest(questions, LISTED, limit, seconds)]
+
+    def _newest(
+        self, questions: Sequence[Question], columns: Columns, limit: int, seconds: float | None
+    ) -> Sequence[Sequence[Any]]:
         if not questions:
             return []
-
-        def ask(connection: sa.Connection) -> list[TaskRow]:
-            return [TaskRow(*values) for values in connection.execute(newest(connection, questions, LISTED, limit))]
-
-        return self._read(ask, seconds)
+        return self._read(
+            lambda connection: connection.execute(newest(connection, questions, columns, limit)).all(), seconds
+        )
 
     def look(self, *questions: Question, limit: int) -> tuple[list[TaskRow], int | None]:
         """`select` for who does not want to wait: the newest of these tasks that are found soon, and the key down to which was
@@ -304,12 +307,8 @@ class HistoryIndex:
             return [], None
         end = time.monotonic() + search.LOOK_SECONDS
         if search.can_be_stopped(self._engine, questions):
-
-            def whole(connection: sa.Connection) -> Sequence[Sequence[Any]]:
-                return connection.execute(newest(connection, questions, columns, limit)).all()
-
             try:
-                return self._read(whole, search.LOOK_SECONDS / 2), None
+                return self._newest(questions, columns, limit, search.LOOK_SECONDS / 2), None
             except TooSlow:
                 pass
         return self._read(lambda connection: search.look(connection, questions, columns, limit, end))

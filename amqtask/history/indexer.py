@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from amqtask.exceptions import AccessRefused, AmqTaskError, ConfigurationError, OperationalError, QueueNotFound
-from amqtask.ground.printable import bounded_logger, placed
+from amqtask.exceptions import AccessRefused, ConfigurationError, OperationalError, QueueNotFound, line_of
+from amqtask.ground.printable import bounded_logger
 from amqtask.history.index import DELETED_AT_ONCE, LONGEST_ASIDE, HistoryIndex, Overtaken
 from amqtask.history.tables import ASIDE
 from amqtask.protocol.event import read_events
@@ -107,7 +107,7 @@ class Indexer:
 
     def _tell(self, error: Exception) -> None:
         """One line for as long as the same goes wrong."""
-        problem = str(error) if isinstance(error, AmqTaskError) else placed(error)
+        problem = line_of(error)
         if not isinstance(error, Overtaken) and problem != self._problem:
             self._problem = problem
             logger.warning("history: %s; trying again", problem)
@@ -173,7 +173,7 @@ class Indexer:
         return events
 
     def _set_aside(self, body: str, error: Exception) -> None:
-        reason = str(error) if isinstance(error, AmqTaskError) else placed(error)
+        reason = line_of(error)
         self.index.set_aside(body, reason)
         logger.warning("history: what cannot be taken in is set aside in the index (%s): %s", ASIDE.name, reason)
 

@@ -267,7 +267,9 @@ def check(url: str) -> None:
         if not os.access(file.absolute().parent, os.W_OK):
             raise ConfigurationError(f"history_url cannot be used: {file} cannot be made in that folder")
         return
-    with engine.connect():
+    try:
+        engine.connect().close()
+    finally:
         engine.dispose()
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.client.runtime import Roof
     from amqtask.history.client import KeptMessage, PastTask
-    from amqtask.protocol.message import Delivery, Message
+    from amqtask.protocol.message import Delivery
 
 # Messages that are published together; each may have 128 KiB.
 AT_ONCE = 100

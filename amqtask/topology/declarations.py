@@ -14,7 +14,6 @@ from amqtask.protocol.result import is_reply_queue
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import QueueArgumentDict, QueueArguments
-    from amqtask.protocol.entities import Queue
 
 QUORUM = "quorum"
 CLASSIC = "classic"

@@ -85,7 +85,7 @@ class LoopPublisher(Protocol):
 
     @property
     def answers(self) -> int:
-        """How often the broker has answered a publish: confirmed or refused it."""
+        """A number that is another one when the broker has answered a publish: confirmed or refused it."""
 
     @property
     def host(self) -> str:

@@ -136,7 +136,7 @@ class PikaLoopPublisher:
         self._timer = OneTimer(loop)
         # The look at confirms: how many there were at the last one, and for how many looks there was none.
         self._watch = OneTimer(loop)
-        self._answers = self._confirmed = self._silent_looks = 0
+        self._confirmed = self._silent_looks = 0
         self._confirm_seconds = CONFIRM_SECONDS
 
     # -- the contract
@@ -177,8 +177,8 @@ class PikaLoopPublisher:
 
     @property
     def answers(self) -> int:
-        """How many confirms and nacks have come; one may be about many messages."""
-        return self._answers
+        """How many messages the present channels have confirms or nacks for."""
+        return sum(confirming.confirms.settled for confirming in self._confirming_channels)
 
     @property
     def is_connected(self) -> bool:
@@ -258,7 +258,6 @@ class PikaLoopPublisher:
             confirming.confirms.published(pending)
 
     def _on_confirm(self, confirming: _ConfirmingChannel, frame: PikaFrame) -> None:
-        self._answers += 1
         method = frame.method
         acked = isinstance(method, pika.spec.Basic.Ack)
         returns = confirming.returns
@@ -339,9 +338,9 @@ class PikaLoopPublisher:
 
     def _look(self) -> None:
         """Look whether confirms come. (That covers declarations: a message that waits for one is not confirmed.)"""
-        confirmed = sum(confirming.confirms.settled for confirming in self._confirming_channels)
-        has_moved = confirmed != self._confirmed
-        self._confirmed = confirmed
+        answers = self.answers
+        has_moved = answers != self._confirmed
+        self._confirmed = answers
         if has_moved:
             self._confirm_seconds = CONFIRM_SECONDS
         if not self._waiting and not any(self._unconfirmed()):

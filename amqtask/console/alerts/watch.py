@@ -16,8 +16,8 @@ from amqtask.console.alerts.destinations import Destination, NoAnswer, NotTold, 
 from amqtask.console.alerts.facts import FactFinder
 from amqtask.console.alerts.log import AlertLog, note_depths
 from amqtask.console.alerts.rules import Facts, Problem, problems, rules, unknown
-from amqtask.exceptions import AmqTaskError, ConfigurationError
-from amqtask.ground.printable import bounded_logger, placed
+from amqtask.exceptions import ConfigurationError, line_of
+from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -60,7 +60,7 @@ class Watch:
 
     def _complain(self, error: Exception) -> None:
         """One line for as long as the same goes wrong."""
-        problem = str(error) if isinstance(error, AmqTaskError) else placed(error)
+        problem = line_of(error)
         if problem != self._problem:
             self._problem = problem
             logger.warning("alerts: %s; trying again", problem)
