@@ -7,8 +7,9 @@ A composition is data. What `|` builds is kept in one normal form, whatever it i
     chord   a header of such members, and any of these as its body
 
 A group that is followed by something is a chord with that as its body, and what follows a chord belongs to its body. So
-nothing that reads a composition has more than these three cases. Which ids its parts get, and which messages it begins
-with, is amqtask.client.workflow_ids's.
+nothing that reads a composition has more than these three cases. What has no task in it (an empty chain or group) is left out of
+a chain, and an empty chain has no result: publishing it gives None, as in Celery. Which ids its parts get, and which messages it
+begins with, is amqtask.client.workflow_ids's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 from amqtask.calls.signature import Signature, gathered, listed
-from amqtask.exceptions import ConfigurationError
+from amqtask.exceptions import ConfigurationError, WrongValue
 from amqtask.ground.plugins import others_names
 from amqtask.protocol.option_types import arguments, signature_of
 
@@ -210,6 +211,9 @@ class group(Composition):
     def __len__(self) -> int:
         return len(self.kwargs["tasks"])
 
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
     def __repr__(self) -> str:
         return f"group({', '.join(map(repr, self.tasks))})"
 
@@ -252,7 +256,8 @@ class chord(Composition):
     ) -> Signature:
         """A copy whose header's members have the arguments put in front."""
         extra_kwargs = dict(kwargs or {})
-        body = _body(extra_kwargs.pop("body", None), self.bound_app) or self.body
+        given = _body(extra_kwargs.pop("body", None), self.bound_app)
+        body = self.body if given is None else given
         cloned = super().clone(None, None, **options)
         if self.immutable:
             args, extra_kwargs = (), {}
@@ -323,6 +328,8 @@ class chunks(Signature):
     def __init__(
         self, task: Any, it: Iterable[object], n: int, *, app: Application | None = None, **options: object
     ) -> None:
+        if n < 1:
+            raise WrongValue(f"chunks of {n} calls: each task takes at least one")
         kwargs = {"task": as_signature(task, app), "it": list(it), "n": n}
         super().__init__(CHUNKS, (), kwargs, options, subtask_type="chunks", immutable=True, app=app)
 
@@ -423,6 +430,11 @@ def _body(body: Any, app: Application | None) -> Signature | None:
     return None if body is None else as_signature(body, app)
 
 
+def _is_nothing(sig: Signature) -> bool:
+    """An empty chain or group, or one of only such a one: no task gets a result from it (a group of two gives a list)."""
+    return isinstance(sig, (chain, group)) and len(sig) < 2 and all(map(_is_nothing, sig.tasks))
+
+
 def _append(steps: list[Signature], other: Signature) -> None:
     """Append a step to a chain's steps and keep them in normal form."""
     if isinstance(other, chain):
@@ -436,7 +448,9 @@ def _append(steps: list[Signature], other: Signature) -> None:
             _append(steps, other.tasks[0])
             return
     last = steps[-1] if steps else None
-    if isinstance(last, group):
+    if last is not None and _is_nothing(last):
+        steps[-1] = other
+    elif isinstance(last, group):
         steps[-1] = chord(last, other, app=last.bound_app)
     elif isinstance(last, chord) and last.body is not None:
         longer = last.clone()
@@ -453,7 +467,7 @@ def piped(left: object, right: object) -> Any:
         first, second = as_signature(left), as_signature(right)
     except TypeError:
         return NotImplemented
-    if isinstance(second, group) and not len(second):
+    if isinstance(second, (group, chain)) and not len(second):
         return first
     if isinstance(first, group):
         return chord(first, second, app=first.bound_app)

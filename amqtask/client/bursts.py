@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amqtask.canvas import as_signature
+from amqtask.canvas import as_signature, chain
 from amqtask.client.caller import timeout_of
 from amqtask.client.inline_runner import InlineRunner
 from amqtask.exceptions import AlreadyQueued
@@ -137,10 +137,12 @@ class Bursts:
     # -- compositions
 
     def publish_composition(self, composition: Any, args: Arguments, kwargs: KeywordDict, options: Options) -> object:
-        """Publish what a chain, group or chord begins with, in one burst; its result.
+        """Publish what a chain, group or chord begins with, in one burst; its result, None for an empty chain.
 
         Raises: the PublishError of the first message that was not stored.
         """
+        if _is_empty_chain(composition):
+            return None
         if self._app.runtime.is_eager:
             return self.run_composition(composition, args, kwargs, options)
         began = time.monotonic()
@@ -165,6 +167,8 @@ class Bursts:
         self, composition: Any, args: Arguments, kwargs: KeywordDict, options: Options
     ) -> object:
         """The same over the async publisher."""
+        if _is_empty_chain(composition):
+            return None
         if self._app.runtime.is_eager:
             return self.run_composition(composition, args, kwargs, options)
         began = time.monotonic()
@@ -218,6 +222,8 @@ class Bursts:
         options: Options,
     ) -> object:
         """Run a chain, group or chord here, one task after the other; errors as with `run_inline`."""
+        if _is_empty_chain(composition):
+            return None
         self._app.finalize()
         sig, _ = self._app.runtime.workflows.frozen(
             composition.clone(args, kwargs) if args or kwargs else composition,
@@ -226,6 +232,10 @@ class Bursts:
         return InlineRunner(self._app, in_place_of_publishing=self._app.runtime.is_eager).run_composition(
             sig, propagate=self._caller.raises(options)
         )
+
+
+def _is_empty_chain(composition: Signature) -> bool:
+    return isinstance(composition, chain) and not len(composition)
 
 
 def _bursts(calls: Sequence[T]) -> Iterator[Sequence[T]]:

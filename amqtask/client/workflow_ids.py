@@ -76,7 +76,7 @@ def _ids(options: Options) -> dict[str, object]:
 
 def _settled_chain(sig: chain) -> Signature:
     if not len(sig):
-        raise ConfigurationError("a chain needs at least one task")
+        return _settled_group(group(app=sig.bound_app))  # nothing begins, and nobody waits for it
     steps = [settle(step) for step in chain(sig.unchain_tasks()).tasks]
     settled = chain(app=sig.bound_app)
     settled["kwargs"] = {"tasks": steps}
@@ -96,8 +96,7 @@ def _settled_members(sig: group) -> list[Signature]:
     shared = {key: value for key, value in options.items() if key not in _OWN}
     members: list[Signature] = []
     for member in sig.tasks:
-        if not isinstance(member, chain) or len(member):  # an empty chain has nothing to run
-            members += _flat(settle(member, shared))
+        members += _flat(settle(member, shared))
     if members and callbacks:
         members[0].extend_list_option(
             "link", [as_signature(callback).clone().set(immutable=True) for callback in callbacks]

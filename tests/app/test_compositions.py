@@ -409,9 +409,55 @@ def test_an_empty_chain_is_left_out_of_a_group_and_replaces_nothing() -> None:
             becomes_nothing.delay().get(timeout=60)
 
 
-def test_an_empty_chain_is_refused(inline: Tasks) -> None:
-    with pytest.raises(ConfigurationError, match="at least one task"):
-        chain().apply_async()
+@pytest.mark.parametrize("publish", [chain.apply_async, chain.delay, chain.apply, chain.__call__])
+@pytest.mark.parametrize("empty", [chain(), chain([]), chain(chain(), chain()), chain() | chain(), chain() | group()])
+def test_an_empty_chain_runs_nothing_and_has_no_result(
+    inline: Tasks, empty: Any, publish: Callable[[Any], Any]
+) -> None:
+    empty.bound_app = inline.app
+
+    assert publish(empty) is None
+    assert asyncio.run(empty.adelay()) is None
+
+
+def test_an_empty_chain_runs_nothing_and_has_no_result_where_calls_run_at_once() -> None:
+    assert chain(app=make_app(task_always_eager=True)).delay(1) is None
+
+
+@pytest.mark.parametrize("publish", [group.apply_async, group.delay, group.apply])
+def test_an_empty_group_has_an_empty_result(inline: Tasks, publish: Callable[[Any], Any]) -> None:
+    found = publish(group([], app=inline.app))
+
+    assert (found.get(timeout=60), found.join(timeout=60), len(found), found.ready()) == ([], [], 0, True)
+    assert not group()
+
+
+@pytest.mark.parametrize("empty", [chain(), group(), [chain()], chain(group())])
+def test_an_empty_callback_runs_nothing(inline: Tasks, worked: Tasks, empty: Any) -> None:
+    for tasks in (inline, worked):
+        called = tasks.same.s(1).set(link=empty, link_error=empty)
+
+        assert (called.apply() if tasks is inline else called.apply_async()).get(timeout=60) == 1
+
+
+@pytest.mark.parametrize(
+    "build", [lambda t: t.same.s(1) | chain(), lambda t: group(t.same.s(1), t.same.s(2)) | chain()]
+)
+def test_what_an_empty_chain_follows_is_what_there_is(worked: Tasks, build: Build) -> None:
+    assert build(worked).apply_async().get(timeout=60) in (1, [1, 2])
+
+
+@pytest.mark.parametrize("nothing", [group(), group([group()]), group(chain()), chain(group())])
+def test_a_chain_begins_with_its_first_task(worked: Tasks, nothing: Any) -> None:
+    """As in Celery: what runs nothing hands on nothing, and the first task gets the arguments of the call."""
+    assert chain(nothing, worked.same.s()).delay(3).get(timeout=60) == 3
+    assert chain(nothing, worked.same.s()).apply((3,)).get() == 3
+
+
+def test_calls_in_chunks_of_none_are_refused(inline: Tasks) -> None:
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"chunks of {size} calls"):
+            inline.add.chunks([(1, 2)], size)
 
 
 def test_what_is_no_signature_is_refused(inline: Tasks) -> None:
