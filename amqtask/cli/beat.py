@@ -14,11 +14,10 @@ from amqtask.beat.build import build_beat, leader_name, short_name
 from amqtask.beat.contract import BeatOptions
 from amqtask.beat.operating import KeepsToItself, Schedules, as_row, call_text
 from amqtask.cli import daemon
+from amqtask.cli.base import Globals, ParamType, echo, echo_text, json_option, print_json, print_table, with_options
 from amqtask.cli.broker import refuse_memory
-from amqtask.cli.daemon import expand, node_name, with_options
-from amqtask.cli.globals import Globals, ParamType
+from amqtask.cli.daemon import expand, node_name
 from amqtask.cli.logs import is_in_json, set_up
-from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 from amqtask.cli.params import Extensible, own_options
 from amqtask.exceptions import OperationalError
 from amqtask.ground import VERSION
@@ -99,14 +98,7 @@ def command(settings: Globals, /, **params: Any) -> int:
     except KeepsToItself as error:
         raise click.UsageError(f"{error}.") from error
     logfile, pidfile = (expand(params[key], node) if params[key] else None for key in ("logfile", "pidfile"))
-    daemon.become(
-        pidfile=pidfile,
-        in_background=params["detach"],
-        uid=params["uid"],
-        gid=params["gid"],
-        umask=params["umask"],
-        logfile=logfile,
-    )
+    daemon.become(pidfile=pidfile, logfile=logfile, **daemon.of_node(params))
     prints = set_up(
         app.conf,
         loglevel=params["loglevel"].upper(),

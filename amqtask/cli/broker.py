@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from amqtask.cli.output import echo
+from amqtask.cli.base import echo
 from amqtask.exceptions import ConfigurationError
 from amqtask.transport.inventory import ManagementApi
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.cli.globals import Globals
+    from amqtask.cli.base import Globals
     from amqtask.protocol.entities import Queue
     from amqtask.topology.routes import Route
     from amqtask.transport.contract import Admin

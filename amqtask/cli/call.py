@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqtask.cli import params
+from amqtask.cli.base import Globals, ParamType, echo_text, json_option, print_json, tell
 from amqtask.cli.broker import load_shared
-from amqtask.cli.globals import Globals, ParamType
-from amqtask.cli.output import echo, echo_text, json_option, print_json
 from amqtask.exceptions import BackendNotConfigured
 from amqtask.ground.plugins import did_you_mean
 
@@ -104,10 +103,7 @@ def call_command(
     with load_shared(settings) as app:
         check(app, name, arguments, kwargs)
         result = app.send_task(name, arguments, kwargs, **chosen_options)
-    if as_json:
-        print_json({"id": result.id, "task": name})
-    else:
-        echo(result.id)
+    tell({"id": result.id, "task": name}, result.id, as_json=as_json)
 
 
 @click.command("result")

@@ -8,12 +8,11 @@ from typing import Any
 
 import click
 
+from amqtask.cli.base import Globals, echo
 from amqtask.cli.broker import load_shared
 from amqtask.cli.daemon import log_format_option, loglevel_option
-from amqtask.cli.globals import Globals
 from amqtask.cli.handover import is_repeated
 from amqtask.cli.logs import set_up
-from amqtask.cli.output import echo
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load
 

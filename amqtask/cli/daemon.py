@@ -6,7 +6,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import functools
 import grp
 import os
 import pwd
@@ -15,20 +14,22 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from amqtask.cli.base import Decorator, gathered
 from amqtask.cli.logs import LEVELS, check_logfile, set_up
 from amqtask.ground import systemd
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.serialization import PICKLE, content_types
 
 if TYPE_CHECKING:
-    from amqtask.cli.globals import Globals
+    from amqtask.cli.base import Globals
 
 logger = bounded_logger("amqtask.cli")
 
@@ -45,11 +46,11 @@ AT_EXIT = 5
 def become(
     *,
     pidfile: str | None,
-    in_background: bool,
-    uid: str | None,
-    gid: str | None,
-    umask: str | None,
     logfile: str | None = None,
+    detach: bool = False,
+    uid: str | None = None,
+    gid: str | None = None,
+    umask: str | None = None,
 ) -> None:
     """The process a command is to be: in the background, another user, with its pid file. Raises: UsageError, ConfigurationError
     (it may not write to the log file, as that user), before it is in the background."""
@@ -60,15 +61,13 @@ def become(
         check_logfile(logfile)
     if path is not None:
         check_pidfile(path)
-    if in_background and os.environ.pop(RESTARTED, None) != str(os.getpid()):
-        detach()
+    if detach and os.environ.pop(RESTARTED, None) != str(os.getpid()):
+        go_to_background()
     if path is not None:
         write_pidfile(path)
 
 
 # -- options
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 log_format_option = click.option("--log-format", metavar="FORMAT", help="`json`, or a logging format string.")
 detach_option = click.option("-D", "--detach", is_flag=True, help="Run in the background.")
@@ -90,62 +89,47 @@ def loglevel_option(default: str) -> Decorator:
     )
 
 
-def with_options(*groups: list[Decorator]) -> Decorator:
-    """A command has all these, in this order."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed([option for group in groups for option in group]):
-            function = option(function)
-        return function
-
-    return decorate
+def of_node(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options of a node say to `become`; its files have the node's name in them."""
+    return {name: params[name] for name in ("detach", "uid", "gid", "umask")}
 
 
-def runs_until_told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A command with the options of one that runs until Ctrl-C or TERM; it gets them as its argument `process`."""
-
-    @functools.wraps(function)
-    def command(
-        *arguments: object,
-        loglevel: str,
-        log_format: str | None,
-        logfile: str | None,
-        detach: bool,
-        pidfile: str | None,
-        **options: object,
-    ) -> Any:
-        process = Process(loglevel.upper(), log_format, logfile, detach, pidfile)
-        return function(*arguments, process=process, **options)
-
-    logfile_option = click.option("-f", "--logfile", help="Log to this file.")
-    pidfile_option = click.option("--pidfile", type=click.Path(), help="Write the process id here.")
-    log_options = [loglevel_option("INFO"), log_format_option, logfile_option]
-    return with_options([*log_options, detach_option, pidfile_option])(command)
-
-
-class Process(NamedTuple):
-    """What such a command was told of the process that it is to be."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """What a command that runs until Ctrl-C or TERM was told of the process that it is to be."""
 
     loglevel: str
     log_format: str | None
     logfile: str | None
-    is_detached: bool
+    detach: bool
     pidfile: str | None
 
     def run(self, settings: Globals, run: Callable[[], object], stop: Callable[[], None]) -> None:
         """Become it, and `run()` until Ctrl-C or TERM, which call `stop`. Raises: UsageError, before that."""
-        become(
-            pidfile=self.pidfile, in_background=self.is_detached, uid=None, gid=None, umask=None, logfile=self.logfile
-        )
+        become(pidfile=self.pidfile, logfile=self.logfile, detach=self.detach)
         prints = set_up(
             settings.load().conf,
-            loglevel=self.loglevel,
+            loglevel=self.loglevel.upper(),
             logfile=self.logfile,
             log_format=self.log_format,
             color=settings.color,
         )
         with prints:
             _until_told(run, stop)
+
+
+# The options of such a command, which gets them as its argument `process`.
+runs_until_told = gathered(
+    "process",
+    Process,
+    [
+        loglevel_option("INFO"),
+        log_format_option,
+        click.option("-f", "--logfile", help="Log to this file."),
+        detach_option,
+        click.option("--pidfile", type=click.Path(), help="Write the process id here."),
+    ],
+)
 
 
 def _until_told(run: Callable[[], object], stop: Callable[[], None]) -> None:
@@ -165,7 +149,7 @@ def _until_told(run: Callable[[], object], stop: Callable[[], None]) -> None:
             signal.signal(number, handler)
 
 
-def detach() -> None:
+def go_to_background() -> None:
     """Become a daemon: a new session without a terminal; the caller's process exits 0."""
     if os.fork():
         os._exit(0)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqtask.cli import params
+from amqtask.cli.base import Globals, echo, echo_text, json_option, print_json
 from amqtask.cli.broker import known_queues, open_admin
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo, echo_text, json_option, print_json
-from amqtask.exceptions import QueueNotFound, SecurityError
+from amqtask.exceptions import SecurityError
 from amqtask.flow.keys import UNIQUE
 from amqtask.ground.printable import count
 from amqtask.protocol.encryption import key_id_of
@@ -83,15 +82,7 @@ def _names(app: AmqTask, admin: Admin, queue: str | None, all_queues: bool) -> l
     if queue:
         raise click.UsageError("say either --queue or --all-queues")
     planned = [own_dead_letters(work_queue, app.queue_defaults) for work_queue in known_queues(app)]
-    return [name for name in planned if name is not None and _exists(admin, name)]
-
-
-def _exists(admin: Admin, name: str) -> bool:
-    try:
-        admin.state(name)
-    except QueueNotFound:
-        return False
-    return True
+    return list(admin.states([name for name in planned if name is not None]))
 
 
 @click.group("dead")

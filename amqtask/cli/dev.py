@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 import click
 
 from amqtask.cli import daemon, handover
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo
+from amqtask.cli.base import Globals, echo
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load
 from amqtask.ground.processes import signal_at_parents_end

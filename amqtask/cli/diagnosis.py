@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from amqtask.cli.findings import FEWEST_FILES, Finding, by_severity
-from amqtask.cli.project_checks import of_project
+from amqtask.cli.project_checks import FEWEST_FILES, Finding, by_severity, of_project
 from amqtask.ground.printable import count, first_of
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.task import as_limit
@@ -19,7 +18,7 @@ from amqtask.remote.pauses import pause_of
 from amqtask.topology.declarations import all_bindings, dead_letter_queue, is_quorum, too_many
 
 if TYPE_CHECKING:
-    from amqtask.cli.findings import Facts, Severity
+    from amqtask.cli.project_checks import Facts, Severity
     from amqtask.ground.shapes import JsonObject
 
 # Seconds that two clocks may differ: ETAs and expiries are exact to about a second.

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from amqtask.cli.base import Globals, echo, json_option, print_json
 from amqtask.cli.broker import api_option, open_api
 from amqtask.cli.diagnosis import diagnose
-from amqtask.cli.findings import ORDER, Facts, Finding, by_severity
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo, json_option, print_json
+from amqtask.cli.project_checks import ORDER, Facts, Finding, by_severity
 from amqtask.cli.topology import planned, planned_delays
 from amqtask.exceptions import AccessRefused, AmqTaskError, ConfigurationError, OperationalError
 from amqtask.ground.printable import count

@@ -16,8 +16,7 @@ import click
 
 from amqtask import states
 from amqtask.cli import daemon
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo, json_option, print_json
+from amqtask.cli.base import Globals, echo, json_option, print_json
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.plugins import load_path
 from amqtask.ground.printable import printable
@@ -152,7 +151,7 @@ def command(
     try:
         if camera is not None:
             camera_class = _find_camera(camera)
-            daemon.become(pidfile=pidfile, in_background=detach, uid=uid, gid=gid, umask=umask)
+            daemon.become(pidfile=pidfile, detach=detach, uid=uid, gid=gid, umask=umask)
             _snapshots(app, camera_class, frequency, maxrate)
         elif dump or as_json:
             _dump(app, as_json=as_json)

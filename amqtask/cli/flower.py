@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amqtask.cli.globals import Globals
+from amqtask.cli.base import Globals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

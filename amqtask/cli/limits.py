@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo, json_option, print_json, print_table
+from amqtask.cli.base import Globals, echo, json_option, print_json, print_table
 from amqtask.ground.printable import local_time
 
 if TYPE_CHECKING:

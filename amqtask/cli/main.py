@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from amqtask.cli.globals import PROGRAM, Globals
-from amqtask.cli.output import echo, echo_text
+from amqtask.cli.base import PROGRAM, Globals, echo, echo_text
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground import VERSION
 from amqtask.ground.plugins import did_you_mean, load_path
@@ -35,7 +34,7 @@ COMMANDS = {
     "events": ("events:command", "Show workers and tasks as they work, print events, take snapshots."),
     "flower": ("flower:command", "Start Flower, the web monitor, where it is installed."),
     "graph": ("topology:graph_command", "Draw the topology, or who consumes what, as DOT."),
-    "history": ("history:command", "Index what happened to tasks, so that it can be searched."),
+    "history": ("relay:history_command", "Index what happened to tasks, so that it can be searched."),
     "inspect": ("remote:inspect_command", "Ask running workers what they do."),
     "limits": ("limits:command", "Limits over all workers: how far they are used; set and reset them."),
     "list": ("queues:list_command", "List tasks, or bindings."),

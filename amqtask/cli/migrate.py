@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from amqtask.app import AmqTask
 from amqtask.cli import params
+from amqtask.cli.base import Globals, echo, json_option, print_json
 from amqtask.cli.broker import api_option, known_queues, refuse_memory
-from amqtask.cli.globals import Globals
-from amqtask.cli.move_messages import as_sent, declare_queue, delayed_transfers, is_wanted
-from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
 from amqtask.ground.printable import count
 from amqtask.protocol.message import Delivery, Message
+from amqtask.services.delayed import delay_queues, seconds_until
+from amqtask.topology.declarations import declarations, work_queue
+from amqtask.topology.delays import TO_HEADER, waiting_priority
 from amqtask.transport.admin import BATCH
 from amqtask.transport.broker import Broker, open_broker
 from amqtask.transport.contract import Admin, BrokerOptions, Moved, Publisher
 from amqtask.transport.inventory import ManagementApi
+from amqtask.worker.finisher import copied_properties
+
+if TYPE_CHECKING:
+    from amqtask.protocol.entities import Declaration
 
 
 class Transfer(NamedTuple):
@@ -103,11 +109,15 @@ def command(
             existing = _existing(admin, transfers, must_exist=bool(queues))
             if delayed:
                 renames = {transfer.source: transfer.destination for transfer in transfers} if queues else None
-                waiting = delayed_transfers(
-                    app, admin, ManagementApi(api, origin.addresses[0]) if api else None, renames, tasks
-                )
+                waiting = delay_queues(app, admin, ManagementApi(api, origin.addresses[0]) if api else None)
                 # They first: what comes out meanwhile goes to the queues that are moved after them.
-                existing = [*(Transfer(*transfer) for transfer in waiting), *existing]
+                existing = [
+                    *(
+                        Transfer(name, "the delay levels", Delayed(app, level, renames, tasks))
+                        for level, name in waiting
+                    ),
+                    *existing,
+                ]
             run = _Migration(admin, publisher, copy, show, is_stopped)
             run.all(existing, limit)
             while forever and run.may_go_on(limit):
@@ -303,10 +313,7 @@ def _tell(run: _Migration, copy: bool, stopped: bool, as_json: bool) -> int:
                     {
                         "source": transfer.source,
                         "destination": transfer.destination,
-                        "moved": counts.moved,
-                        "repeated": counts.repeated,
-                        "kept": counts.kept,
-                        "failed": counts.failed,
+                        **{name: getattr(counts, name) for name in ("moved", "repeated", "kept", "failed")},
                     }
                     for transfer, counts in done.items()
                 ],
@@ -337,3 +344,65 @@ def _print(done: dict[Transfer, Moved], copy: bool, stopped: bool) -> None:
             )
     if stopped:
         echo("Stopped; run it again for the rest.", err=True)
+
+
+# -- What is published: messages as they were sent, and delayed ones with the time that is left to them.
+
+
+def as_sent(delivery: Delivery, queue: str, declare: tuple[Declaration, ...] = ()) -> Message:
+    """The message for another queue: all as it is, but for what the broker wrote on its way here; and it survives a restart.
+
+    Its own time to live (`expiration`) begins again.
+    """
+    properties = replace(copied_properties(delivery.properties), expiration=delivery.properties.expiration)
+    return Message(delivery.body, properties, exchange="", routing_key=queue, declare=declare)
+
+
+def is_wanted(delivery: Delivery, tasks: Sequence[str]) -> bool:
+    """Whether its task is among those; all are when none are named."""
+    return not tasks or (delivery.properties.headers or {}).get("task") in tasks
+
+
+def declare_queue(app: AmqTask, name: str) -> tuple[Declaration, ...]:
+    """As the application has the queue; one that it does not know, and may not create, as a missing queue is made."""
+    try:
+        return app.queues.declarations(app.queues[name])
+    except QueueNotFound:
+        return declarations(work_queue(name, app.queue_defaults), app.queue_defaults)
+
+
+class Delayed:
+    """Turns a delayed message of a level into one that waits for the rest of its time at the destination. `renames` are the
+    queues (old → new) whose messages are meant; None: all."""
+
+    def __init__(self, app: AmqTask, level: int, renames: Mapping[str, str] | None, tasks: Sequence[str]) -> None:
+        self._app = app
+        self._level = level
+        self._renames = renames
+        self._tasks = tasks
+        self._declared: dict[tuple[str, str], tuple[Declaration, ...]] = {}
+
+    def __call__(self, delivery: Delivery) -> Message | None:
+        headers = delivery.properties.headers or {}
+        to_exchange, key = headers.get(TO_HEADER), delivery.routing_key
+        exchange = to_exchange if isinstance(to_exchange, str) else ""
+        if self._renames is not None:
+            if exchange or key not in self._renames:
+                return None
+            key = self._renames[key]
+        if not is_wanted(delivery, self._tasks):
+            return None
+        properties = replace(copied_properties(delivery.properties), priority=waiting_priority(delivery.properties))
+        message = Message(delivery.body, properties, exchange, key, self._declare(exchange, key))
+        return self._app.delays.delayed(message, seconds_until(headers, self._level))
+
+    def _declare(self, exchange: str, key: str) -> tuple[Declaration, ...]:
+        """What the target needs: a queue's declarations, or those of the application's queues that are bound to an exchange."""
+        address = (exchange, "" if exchange else key)
+        if address not in self._declared:
+            self._declared[address] = self._on(exchange) if exchange else declare_queue(self._app, key)
+        return self._declared[address]
+
+    def _on(self, exchange: str) -> tuple[Declaration, ...]:
+        bound = [queue for queue in known_queues(self._app) if queue.exchange and queue.exchange.name == exchange]
+        return tuple(declaration for queue in bound for declaration in self._app.queues.declarations(queue))

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import click
 
 from amqtask.cli import daemon
+from amqtask.cli.base import Globals, echo, echo_text, print_json
 from amqtask.cli.daemon import expand
-from amqtask.cli.globals import Globals
 from amqtask.cli.multi_nodes import Node, OptionNames, ParsedArguments, nodes, options_of, read
-from amqtask.cli.output import echo, echo_text, print_json
 from amqtask.cli.worker import command as worker_command
 from amqtask.ground.printable import count
 

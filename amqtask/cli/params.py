@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from amqtask import signals
-from amqtask.cli.globals import COMPLETE_VARIABLE, PROGRAM, Globals, ParamType
+from amqtask.cli.base import COMPLETE_VARIABLE, PROGRAM, Globals, ParamType
 from amqtask.ground.moments import moment
 
 if TYPE_CHECKING:

@@ -1,15 +1,16 @@
-"""What is wrong with a project: its settings, queues, tasks, routes and schedules. No broker is asked."""
+"""What is wrong with a project: its settings, queues, tasks, routes and schedules; no broker is asked. What `amqtask doctor`
+reads (Facts), and what it finds (Finding), of a broker too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from amqtask.beat.build import find_store
 from amqtask.beat.settings_store import entry_of
-from amqtask.cli.findings import Finding
 from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import AmqTaskError, ConfigurationError, QueueNotFound
 from amqtask.ground.plugins import near_names
@@ -22,8 +23,65 @@ from amqtask.transport.redis.urls import CLIENT_OPTIONS
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.cli.findings import Facts, Severity
-    from amqtask.protocol.entities import Queue
+    from amqtask.ground.shapes import JsonObject
+    from amqtask.protocol.entities import Declaration, Queue
+    from amqtask.remote.pauses import Pause
+    from amqtask.transport.contract import QueueState
+
+# -- What `amqtask doctor` reads (Facts), and what it finds (Finding).
+
+Severity = Literal["error", "warning", "info"]
+ORDER: tuple[Severity, ...] = ("error", "warning", "info")
+FEWEST_FILES = 512
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong, or will be."""
+
+    severity: Severity
+    subject: str
+    what: str
+    why: str
+    do: str
+
+
+@dataclass(slots=True)
+class Facts:
+    """What was read. `server` is what the broker says of itself; what nobody could say is empty or None."""
+
+    app: AmqTask
+    product: str = ""
+    version: tuple[int, ...] = ()
+    server: Mapping[str, str] = field(default_factory=dict)
+    queues: Sequence[Queue] = ()
+    # Exchanges and queues that delays need.
+    delays: Sequence[Declaration] = ()
+    states: Mapping[str, QueueState] = field(default_factory=dict)
+    paused: Mapping[str, Pause] = field(default_factory=dict)
+    differences: Sequence[str] = ()
+    policies: Sequence[JsonObject] = ()
+    nodes: Sequence[JsonObject] = ()
+    live_queues: Sequence[JsonObject] = ()
+    flags: Sequence[JsonObject] = ()
+    permissions: JsonObject | None = None
+    # How many queues the virtual host may have.
+    most_queues: int | None = None
+    # Seconds by which the broker's clock is ahead.
+    clock_ahead: float | None = None
+    # Exchanges that are not there, and what needs them: queues for dead letters, tasks.
+    missing_exchanges: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # What the Redis behind a setting says of itself; `broker` is in `server`.
+    stores: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    # Seconds by which workers' clocks are ahead of ours.
+    worker_clocks: Mapping[str, float] = field(default_factory=dict)
+    files: int = FEWEST_FILES
+    is_root: bool = False
+
+
+def by_severity(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors first."""
+    return sorted(findings, key=lambda finding: ORDER.index(finding.severity))
+
 
 # RabbitMQ's default consumer_timeout, seconds.
 CONSUMER_TIMEOUT = 1800.0

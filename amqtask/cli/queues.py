@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amqtask.cli.base import Globals, echo, json_option, print_json, print_table
 from amqtask.cli.broker import api_option, chosen_queues, known_queues, load_shared, open_admin, open_api, task_routes
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.cli.params import complete_queues, queues_option
 from amqtask.exceptions import QueueNotFound
 from amqtask.ground.printable import count, duration, local_time

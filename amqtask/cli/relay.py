@@ -1,22 +1,19 @@
-"""`amqtask relay`: publish what waits in the outbox, or look at it."""
+"""What runs until it is told to end: `amqtask relay` publishes what waits in the outbox, `amqtask history` fills the index."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
-from amqtask.assembly import build_relay
+from amqtask.assembly import build_indexer, build_relay
+from amqtask.cli.base import Globals, echo, json_option, print_json, tell
+from amqtask.cli.broker import load_shared
 from amqtask.cli.daemon import Process, runs_until_told
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo, json_option, print_json
+from amqtask.exceptions import OperationalError
 from amqtask.ground.printable import count
 from amqtask.outbox.contract import Failing, Waiting
 from amqtask.outbox.relay import BATCH, Relay
-
-if TYPE_CHECKING:
-    from amqtask.ground.shapes import JsonObject
 
 SHOWN = 20
 
@@ -51,12 +48,12 @@ def command(
             return _status(relay, as_json=as_json)
         if retry:
             due = relay.store.retry_now()
-            _say({"due": due}, f"{count(due, 'row')} due again", as_json=as_json)
+            tell({"due": due}, f"{count(due, 'row')} due again", as_json=as_json)
             return 0
         if once:
             done = relay.drain()
             summary = f"{count(done.sent, 'message')} published, {done.failed} failed"
-            _say({"sent": done.sent, "failed": done.failed}, summary, as_json=as_json)
+            tell({"sent": done.sent, "failed": done.failed}, summary, as_json=as_json)
             return 1 if done.failed else 0
         process.run(settings, relay.run, relay.stop)
         return 0
@@ -86,8 +83,32 @@ def _lines(name: str, waiting: Waiting, failing: Sequence[Failing]) -> list[str]
     return lines
 
 
-def _say(document: JsonObject, line: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json(document)
-    else:
-        echo(line)
+# -- `amqtask history`: read what happened to tasks from the broker into the index, until Ctrl-C or TERM.
+
+
+@click.command("history")
+@click.option("--once", is_flag=True, help="Take in what is there, and end.")
+@runs_until_told
+@json_option
+@click.pass_obj
+def history_command(settings: Globals, once: bool, process: Process, as_json: bool) -> int:
+    """Index the events that the broker has kept (task_history), so that `amqtask tasks` and app.history find them.
+
+    The index is what history_url names. One process for all is enough; where two share an index, one at a time goes on.
+    """
+    app = load_shared(settings)
+    indexer = build_indexer(app)
+    try:
+        if once:
+            while indexer.read_once():
+                pass
+            total = indexer.count
+            tell({"events": total}, f"{count(total, 'event')} taken in", as_json=as_json)
+        else:
+            process.run(settings, indexer.run, indexer.stop)
+    except OperationalError as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        indexer.close()
+        app.close()
+    return 0

@@ -24,8 +24,8 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
+from amqtask.cli.base import echo_text
 from amqtask.cli.handover import GO, LOAD, LOADED, REPEATED
-from amqtask.cli.output import echo_text
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load
 from amqtask.ground.startup import RELOADED

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from pprint import pformat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo, echo_text
+from amqtask.cli.base import Globals, echo, echo_text, gathered, json_option
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, ConfigurationError, PublishError
 from amqtask.ground.printable import printable, printable_lines
@@ -27,13 +25,6 @@ if TYPE_CHECKING:
 EX_UNAVAILABLE = getattr(os, "EX_UNAVAILABLE", 69)
 # The end of what `datetime` can show (seconds since 1970).
 _LAST_SECOND = 253_402_214_400
-REMOTE: tuple[Callable[[Any], object], ...] = (
-    click.option("-t", "--timeout", type=float, default=None, help="Seconds to wait for replies (default: 1)."),
-    click.option("-d", "--destination", type=CommaList(), default=(), help="Only these nodes (celery@host,…)."),
-    click.option("--pattern", metavar="PATTERN", help="Only nodes whose name fits, e.g. 'celery@web*'."),
-    click.option("--matcher", type=click.Choice(MATCHERS), default=None, help="What PATTERN is (default: glob)."),
-    click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON."),
-)
 
 
 class Unavailable(click.ClickException):
@@ -53,18 +44,18 @@ class Remote:
     as_json: bool
 
 
-def remote_options(function: Callable[..., Any]) -> Callable[..., object]:
-    """The options of every remote command, handed to it as `remote`."""
-
-    @functools.wraps(function)
-    def collected(*args: Any, **params: Any) -> object:
-        names = [field.name for field in fields(Remote)]
-        return function(*args, remote=Remote(**{name: params.pop(name) for name in names}), **params)
-
-    decorated: Callable[..., object] = collected
-    for option in reversed(REMOTE):
-        decorated = option(decorated)
-    return decorated
+# The options of every remote command, which gets them as its argument `remote`.
+remote_options = gathered(
+    "remote",
+    Remote,
+    [
+        click.option("-t", "--timeout", type=float, default=None, help="Seconds to wait for replies (default: 1)."),
+        click.option("-d", "--destination", type=CommaList(), default=(), help="Only these nodes (celery@host,…)."),
+        click.option("--pattern", metavar="PATTERN", help="Only nodes whose name fits, e.g. 'celery@web*'."),
+        click.option("--matcher", type=click.Choice(MATCHERS), default=None, help="What PATTERN is (default: glob)."),
+        json_option,
+    ],
+)
 
 
 def listing(kind: Kind) -> str:

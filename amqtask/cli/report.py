@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amqtask.cli.base import Globals, echo, json_option, print_json
 from amqtask.cli.broker import open_admin
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo, json_option, print_json
 from amqtask.ground import VERSION
 from amqtask.ground.printable import mask_urls
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amqtask.cli.base import Globals, echo
 from amqtask.cli.broker import task_routes
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo
 from amqtask.cli.params import complete_tasks
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import did_you_mean

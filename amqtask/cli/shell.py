@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqtask.canvas import chain, chord, chunks, group, signature, xmap, xstarmap
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo_text
+from amqtask.cli.base import Globals, echo_text
 from amqtask.ground import VERSION
 from amqtask.ground.plugins import load
 from amqtask.result import AsyncResult

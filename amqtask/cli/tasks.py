@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from amqtask.cli.base import Globals, echo, echo_text, gathered, json_option, print_json, print_table
 from amqtask.cli.broker import load_shared
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo, echo_text, json_option, print_json, print_table
 from amqtask.cli.params import Moment, rate_option
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.printable import count, duration, local_time
@@ -38,36 +36,6 @@ def command() -> None:
     """Find, show, run again and revoke tasks, by their history (task_history, docs/history.md)."""
 
 
-def _search_options(function: Any) -> Any:
-    """The options that say which tasks are meant, handed to the command as `search`."""
-
-    @functools.wraps(function)
-    def collected(*args: Any, **params: Any) -> object:
-        names = [field.name for field in fields(Search)]
-        return function(*args, search=Search(**{name: params.pop(name) for name in names}), **params)
-
-    decorated: Any = collected
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
-    return decorated
-
-
-_OPTIONS = (
-    click.option(
-        "-s", "--state", multiple=True, help="SUCCESS, FAILURE, RETRY, STARTED, RECEIVED, PENDING, REVOKED; several."
-    ),
-    click.option("-t", "--task", help="Its name."),
-    click.option("-Q", "--queue", help="Its queue."),
-    click.option("-w", "--worker", help="The worker that had it last."),
-    click.option("-e", "--error", help="The class of its exception, such as ValueError."),
-    click.option("--text", help="Words in its arguments or its error; addr* for all that begin so."),
-    click.option("--since", type=Moment(), help="First heard of since then: 2h, 7d, 2026-11-30T08:15."),
-    click.option("--until", type=Moment(), help="First heard of before that."),
-    click.option("--stamp", metavar="NAME=VALUE", help="With this stamp."),
-    click.option("--root", "root_id", metavar="ID", help="All tasks of one workflow."),
-)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
     """Which tasks are meant."""
@@ -90,20 +58,31 @@ class Search:
 
     def find(self, app: AmqTask, *, limit: int, after: str | None = None) -> list[PastTask]:
         """The tasks."""
-        return app.history.find(
-            text=self.text,
-            state=self.state or None,
-            task=self.task,
-            queue=self.queue,
-            worker=self.worker,
-            error=self.error,
-            since=self.since,
-            until=self.until,
-            stamp=_stamp(self.stamp),
-            root_id=self.root_id,
-            limit=limit,
-            after=after,
-        )
+        asked = {**asdict(self), "state": self.state or None, "stamp": _stamp(self.stamp)}
+        return app.history.find(**asked, limit=limit, after=after)
+
+
+_search_options = gathered(
+    "search",
+    Search,
+    [
+        click.option(
+            "-s",
+            "--state",
+            multiple=True,
+            help="SUCCESS, FAILURE, RETRY, STARTED, RECEIVED, PENDING, REVOKED; several.",
+        ),
+        click.option("-t", "--task", help="Its name."),
+        click.option("-Q", "--queue", help="Its queue."),
+        click.option("-w", "--worker", help="The worker that had it last."),
+        click.option("-e", "--error", help="The class of its exception, such as ValueError."),
+        click.option("--text", help="Words in its arguments or its error; addr* for all that begin so."),
+        click.option("--since", type=Moment(), help="First heard of since then: 2h, 7d, 2026-11-30T08:15."),
+        click.option("--until", type=Moment(), help="First heard of before that."),
+        click.option("--stamp", metavar="NAME=VALUE", help="With this stamp."),
+        click.option("--root", "root_id", metavar="ID", help="All tasks of one workflow."),
+    ],
+)
 
 
 @command.command("find")

@@ -6,8 +6,8 @@ import sys
 
 import click
 
+from amqtask.cli.base import Globals
 from amqtask.cli.broker import load_shared
-from amqtask.cli.globals import Globals
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amqtask.cli.base import Globals, echo, json_option, print_json
 from amqtask.cli.broker import api_option, chosen_queues, load_shared, open_admin, open_api
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo, json_option, print_json
 from amqtask.cli.params import CommaList, queues_option
 from amqtask.cli.remote import Unavailable
 from amqtask.ground.printable import count

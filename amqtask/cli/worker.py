@@ -14,10 +14,9 @@ import click
 
 from amqtask.assembly import build_worker
 from amqtask.cli import daemon, handover, params
-from amqtask.cli.daemon import Decorator, expand, node_name, with_options
-from amqtask.cli.globals import Globals, ParamType
+from amqtask.cli.base import Decorator, Globals, ParamType, echo_text, with_options
+from amqtask.cli.daemon import expand, node_name
 from amqtask.cli.logs import enable_own_loggers, is_in_json, set_up
-from amqtask.cli.output import echo_text
 from amqtask.cli.params import CommaList, Extensible, own_options
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground import VERSION
@@ -234,14 +233,7 @@ def command(settings: Globals, /, **params: Any) -> int:
     if handover.is_child():
         app.import_modules()
         handover.await_go()
-    daemon.become(
-        pidfile=options.pidfile,
-        in_background=params["detach"],
-        uid=params["uid"],
-        gid=params["gid"],
-        umask=params["umask"],
-        logfile=options.logfile,
-    )
+    daemon.become(pidfile=options.pidfile, logfile=options.logfile, **daemon.of_node(params))
     daemon.refuse_pickle_as_root(app.conf.accept_content)
     prints = set_up(
         app.conf,

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from amqtask.cli.base import Globals, echo, json_option, print_json, print_table
 from amqtask.cli.broker import load_shared
-from amqtask.cli.globals import Globals
-from amqtask.cli.output import echo, json_option, print_json, print_table
 from amqtask.console.pages import worker_rows
 from amqtask.ground.printable import duration
 

@@ -131,7 +131,7 @@ MODULES: dict[str, dict[str, str]] = {
     "amqtask.app.task": {"Context": "amqtask.execution.context:Context", "Task": "amqtask.task:Task"},
     "amqtask.bin": {},
     "amqtask.bin.base": {
-        "CLIContext": "amqtask.cli.globals:Globals",
+        "CLIContext": "amqtask.cli.base:Globals",
         **{
             name: f"amqtask.compat.commands:{name}"
             for name in (

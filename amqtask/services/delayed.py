@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
-from amqtask.exceptions import QueueNotFound
 from amqtask.protocol.task import timestamp
 from amqtask.topology.declarations import base_of
 from amqtask.topology.delays import address_of, seconds_left
@@ -184,19 +183,13 @@ def delay_queues(app: AmqTask, admin: Admin, api: ManagementApi | None = None) -
         return sorted(levels, reverse=True)
     places = list(delays.queue_names(_priorities(app)))
     exchanges = {name for name in {delays.exchange_of(queue) for _, queue in places} if admin.has_exchange(name)}
-    return [(level, name) for level, name in places if delays.exchange_of(name) in exchanges and _holds(admin, name)]
+    states = admin.states([name for _, name in places if delays.exchange_of(name) in exchanges])
+    return [(level, name) for level, name in places if name in states and states[name].ready]
 
 
 def _priorities(app: AmqTask) -> set[int | None]:
     app.load_tasks()
     return {0, None, app.conf.task_default_priority, *(task.priority for task in app.tasks.values())}
-
-
-def _holds(admin: Admin, name: str) -> bool:
-    try:
-        return admin.count(name) > 0
-    except QueueNotFound:
-        return False
 
 
 def seconds_until(headers: Headers, level: int) -> float:

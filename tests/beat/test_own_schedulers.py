@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from amqtask import AmqTask, signals
 from amqtask.beat.build import build_beat, find_store
 from amqtask.beat.contract import BeatOptions
-from amqtask.cli.globals import Globals
+from amqtask.cli.base import Globals
 from amqtask.cli.main import cli
 from amqtask.compat.beat import PersistentScheduler, ScheduleEntry, Scheduler, Service
 from amqtask.exceptions import ConfigurationError

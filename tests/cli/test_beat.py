@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from amqtask import AmqTask, crontab
-from amqtask.cli.globals import Globals
+from amqtask.cli.base import Globals
 from amqtask.cli.main import cli
 from amqtask.cli.worker import command as worker
 

@@ -138,7 +138,7 @@ def test_the_log_file_is_that_of_the_user_who_writes_it() -> None:
 
         def become() -> None:
             daemon.become(
-                pidfile=str(pid), in_background=False, uid="nobody", gid=None, umask=None, logfile=str(log)
+                pidfile=str(pid), detach=False, uid="nobody", gid=None, umask=None, logfile=str(log)
             )  # fmt: skip
 
         assert in_a_child(become) == 0

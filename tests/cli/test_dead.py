@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amqtask import AmqTask, Unique
+from amqtask.cli.base import print_json
 from amqtask.cli.dead import _matching, _names, _retrying, _why, line_of
-from amqtask.cli.move_messages import _Delayed, as_sent, is_wanted
-from amqtask.cli.output import print_json
+from amqtask.cli.migrate import Delayed, as_sent, is_wanted
 from amqtask.cli.queues import age
 from amqtask.flow.keys import UNIQUE
 from amqtask.protocol.message import Delivery, Properties
@@ -68,7 +68,7 @@ def test_whatever_a_message_says_commands_can_list_show_retry_and_move_it(found:
     is_wanted(delivery, ("t",))
     _retrying(APP, None, (), None, [], Pace(APP, 0.5), {})(delivery)
     as_sent(delivery, "other")
-    _Delayed(APP, 3, None, ())(delivery)
+    Delayed(APP, 3, None, ())(delivery)
     assert json.dumps(entry["id"]) != ""
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from amqtask import AmqTask, Queue
 from amqtask.cli.diagnosis import diagnose
-from amqtask.cli.findings import Facts, Finding
 from amqtask.cli.main import run
+from amqtask.cli.project_checks import Facts, Finding
 from amqtask.cli.topology import planned
 from amqtask.ground import current
 from amqtask.remote.pauses import Pause

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from amqtask import AmqTask, current_app
+from amqtask.cli.base import Globals
 from amqtask.cli.daemon import expand, node_name
 from amqtask.cli.find_app import find_app
-from amqtask.cli.globals import Globals
 from amqtask.cli.main import run
 from amqtask.exceptions import AppNotFound
 from amqtask.ground.current import replaced

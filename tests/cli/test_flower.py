@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask
+from amqtask.cli.base import Globals
 from amqtask.cli.flower import celery_settings, told_among
-from amqtask.cli.globals import Globals
 from amqtask.cli.main import run
 
 

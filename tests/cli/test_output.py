@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amqtask.cli.output import echo, echo_text, print_json, print_table
+from amqtask.cli.base import echo, echo_text, print_json, print_table
 from amqtask.ground.printable import printable, printable_lines
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\rroot\n\x9b31m\u202egnp.exe\u2028\ud800"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Exchange, Queue
+from amqtask.cli.base import print_json, print_table
 from amqtask.cli.dead import line_of
 from amqtask.cli.main import COMMANDS, run
 from amqtask.cli.migrate import open_told
-from amqtask.cli.output import print_json, print_table
 from amqtask.cli.queues import age
 from amqtask.exceptions import ConfigurationError
 from amqtask.protocol.message import Delivery, Properties

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from amqtask import AmqTask, Task, signals
 from amqtask.assembly import build_worker
-from amqtask.cli.globals import Globals
+from amqtask.cli.base import Globals
 from amqtask.cli.main import cli
 from amqtask.compat import bootsteps
 from amqtask.compat.bootsteps import Blueprint, StartStopStep, Step

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from amqtask import AmqTask
-from amqtask.cli.output import print_json, print_table
+from amqtask.cli.base import print_json, print_table
 from amqtask.cli.tasks import _print, _row, document
 from amqtask.console import pages
 from amqtask.console.actions import ACTIONS
