@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pprint import pformat
 from typing import TYPE_CHECKING
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # As Celery's exit code when no node replied, or there is no broker: Kubernetes probes look at it.
 EX_UNAVAILABLE = getattr(os, "EX_UNAVAILABLE", 69)
+# Seconds in which a node answers that has nothing to do for it.
+SHORT = 1.0
 # The end of what `datetime` can show (seconds since 1970).
 _LAST_SECOND = 253_402_214_400
 
@@ -130,7 +132,7 @@ def collect(
             info.name,
             arguments,
             destination=remote.destination or None,
-            timeout=max(1.0, info.default_timeout) if remote.timeout is None else remote.timeout,
+            timeout=max(SHORT, info.default_timeout) if remote.timeout is None else remote.timeout,
             pattern=remote.pattern,
             matcher=remote.matcher,
             callback=on_reply,
@@ -145,6 +147,17 @@ def collect(
     if missing:
         echo(f"No reply from {', '.join(missing)}.", err=True)
     return replies
+
+
+def addressed(settings: Globals, info: CommandInfo, remote: Remote) -> Remote:
+    """For a command that may take long, the nodes that are there by their names: nobody waits once they have answered.
+
+    Raises: Unavailable.
+    """
+    if remote.timeout is not None or remote.destination or info.default_timeout <= SHORT:
+        return remote
+    there = collect(settings, BUILTIN["ping"], {}, remote)
+    return replace(remote, destination=tuple(there), pattern=None, matcher=None)
 
 
 def exit_code(remote: Remote, replies: Replies) -> int:
@@ -252,6 +265,7 @@ def control_command(
         arguments.pop("modules")  # all of them, as when app.control.pool_restart() is told none
     if info is BUILTIN["shutdown"]:
         return _shut_down(settings, remote)
+    remote = addressed(settings, info, remote)
     return exit_code(remote, ask(settings, info, arguments, remote))
 
 
@@ -313,6 +327,7 @@ def inspect_command(
         return 0
     info = find(settings, "inspect", question)
     arguments = read_arguments(info, raw_arguments)
+    remote = addressed(settings, info, remote)
     replies = ask(settings, info, arguments, remote)
     if not remote.as_json and not settings.quiet:
         print_count(len(replies))

@@ -278,7 +278,7 @@ class Control:
         oid, ticket = str(uuid.uuid4()), str(uuid.uuid4())
         answers: list[Reply] = []
         names = _destination(options)
-        enough = options.limit or (len(names) if names else None)
+        enough = options.limit or len(set(names or ()))
 
         def on_reply(delivery: Delivery) -> None:
             answer = self._read(delivery)
@@ -293,7 +293,7 @@ class Control:
             replies.ensure(timeout=CONNECT_SECONDS)
             self._send(command, arguments, options, ticket=ticket, reply_to=oid)
             deadline = time.monotonic() + options.timeout
-            replies.drive(lambda: enough is not None and len(answers) >= enough, deadline)
+            replies.drive(lambda: 0 < enough <= len(answers), deadline)
         finally:
             replies.close()
         return answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from amqtask import AmqTask, control_command, inspect_command
 from amqtask.cli.main import run
 from amqtask.exceptions import ConfigurationError
 from amqtask.remote.commands import BUILTIN
+from amqtask.testing.worker import start_worker
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +101,33 @@ def test_lists_have_the_application_s_own_commands(app: AmqTask, capsys: pytest.
     assert "hello" not in inspect
     assert "terminate <signal>" in control
     assert "secret" not in control
+
+
+def test_a_command_that_may_take_long_waits_for_the_nodes_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    @inspect_command(default_timeout=40.0)
+    def drawn(state: Any) -> Any:
+        return {"ok": "drawn"}
+
+    @control_command(default_timeout=40.0)
+    def refused(state: Any) -> Any:
+        raise ValueError("not today")
+
+    with start_worker(AmqTask("remote", broker="memory://", set_as_current=False)) as worker:
+        began = time.monotonic()
+        assert run(["inspect", "drawn"], worker.app) == 0
+        assert run(["control", "refused"], worker.app) == 1
+        assert time.monotonic() - began < 30
+
+    printed = capsys.readouterr().out
+    assert ("drawn" in printed, "not today" in printed, "1 node online." in printed) == (True, True, True)
+
+
+def test_a_node_that_is_named_twice_is_waited_for_once() -> None:
+    with start_worker(AmqTask("remote", broker="memory://", set_as_current=False)) as worker:
+        control = worker.app.control
+        (node,) = control.inspect(timeout=40, limit=1).ping()
+        began = time.monotonic()
+        answers = control.inspect([node] * 2, timeout=40).ping()
+
+    assert answers == {node: {"ok": "pong"}}
+    assert time.monotonic() - began < 30
