@@ -77,7 +77,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "amqtask needs Python 3.10 or newer")'
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
 	  echo "python3-venv is missing; installing it …"; \
-	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3-venv >/dev/null; } || { \
+	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install -y python3-venv >/dev/null; } || { \
 	    echo "Install Python's venv module (Debian: apt-get install python3-venv) and run this again."; exit 1; }; \
 	  $(PYTHON) -m venv $(VENV); }
 

@@ -71,14 +71,23 @@ def apt_install(*packages: str) -> bool:
         return False
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     print(f"installing {', '.join(packages)} with apt-get …", file=sys.stderr, flush=True)
+    deadline = time.monotonic() + APT_SECONDS
     for command in (["apt-get", "-qq", "update"], ["apt-get", "-qq", "install", "-y", *_FLAGS, *packages]):
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        while True:
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+            )
+            if b"Could not get lock" not in done.stdout or time.monotonic() > deadline:
+                break
+            time.sleep(1.0)
     if done.returncode:
         sys.stderr.write(done.stdout.decode(errors="replace"))
     return done.returncode == 0
 
 
 _FLAGS = ("--no-install-recommends",)
+# How long an installation waits for another one to end: a new machine often brings itself up to date.
+APT_SECONDS = 300.0
 
 
 def program(name: str, package: str, hint: str = "") -> str:
