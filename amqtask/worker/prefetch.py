@@ -14,6 +14,10 @@ up to half a second, and only to the double, to the half, or back to one per slo
 and another one cancelled, and a busy quorum queue counts deliveries under way to the cancelled one as returned (seen on RabbitMQ
 3.10: a few hundred redeliveries, each one step towards the delivery limit).
 
+A runtime alone changes the window only while deliveries come: so the broker can start a consumer. On a node that has just lost
+the others (RabbitMQ 4.3, `rabbit_fifo_client:checkout`) the channel would stand still for a minute, with all that it holds.
+Only closing does not wait, because what comes no more may be here already.
+
 After a lost connection the window begins at one per slot again, for CALM_SECONDS: where connections are cut again and again, most
 of a large window is lost each time before it can be read, and each time is a step towards the delivery limit.
 
@@ -54,8 +58,8 @@ class Window:
     """The window of one queue. A `pinned` window does not adapt, but grows by `held`; times are of one monotonic clock."""
 
     __slots__ = (
-        "_changes", "_ended", "_ended_before", "_full_since", "_held_in_current", "_next_change", "_shifted", "_slots", "batch",
-        "count", "current", "extra", "held", "old_deliveries", "pinned", "runtime", "total",
+        "_changes", "_ended", "_ended_before", "_full_since", "_held_in_current", "_next_change", "_shifted", "_slots", "_wanted",
+        "batch", "count", "current", "extra", "held", "old_deliveries", "pinned", "runtime", "total",
     )  # fmt: skip
 
     def __init__(self, slots: int, pinned: int | None = None) -> None:
@@ -77,6 +81,8 @@ class Window:
         self._shifted = 0
         self._changes = 0
         self._next_change = 0.0
+        # What the present window was made for, beside the runtime.
+        self._wanted = self._wishes
         # How many had ended when the queue was first seen with all its slots busy, and when that was.
         self._ended = 0
         self._ended_before = 0
@@ -132,8 +138,9 @@ class Window:
             return self.current
         return min(self.current, 1 << (max(1, self.current - self.old_deliveries) - 1).bit_length())
 
-    def look(self, now: float) -> int | None:
-        """Update the runtime; returns the new window if it should change now."""
+    def look(self, now: float, *, arriving: bool = True) -> int | None:
+        """Update the runtime; returns the new window if it should change now. `arriving`: the worker has got deliveries since
+        the last look."""
         if self.count:
             self._take_in()
         if now < self._next_change:
@@ -141,12 +148,20 @@ class Window:
         next_window = self._next_window()
         if not self._is_worth_it(next_window):
             return None
+        wishes = self._wishes
+        if not arriving and wishes == self._wanted and not (next_window < self.current and self.is_for_long_tasks):
+            return None
+        self._wanted = wishes
         pause = FIRST_PAUSE_SECONDS * 2**self._changes if self._changes < 8 else LONGEST_PAUSE_SECONDS
         self._next_change = now + min(LONGEST_PAUSE_SECONDS, pause)
         self._changes += 1
         self.current = next_window
         self._held_in_current = self.held
         return next_window
+
+    @property
+    def _wishes(self) -> tuple[int | None, ...]:
+        return self._slots, self.pinned, self.extra, self.held, self.batch, self._shifted
 
     def _next_window(self) -> int:
         if self.pinned is not None:
@@ -204,6 +219,7 @@ class Windows:
         self._old_deliveries = old_deliveries
         self._has_old_deliveries = False
         self._next_look = 0.0
+        self._taken = 0
         self._room = 0
         # The worker adds each ended task's runtime to these directly.
         self.by_queue: dict[str, Window] = {}
@@ -250,15 +266,16 @@ class Windows:
         window = self.by_queue.get(queue)
         return 0 if window is None else max(1, window.current // 2, self._room)
 
-    def look(self, now: float) -> None:
-        """Change the windows that should change now."""
+    def look(self, now: float, taken: int) -> None:
+        """Change the windows that should change now. `taken`: how many deliveries have come to the worker at all."""
         if now < self._next_look and not self._has_old_deliveries:
             return
         self._next_look = now + LOOK_SECONDS
+        arriving, self._taken = taken != self._taken, taken
         self._has_old_deliveries = False
         for queue, window in self.by_queue.items():
             old_size = window.current
-            new_size = window.look(now)
+            new_size = window.look(now, arriving=arriving)
             if new_size is not None:
                 self._changed(queue, window, has_closed=new_size < old_size and window.is_for_long_tasks)
             elif window.old_deliveries:

@@ -474,7 +474,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self.dispatcher.run()
         self.deliveries.flush()
         if not self.is_quiet:
-            self.windows.look(self._clock())
+            self.windows.look(self._clock(), self._number)
         else:
             self.lifecycle.shutdown.progress()
 

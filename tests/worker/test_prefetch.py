@@ -74,6 +74,32 @@ def test_a_pinned_window_stays() -> None:
     assert window.current == 7
 
 
+def test_a_runtime_alone_changes_it_only_while_deliveries_come() -> None:
+    window = Window(slots=2)
+    ended(window, 0.00005)
+
+    assert window.look(now=10.0, arriving=False) is None
+    assert window.look(now=10.0) == 202
+
+
+@pytest.mark.parametrize("wish", ["extra", "held"])
+def test_room_for_those_that_wait_here_is_made_also_when_no_deliveries_come(wish: str) -> None:
+    window = Window(slots=2)
+    setattr(window, wish, 8)
+
+    assert window.look(now=10.0, arriving=False) == 10
+
+
+def test_it_closes_for_long_tasks_also_when_no_deliveries_come() -> None:
+    window = Window(slots=2)
+    ended(window, 0.00005)
+    window.look(now=10.0)
+
+    window.saw_nothing_end(0.5)
+
+    assert window.look(now=20.0, arriving=False) == 2
+
+
 def test_changes_keep_a_distance_that_grows_to_half_a_second() -> None:
     window = Window(slots=1)
     changed_at: list[float] = []

@@ -557,6 +557,7 @@ def test_short_tasks_open_the_window() -> None:
     assert bench.consumer.windows == {"q": 1}
     bench.deliver("a")
     bench.end("a", runtime=0.0001)
+    bench.deliver("b")
     bench.pass_time(0.1)
 
     assert bench.consumer.windows["q"] > 20
