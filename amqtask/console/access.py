@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import hmac
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import SplitResult, urlsplit
@@ -63,6 +63,15 @@ class User(NamedTuple):
     may_change: bool
 
 
+# How an entry of `console_operators` says which it is; one that says neither is a user where there are no groups.
+USER, GROUP = "user:", "group:"
+
+
+def users_in(entries: Collection[str]) -> frozenset[str]:
+    """The users that they name: `ann` or `user:ann`, and not `group:ops`."""
+    return frozenset(entry.removeprefix(USER) for entry in entries if not entry.startswith(GROUP))
+
+
 class Login(Protocol):
     """Pages where people log in, and sessions that remember it."""
 
@@ -84,8 +93,8 @@ def local_path(target: object) -> str:
 
 @dataclass(slots=True)
 class Access:
-    """`users` are names and hashed passwords; `header` is what a proxy writes the user's name in; `operators` may change things
-    (None: all users); `login` has people log in by a page (users then are for programs)."""
+    """`users` are names and hashed passwords; `header` is what a proxy writes the user's name in; `operators` name who may change
+    things (None: all users); `login` has people log in by a page (users then are for programs)."""
 
     users: Mapping[str, str] = field(default_factory=dict)
     header: str | None = None
@@ -107,7 +116,7 @@ class Access:
                 raise Denied(401, "log in")
             return visitor
         name = self._name(headers)
-        return User(name, self.operators is None or name in self.operators)
+        return User(name, self.operators is None or name in users_in(self.operators))
 
     def _name(self, headers: Mapping[str, str]) -> str:
         if self.header:

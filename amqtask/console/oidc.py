@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from amqtask.console.access import Denied, User, local_path
+from amqtask.console.access import GROUP, USER, Denied, User, local_path, users_in
 from amqtask.exceptions import ConfigurationError
+from amqtask.ground.printable import bounded_logger, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
     Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
+logger = bounded_logger("amqtask.console")
 COOKIE = "amqtask_console"
+EMAIL = "email"
 # Seconds that a login lasts. The cookie cannot be taken back before.
 LOGIN_SECONDS = 8 * 3600
 
@@ -50,19 +53,56 @@ def _telling(status: int, text: str) -> Iterator[None]:
         raise Denied(status, f"{text}: {error or type(error).__name__}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The users and groups that a setting names, as `user:ann` and `group:ops`.
+
+    Where users are called by their addresses, a name with an @ is a user's and any other a group's. Else a user may have chosen
+    the name of a group, and each entry says which it means.
+    """
+
+    users: frozenset[str]
+    groups: frozenset[str]
+
+    @classmethod
+    def of(cls, setting: str, entries: Collection[str], user_claim: str) -> Named:
+        """Raises: ConfigurationError."""
+        if isinstance(entries, str):
+            raise ConfigurationError(f"{setting} is a list of users and groups, not the text {entries!r}")
+        names = frozenset(cls._said(setting, entry, user_claim) for entry in entries)
+        groups = frozenset(name for name in names if name.startswith(GROUP))
+        return cls(users_in(names), frozenset(name.removeprefix(GROUP) for name in groups))
+
+    @staticmethod
+    def _said(setting: str, entry: str, user_claim: str) -> str:
+        if entry.startswith((USER, GROUP)):
+            return entry
+        if user_claim != EMAIL:
+            raise ConfigurationError(
+                f"{setting}: say {USER}{entry} or {GROUP}{entry}; with user_claim {user_claim!r} {entry!r} may be either"
+            )
+        return (USER if "@" in entry else GROUP) + entry
+
+    def has(self, user: str | None, groups: frozenset[str]) -> bool:
+        """Whether it names the user (None: one whose name is not certain), or one of these groups."""
+        return user in self.users or not self.groups.isdisjoint(groups)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OidcOptions:
-    """The setting `console_oidc`. `viewers` and `operators` are users or groups; None: all that the provider lets in. `url` is
-    the console's address as browsers see it (None: as they asked); `secret` signs cookies (None: until the process ends)."""
+    """The setting `console_oidc`. `viewers` and `operators` None: all that the provider lets in. `emails_are_verified`: also
+    where the provider does not say so. `url` is the console's address as browsers see it (None: as they asked); `secret` signs
+    cookies (None: until the process ends)."""
 
     issuer: str
     client_id: str
     client_secret: str = field(repr=False)
     scope: str = "openid email profile"
-    user_claim: str = "email"
+    user_claim: str = EMAIL
     groups_claim: str = "groups"
-    viewers: frozenset[str] | None = None
-    operators: frozenset[str] | None = None
+    emails_are_verified: bool = False
+    viewers: Named | None = None
+    operators: Named | None = None
     url: str | None = None
     secret: str | None = field(default=None, repr=False)
 
@@ -74,9 +114,12 @@ class OidcOptions:
             raise ConfigurationError(f"console_oidc has no {', '.join(strange)}; it has {', '.join(sorted(options))}")
         if missing := [name for name in ("issuer", "client_id", "client_secret") if not written.get(name)]:
             raise ConfigurationError(f"console_oidc needs {', '.join(missing)}")
-        viewers = written.get("viewers")
-        values = {**written, "viewers": None if viewers is None else frozenset(viewers), "operators": operators}
-        return cls(**values)
+        claim, viewers = written.get("user_claim", EMAIL), written.get("viewers")
+        named = {
+            "viewers": None if viewers is None else Named.of("console_oidc's viewers", viewers, claim),
+            "operators": None if operators is None else Named.of("console_operators", operators, claim),
+        }
+        return cls(**{**written, **named})
 
 
 class OidcLogin:
@@ -144,14 +187,30 @@ class OidcLogin:
         name = claims.get(options.user_claim)
         if not isinstance(name, str) or not name:
             raise Denied(403, f"the provider says no {options.user_claim}")
-        # Some providers write it as a text.
-        if options.user_claim == "email" and claims.get("email_verified", True) not in (True, None, "true"):
-            raise Denied(403, f"the provider has not verified the address {name}")
-        groups = claims.get(options.groups_claim)
-        names = {name, *(group for group in groups if isinstance(group, str))} if isinstance(groups, list) else {name}
-        if options.viewers is not None and not names & (options.viewers | (options.operators or frozenset())):
+        is_certain = options.user_claim != EMAIL or self._is_verified(name, claims.get("email_verified"))
+        listed = claims.get(options.groups_claim)
+        groups = (
+            frozenset(group for group in listed if isinstance(group, str)) if isinstance(listed, list) else frozenset()
+        )
+        rules = [rule for rule in (options.viewers, options.operators) if rule is not None]
+        if not is_certain and any(rule.has(name, frozenset()) for rule in rules):
+            logger.warning(
+                "console: %s has no rights by that address, as the provider does not say that it is verified (see "
+                "emails_are_verified)",
+                printable(name),
+            )
+        user = name if is_certain else None
+        if options.viewers is not None and not any(rule.has(user, groups) for rule in rules):
             raise Denied(403, f"{name} may not see this console")
-        return User(name, options.operators is None or bool(names & options.operators))
+        return User(name, options.operators is None or options.operators.has(user, groups))
+
+    def _is_verified(self, address: str, claim: object) -> bool:
+        """Raises: Denied when the provider says that it is not."""
+        if claim is None:
+            return self._options.emails_are_verified
+        if claim not in (True, "true"):  # some providers write it as a text
+            raise Denied(403, f"the provider has not verified the address {address}")
+        return True
 
     async def _end(self, request: Request) -> Response:
         request.session.clear()

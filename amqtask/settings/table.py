@@ -82,7 +82,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("console_oidc", {}, "dict", None,
             "Where users of the console log in by OpenID Connect: issuer, client_id, client_secret … (docs/console.md)."),
     Setting("console_operators", None, "list", None,
-            "Users (with console_oidc also groups) of the console that may change things; None: all. Others look."),
+            "Who may change things in the console (user:ann; with console_oidc also group:ops); None: all. Others look."),
     Setting("console_url", None, "str", None, "The console's address as people know it, for links in alerts."),
     Setting("console_user_header", None, "str", None,
             "The header in which a proxy in front of the console writes the user's name, such as X-Forwarded-User."),

@@ -148,10 +148,86 @@ def test_who_is_no_operator_changes_nothing_and_who_is_no_viewer_sees_nothing(
     stranger = Browser(shown)
     assert stranger.log_in().status_code == 403
     for unverified in (False, "false", "", 0):
-        provider.claims = {"sub": "3", "email": "bob@shop.example", "email_verified": unverified}
+        provider.claims = {"sub": "3", "email": "bob@shop.example", "email_verified": unverified, "groups": ["ops"]}
         assert stranger.log_in().status_code == 403, unverified
     assert stranger.ask("GET", "/").status_code == 303
     shown.app.close()
+
+
+def may(provider: Provider, folder: Path, claims: dict[str, Any], **options: Any) -> str:
+    """What who logs in with these claims may do."""
+    provider.claims = {"sub": "4", **claims}
+    shown = shown_with(provider, folder, **options)
+    browser = Browser(shown)
+    status = browser.log_in().status_code
+    done = browser.ask("POST", "/do/pause", data={"queue": "mail"}, headers={"Origin": LOCAL}).status_code
+    shown.app.close()
+    return "nothing" if status == 403 else "look" if done == 403 else "change"
+
+
+@pytest.mark.parametrize(
+    ("entry", "claims", "allowed"),
+    [
+        ("group:ops", {"preferred_username": "eve", "groups": ["ops"]}, "change"),
+        ("group:ops", {"preferred_username": "ops"}, "nothing"),
+        ("user:ops", {"preferred_username": "ops"}, "change"),
+        ("user:ops", {"preferred_username": "eve", "groups": ["ops"]}, "nothing"),
+        ("group:ops", {"preferred_username": "group:ops"}, "nothing"),
+    ],
+)
+def test_a_user_s_name_is_no_group_s(
+    provider: Provider, tmp_path: Path, entry: str, claims: dict[str, Any], allowed: str
+) -> None:
+    entries = {"operators": frozenset({entry}), "viewers": [entry], "user_claim": "preferred_username"}
+
+    assert may(provider, tmp_path, claims, **entries) == allowed
+
+
+@pytest.mark.parametrize(
+    ("entry", "claims", "allowed"),
+    [
+        ("ops", {"email": "eve@shop.example", "groups": ["ops"]}, "change"),
+        ("ops", {"email": "ops", "email_verified": True}, "look"),
+        ("bob@shop.example", {"email": "bob@shop.example", "email_verified": True}, "change"),
+        ("bob@shop.example", {"email": "eve@shop.example", "groups": ["bob@shop.example"]}, "look"),
+    ],
+)
+def test_with_addresses_as_names_what_has_no_at_sign_is_a_group(
+    provider: Provider, tmp_path: Path, entry: str, claims: dict[str, Any], allowed: str
+) -> None:
+    assert may(provider, tmp_path, claims, operators=frozenset({entry})) == allowed
+
+
+def test_an_address_counts_when_it_is_verified(provider: Provider, tmp_path: Path) -> None:
+    entries = {"operators": frozenset({"user:bob@shop.example"}), "viewers": ["group:staff"]}
+    bob = {"email": "bob@shop.example"}
+
+    assert may(provider, tmp_path, bob, **entries) == "nothing"
+    assert may(provider, tmp_path, {**bob, "email_verified": None}, **entries) == "nothing"
+    assert may(provider, tmp_path, {**bob, "groups": ["staff"]}, **entries) == "look"
+    for verified in (True, "true"):
+        assert may(provider, tmp_path, {**bob, "email_verified": verified}, **entries) == "change"
+    assert may(provider, tmp_path, bob, emails_are_verified=True, **entries) == "change"
+    assert may(provider, tmp_path, {**bob, "email_verified": False}, emails_are_verified=True, **entries) == "nothing"
+
+
+def test_a_name_that_may_be_a_user_s_or_a_group_s_is_refused(provider: Provider) -> None:
+    written = {"issuer": provider.url, **SETTINGS, "user_claim": "preferred_username"}
+    with pytest.raises(ConfigurationError, match="user:ops or group:ops"):
+        OidcOptions.of(written, frozenset({"ops"}))
+    with pytest.raises(ConfigurationError, match=r"viewers.*user:staff or group:staff"):
+        OidcOptions.of({**written, "viewers": ["staff"]}, None)
+    with pytest.raises(ConfigurationError, match=r"viewers.*list"):
+        OidcOptions.of({**written, "viewers": "group:staff"}, None)
+
+
+def test_a_group_s_name_is_no_user_s_of_a_proxy() -> None:
+    access = Access(header="X-User", operators=frozenset({"ann", "user:bob", "group:ops"}))
+
+    changing = {
+        name for name in ("ann", "bob", "ops", "group:ops", "user:bob") if access.user({"x-user": name}).may_change
+    }
+    assert changing == {"ann", "bob"}
 
 
 @pytest.mark.parametrize("wrong", ["signature", "audience", "nonce", "state"])
