@@ -9,6 +9,8 @@ from amqtask.exceptions import PublishError
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Message, Properties
 from amqtask.testing.suites.transport import Listener
+from amqtask.transport.confirms import PATIENCE_SECONDS
+from amqtask.transport.connection import LoopConnection
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.loop_publisher import PikaLoopPublisher
@@ -40,9 +42,9 @@ class Looped:
     def consumer(
         self, *queues: Queue, url: str | list[str] = "", prefetch: int = 100, **options: Any
     ) -> tuple[Listener, PikaConsumer]:
-        """Started."""
+        """Started. `options` are the connection's."""
         listener = Listener()
-        consumer = PikaConsumer(parse_broker_urls(url or self.url), self.loop, listener, **options)
+        consumer = PikaConsumer(self._connection(url, options), listener)
         listener.consumer = consumer
         self._consumers.append(consumer)
         for queue in queues:
@@ -56,13 +58,17 @@ class Looped:
         self.until(lambda: listener.consuming, what=f"not consuming: {listener}")
         return listener, consumer
 
-    def publisher(self, url: str | list[str] = "", **options: Any) -> PikaLoopPublisher:
-        """Not started."""
-        made = PikaLoopPublisher(
-            parse_broker_urls(url or self.url), self.loop, on_warning=self.warnings.append, **options
-        )
+    def publisher(
+        self, url: str | list[str] = "", *, nack_patience: float = PATIENCE_SECONDS, **options: Any
+    ) -> PikaLoopPublisher:
+        """Not started. `options` are the connection's."""
+        connection = self._connection(url, options)
+        made = PikaLoopPublisher(connection, on_warning=self.warnings.append, nack_patience=nack_patience)
         self._publishers.append(made)
         return made
+
+    def _connection(self, url: str | list[str], options: dict[str, Any]) -> LoopConnection:
+        return LoopConnection(parse_broker_urls(url or self.url), self.loop, **options)
 
     def stop(self, user: PikaConsumer | PikaLoopPublisher) -> None:
         """And wait until it has."""

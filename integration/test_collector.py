@@ -9,6 +9,7 @@ import pytest
 from amqtask.protocol.entities import Queue, arguments
 from amqtask.protocol.message import Delivery
 from amqtask.transport.collector import PikaCollector
+from amqtask.transport.connection import LoopConnection
 from amqtask.transport.contract import QueuePresence
 from amqtask.transport.url import parse_broker_urls
 from integration.conftest import Broker
@@ -25,7 +26,9 @@ def test_it_looks_over_the_host_that_parts_are_published_to(
     publisher = looped.publisher(broker_url)
     seen: list[QueuePresence] = []
     with Forwarder(broker_url) as way:
-        collector = PikaCollector(parse_broker_urls([way.url, broker_url]), looped.loop, beside=publisher)
+        collector = PikaCollector(
+            LoopConnection(parse_broker_urls([way.url, broker_url]), looped.loop), beside=publisher
+        )
         collector.collect(queue.name, 2, take=lambda *_: False, on_done=seen.append)
         looped.until(lambda: seen)
         if published:
@@ -66,7 +69,7 @@ def test_messages_that_a_silent_connection_was_given_are_awaited(
     with Forwarder(broker_url) as way:
         if not has_read:
             way.keep_deliveries()
-        collector = PikaCollector(parse_broker_urls([way.url, broker_url]), looped.loop)
+        collector = PikaCollector(LoopConnection(parse_broker_urls([way.url, broker_url]), looped.loop))
         collector.collect(queue.name, 2, take=take, on_done=seen.append)
         looped.until(lambda: rabbit.count(queue.name) == 0 and len(taken) == has_read)
         way.stall()

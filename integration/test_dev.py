@@ -19,6 +19,7 @@ import pika
 import pytest
 
 from amqtask.testing.suites.transport import TransportSuite
+from amqtask.transport.connection import LoopConnection
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher, Publisher
 from amqtask.transport.loop import PikaLoop
@@ -52,10 +53,10 @@ class TestServedMemory(TransportSuite):
         return PikaLoop()
 
     def make_consumer(self, loop: Any, listener: ConsumerListener) -> Consumer:
-        return PikaConsumer(self.addresses, loop, listener)
+        return PikaConsumer(LoopConnection(self.addresses, loop), listener)
 
     def make_loop_publisher(self, loop: Any, on_warning: Callable[[str], None]) -> LoopPublisher:
-        return PikaLoopPublisher(self.addresses, loop, on_warning=on_warning, nack_patience=0.5)
+        return PikaLoopPublisher(LoopConnection(self.addresses, loop), on_warning=on_warning, nack_patience=0.5)
 
     def cut(self) -> None:
         self.server.broker.cut()

@@ -63,7 +63,7 @@ def test_the_first_publish_connects_and_all_arrive_in_order(rabbit: Broker, loop
     publisher = looped.publisher()
     sent = Sent(publisher)
     bodies = numbered(5000)  # more than may be unconfirmed at once
-    assert not publisher.is_connected
+    assert not publisher.host
     for body in bodies:
         sent.publish(body, queue.name, declare=(queue,))
     assert publisher.outstanding == 5000

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from amqtask.testing.suites.transport import TransportSuite
+from amqtask.transport.connection import LoopConnection
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher, Publisher
 from amqtask.transport.loop import PikaLoop
@@ -33,10 +34,10 @@ class TestPika(TransportSuite):
         return PikaLoop()
 
     def make_consumer(self, loop: Any, listener: ConsumerListener) -> Consumer:
-        return PikaConsumer(self.addresses, loop, listener)
+        return PikaConsumer(LoopConnection(self.addresses, loop), listener)
 
     def make_loop_publisher(self, loop: Any, on_warning: Callable[[str], None]) -> LoopPublisher:
-        return PikaLoopPublisher(self.addresses, loop, on_warning=on_warning)
+        return PikaLoopPublisher(LoopConnection(self.addresses, loop), on_warning=on_warning)
 
     def cut(self) -> None:
         self.forwarder.cut()

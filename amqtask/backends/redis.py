@@ -37,7 +37,7 @@ from amqtask.ground.deadlines import end_of
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.plugins import others_names
 from amqtask.ground.printable import bounded_logger, described
-from amqtask.ground.strikes import handled, let_through
+from amqtask.ground.strikes import let_through
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import content_type, content_types, dumps, is_text, loads
 from amqtask.transport.redis.lines import WELL, LinePool, Lines, Question, Watch, run_script
@@ -351,7 +351,7 @@ class RedisBackend(RedisChords, PatientStore):
     ) -> Generator[tuple[str, ResultMessage], None, None]:
         """Each result as it is stored: few over a watch, many over one subscription."""
         missing = {self._result_key(task_id): task_id for task_id in task_ids}
-        deadline, before = end_of(timeout), handled()
+        deadline = end_of(timeout)
         if len(missing) <= MOST_WATCHED:
             yield from self._watched(missing, deadline)
         else:
@@ -362,11 +362,11 @@ class RedisBackend(RedisChords, PatientStore):
             try:
                 yield from self._published(missing, deadline)
             except TRANSIENT as error:
-                let_through(error, before)
+                let_through(error)
                 # What is stored meanwhile is found by the look at the keys that follows each subscription.
                 self._retrying(lambda client: client.ping())
             except ERRORS as error:
-                let_through(error, before)
+                let_through(error)
                 raise unreachable(self._deployment.name, error) from error
 
     def _watched(self, missing: dict[str, str], deadline: float | None) -> Iterator[tuple[str, ResultMessage]]:
@@ -378,7 +378,7 @@ class RedisBackend(RedisChords, PatientStore):
             watch = watches.open() if missing else None
         if watch is None:
             return
-        is_sound, before = False, handled()
+        is_sound = False
         try:
             watch.begin(list(missing))
             while missing and not (watch.has_looked and deadline is not None and time.monotonic() >= deadline):
@@ -391,8 +391,8 @@ class RedisBackend(RedisChords, PatientStore):
             is_sound = True
             raise
         except (OSError, ValueError) as error:
-            watches.drop(watch, error, before)
-            let_through(error, before)
+            watches.drop(watch, error)
+            let_through(error)
             return  # the ordinary client finds out what is wrong
         finally:
             if is_sound:

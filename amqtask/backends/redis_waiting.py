@@ -18,7 +18,7 @@ from amqtask.backends.contract import RetryPolicy, retrying
 from amqtask.exceptions import BackendUnreachable
 from amqtask.ground.deadlines import arrival
 from amqtask.ground.printable import bounded_logger, clause
-from amqtask.ground.strikes import handled, let_through
+from amqtask.ground.strikes import let_through
 from amqtask.protocol.result import ResultMessage
 from amqtask.transport.redis.publishing import passes
 from amqtask.transport.redis.servers import Deployment, close_idle
@@ -130,11 +130,10 @@ class RedisServer:
         )
 
     def _attempt(self, work: Callable[[Any], T]) -> T:
-        before = handled()
         try:
             return work(self.client)
         except ERRORS as error:
-            let_through(error, before)
+            let_through(error)
             if isinstance(error, ReadOnlyError):
                 close_idle(self.client)  # it became a replica: its name may lead to the master by now
             raise

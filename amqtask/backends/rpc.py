@@ -93,7 +93,7 @@ class Mailbox:
     def put(self, result: ResultMessage) -> None:
         """Note a result; a final one is never overwritten by an earlier state, nor SUCCESS by anything."""
         task_id = result.task_id
-        stored = self._find(task_id)
+        stored = self.find(task_id)
         if stored is not None and _outranks(stored, result):
             return
         self._unread[task_id] = result
@@ -109,16 +109,16 @@ class Mailbox:
 
     def find(self, task_id: str) -> ResultMessage | None:
         """The newest result of a task, or None."""
-        return self._find(task_id)
+        return self._unread.get(task_id) or self._read.get(task_id) or self._held.get(task_id)
 
     def is_ready(self, task_id: str) -> bool:
         """Whether the final result has come."""
-        stored = self._find(task_id)
+        stored = self.find(task_id)
         return stored is not None and stored.is_ready
 
     def take(self, task_id: str) -> ResultMessage | None:
         """The same as `find`, for somebody who keeps a final result."""
-        stored = self._find(task_id)
+        stored = self.find(task_id)
         if stored is not None and stored.is_ready and task_id in self._unread:
             self._read[task_id] = stored
             self._unread.pop(task_id, None)
@@ -134,7 +134,7 @@ class Mailbox:
         """Call `callback` once, now or when the result comes."""
         waiting = self._callbacks.setdefault(task_id, [])
         waiting.append(callback)
-        stored = self._find(task_id)
+        stored = self.find(task_id)
         if stored is not None and stored.is_ready and _taken(waiting, callback):
             callback(stored)  # it has come between the two
 
@@ -143,9 +143,6 @@ class Mailbox:
         waiting = self._callbacks.get(task_id, [])
         if _taken(waiting, callback) and not waiting:
             self._callbacks.pop(task_id, None)
-
-    def _find(self, task_id: str) -> ResultMessage | None:
-        return self._unread.get(task_id) or self._read.get(task_id) or self._held.get(task_id)
 
     def _trim(self, results: OrderedDict[str, ResultMessage], limit: int) -> None:
         while len(results) > limit:

@@ -20,7 +20,7 @@ from amqtask.ground.printable import bounded_logger, described
 from amqtask.protocol import option_types
 from amqtask.protocol.compression import compress
 from amqtask.protocol.entities import Exchange, Queue
-from amqtask.protocol.message import Message, Properties
+from amqtask.protocol.message import Message, Properties, strip_transit_headers
 from amqtask.protocol.serialization import JSON, dumps, is_private
 from amqtask.protocol.task import (
     PROTOCOL_HEADERS,
@@ -30,7 +30,6 @@ from amqtask.protocol.task import (
     decode_body,
     encode_task,
     limits_in,
-    strip_death_headers,
 )
 from amqtask.task import Task
 from amqtask.topology.delays import DelayPlan
@@ -286,7 +285,7 @@ class Calls:
         """The same task again: same id, workflow and place, `retries + 1` (celery-facts 1.8)."""
         changes: Options = sig or {}
         options = dict(changes.get("options") or {})
-        headers = strip_death_headers(request.headers)
+        headers = strip_transit_headers(request.headers)
         eta = eta_of(when, None, self._zone) if isinstance(when, datetime) else eta_of(None, when)
         expires, deadline = _expiry(options.get("expires"), self._zone), deadline_in(headers)
         if expires is not None and deadline is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from asyncio import CancelledError
+from collections.abc import Iterator
 from types import FrameType
 
 # Where errors are from that mean the network: classes that nobody else raises, and those of Python's, which anybody may raise;
@@ -15,28 +16,37 @@ _PYTHON = sys.stdlib_module_names
 _MAKERS = _LIBRARIES | _PYTHON | {"async_timeout", "uvloop", "eventlet", "gevent"}
 
 
-def handled() -> BaseException | None:
-    """What the caller is about to handle; for `let_through`, before anything else is caught."""
-    return sys.exc_info()[1]
-
-
-def let_through(error: BaseException, before: BaseException | None = None) -> None:
-    """Raise what struck from outside, if this error is that, or was made of it. `before`: see `handled`."""
-    strike = strike_in(error, before)
+def let_through(error: BaseException) -> None:
+    """Raise what struck from outside, if this error, which was just caught, is that, or was made of it."""
+    strike = strike_in(error)
     if strike is not None:
         raise strike
 
 
-def strike_in(error: BaseException, before: BaseException | None = None) -> BaseException | None:
-    """What struck from outside, if this error is that, or was made of it. `before`: see `handled`."""
+def strike_in(error: BaseException) -> BaseException | None:
+    """What struck from outside, if this error, which was just caught, is that, or was made of it. What a caller of the code that
+    caught it is about to handle is none of it, though Python takes it for its context."""
+    callers = set(_callers(error))
     link: BaseException | None = error
     for _ in range(20):
-        if link is None or link is before:
+        if link is None or _handler(link) in callers:
             return None
         if _is_from_outside(link):
             return link
         link = link.__cause__ or link.__context__
     return None
+
+
+def _handler(error: BaseException) -> FrameType | None:
+    """Where it was caught."""
+    return None if error.__traceback__ is None else error.__traceback__.tb_frame
+
+
+def _callers(error: BaseException) -> Iterator[FrameType]:
+    """Of the code that caught it."""
+    frame = _handler(error)
+    while frame is not None and (frame := frame.f_back) is not None:
+        yield frame
 
 
 def _is_from_outside(error: BaseException) -> bool:

@@ -456,11 +456,6 @@ def timestamp(value: str | datetime) -> float:
     return moment.timestamp()
 
 
-def strip_death_headers(headers: Headers) -> HeaderDict:
-    """A copy without the broker's headers on earlier deaths, deliveries and delays; for every republish."""
-    return strip_transit_headers(headers)
-
-
 def saferepr(value: Any, limit: int = _REPR_LENGTH) -> str:
     """A repr of at most `limit` characters that never raises and does not format megabytes first."""
     value_type = type(value)

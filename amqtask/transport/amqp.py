@@ -192,7 +192,7 @@ class AmqpBroker:
         """Over a connection of its own."""
         from amqtask.transport.consumer import PikaConsumer
 
-        return PikaConsumer(self.addresses, loop, listener, no_ack=no_ack, **self._connecting(name, heartbeat))
+        return PikaConsumer(self._connection(loop, name, heartbeat), listener, no_ack=no_ack)
 
     def loop_publisher(
         self, loop: TurnLoop, *, name: str, heartbeat: int | None, on_warning: OnWarning
@@ -200,17 +200,11 @@ class AmqpBroker:
         """Over a connection of its own."""
         from amqtask.transport.loop_publisher import PikaLoopPublisher
 
-        return PikaLoopPublisher(self.addresses, loop, on_warning=on_warning, **self._connecting(name, heartbeat))
+        return PikaLoopPublisher(self._connection(loop, name, heartbeat), on_warning=on_warning)
 
     def shared_ends(self, loop: TurnLoop, *, name: str, heartbeat: int | None, writes: bool = False) -> AmqpSharedEnds:
         """Over one connection for both."""
-        from amqtask.transport.connection import LoopConnection
-
-        addresses = self._written if writes else self.addresses
-        timeout = self._options.connect_timeout
-        return AmqpSharedEnds(
-            loop, LoopConnection(addresses, loop, heartbeat=heartbeat, connect_timeout=timeout, name=name)
-        )
+        return AmqpSharedEnds(self._connection(loop, name, heartbeat, writes=writes))
 
     def collector(
         self, loop: TurnLoop, *, name: str, heartbeat: int | None, beside: LoopPublisher, on_warning: OnWarning
@@ -218,26 +212,27 @@ class AmqpBroker:
         """Over a connection of its own."""
         from amqtask.transport.collector import PikaCollector
 
-        return PikaCollector(
-            self.addresses, loop, beside=beside, on_warning=on_warning, **self._connecting(name, heartbeat)
-        )
+        connection = self._connection(loop, name, heartbeat)
+        return PikaCollector(connection, beside=beside, on_warning=on_warning)
 
-    def _connecting(self, name: str, heartbeat: int | None) -> dict[str, Any]:
-        return {"heartbeat": heartbeat, "connect_timeout": self._options.connect_timeout, "client_name": name}
+    def _connection(self, loop: TurnLoop, name: str, heartbeat: int | None, *, writes: bool = False) -> LoopConnection:
+        from amqtask.transport.connection import LoopConnection
+
+        addresses, timeout = self._written if writes else self.addresses, self._options.connect_timeout
+        return LoopConnection(addresses, loop, heartbeat=heartbeat, connect_timeout=timeout, name=name)
 
 
 class AmqpSharedEnds:
     """See amqtask.transport.contract.SharedEnds."""
 
-    def __init__(self, loop: TurnLoop, shared: LoopConnection) -> None:
-        self._loop = loop
+    def __init__(self, shared: LoopConnection) -> None:
         self._shared = shared
 
     def consumer(self, listener: ConsumerListener, *, no_ack: bool = False) -> PikaConsumer:
         """A consumer over the connection."""
         from amqtask.transport.consumer import PikaConsumer
 
-        return PikaConsumer((), self._loop, listener, shared=self._shared, no_ack=no_ack)
+        return PikaConsumer(self._shared, listener, no_ack=no_ack)
 
     def publisher(self, *, on_warning: OnWarning, nack_patience: float | None = None) -> PikaLoopPublisher:
         """A publisher over the connection."""
@@ -245,4 +240,4 @@ class AmqpSharedEnds:
         from amqtask.transport.loop_publisher import PikaLoopPublisher
 
         patience = PATIENCE_SECONDS if nack_patience is None else nack_patience
-        return PikaLoopPublisher((), self._loop, on_warning=on_warning, shared=self._shared, nack_patience=patience)
+        return PikaLoopPublisher(self._shared, on_warning=on_warning, resends=False, nack_patience=patience)

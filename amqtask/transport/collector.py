@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import ChannelClosedByBroker
 
-from amqtask.ground.loop import OneTimer, TurnLoop
+from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.message import Delivery
 from amqtask.transport.connection import LoopConnection
@@ -36,7 +36,6 @@ from amqtask.transport.contract import QueuePresence
 from amqtask.transport.declare import has_line_end
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away
 from amqtask.transport.link import delivery_of
-from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
@@ -73,33 +72,27 @@ class _Look:
 
 
 class PikaCollector:
-    """One connection, made at the first look; when it is lost, looks begin again on the next one."""
+    """Over a connection of its own, opened at the first look; when it is lost, looks begin again on the next one."""
 
     def __init__(
         self,
-        addresses: Sequence[BrokerAddress],
-        loop: TurnLoop,
+        connection: LoopConnection,
         *,
-        heartbeat: int | None = 60,
-        connect_timeout: float = 4.0,
-        client_name: str = "",
         beside: LoopPublisher | None = None,
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._warn = on_warning
-        self.loop = loop
+        self.loop = connection.loop
         self._refusals: set[str] = set()
         self._beside = beside
         self._moved_at = float("-inf")
-        self._connection = LoopConnection(
-            addresses, loop, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
-        ).join(self)
+        self._connection = connection.join(self)
         self._pika: Any = None
         self._channel: PikaChannel | None = None
         self._looks: dict[str, _Look] = {}
         self._line: deque[_Look] = deque()
         self._current: _Look | None = None
-        self._timer = OneTimer(loop)
+        self._timer = OneTimer(self.loop)
         self._is_stopped = False
 
     def collect(self, queue: str, size: int, *, take: Take, on_done: OnDone) -> None:

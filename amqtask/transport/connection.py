@@ -20,7 +20,7 @@ from pika.exceptions import AMQPError, AMQPHeartbeatTimeout, ConnectionClosedByB
 from amqtask.ground.loop import OneTimer, Ticker, TurnLoop
 from amqtask.transport.content import install
 from amqtask.transport.contract import HostLeft
-from amqtask.transport.errors import connection_error, is_refusal
+from amqtask.transport.errors import connection_error, refusal
 from amqtask.transport.url import BrokerAddress
 from amqtask.transport.wire import Wire
 
@@ -185,16 +185,16 @@ class LoopConnection:
         addresses: Sequence[BrokerAddress],
         loop: TurnLoop,
         *,
-        heartbeat: int | None,
-        connect_timeout: float,
-        name: str,
+        heartbeat: int | None = 60,
+        connect_timeout: float = 4.0,
+        name: str = "",
     ) -> None:
         install()
         self._addresses = tuple(addresses)
-        self._loop = loop
+        self.loop = loop
         self._heartbeat = heartbeat
         self._connect_timeout = connect_timeout
-        self._name = name
+        self.name = name
         self.users: list[ConnectionUse] = []
         self._next = 0
         # Hosts that were left for others (their positions), and until when they are avoided.
@@ -229,7 +229,7 @@ class LoopConnection:
     def start(self, use: ConnectionUse) -> None:
         """A user wants the connection: connect, unless that is under way or done."""
         if self.is_open and self._connection.is_open:
-            self._loop.call_soon(lambda: self._welcome(use))
+            self.loop.call_soon(lambda: self._welcome(use))
         elif not self._is_running:
             self._is_running = True
             self._connect()
@@ -251,7 +251,7 @@ class LoopConnection:
             if connection is not None and (connection.is_open or connection.is_closing):
                 self._on_stopped.append(on_stopped)
             else:
-                self._loop.call_soon(on_stopped)
+                self.loop.call_soon(on_stopped)
         if connection is not None:
             connection.end()
 
@@ -263,10 +263,10 @@ class LoopConnection:
         """Another connection, to the host that is so many steps further on; not started."""
         other = LoopConnection(
             [self._addresses[(self._next + steps) % self.hosts]],
-            self._loop,
+            self.loop,
             heartbeat=self._heartbeat,
             connect_timeout=self._connect_timeout,
-            name=self._name,
+            name=self.name,
         )
         return other.join(listener)
 
@@ -301,9 +301,9 @@ class LoopConnection:
         seconds = self._connect_timeout
         if self.hosts > 1 and self._failures < len(self._addresses):
             seconds = min(seconds, FIRST_ROUND_SECONDS)
-        parameters = self._address.parameters(heartbeat=self._heartbeat, connect_timeout=seconds, name=self._name)
+        parameters = self._address.parameters(heartbeat=self._heartbeat, connect_timeout=seconds, name=self.name)
         self._connection = connection = self._address.wire(
-            self._loop, parameters, self._opened, self._failed, self._closed
+            self.loop, parameters, self._opened, self._failed, self._closed
         )
         connection.add_on_connection_blocked_callback(
             lambda _, frame: self._blocked(frame.method.reason or "no reason given")
@@ -339,7 +339,7 @@ class LoopConnection:
         self._forget_timers()
         if not self._is_running:
             return
-        refused = is_refusal(error)
+        refused = refusal(error) is not None
         if not refused:
             connection.avoid()
         tried = [self._address] if refused else self._addresses

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
 
 from amqtask.exceptions import AccessRefused, OperationalError, PublishRefused
-from amqtask.ground.loop import OneTimer, TurnLoop
+from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration, Queue
 from amqtask.protocol.message import Delivery
@@ -29,7 +29,6 @@ from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import RESOURCE_LOCKED, Declarer, QueueLocked
 from amqtask.transport.errors import ACCESS_REFUSED, lacks
 from amqtask.transport.lookout import Lookout, Watch, Watched, can_be_watched
-from amqtask.transport.url import BrokerAddress
 from amqtask.transport.wire import take_until_cancelled
 
 if TYPE_CHECKING:
@@ -106,26 +105,13 @@ class _Consumed:
 
 
 class PikaConsumer:
-    """A Consumer on pika's SelectConnection. `no_ack` is for mailboxes whose messages need no answer; with `shared` it
-    uses that connection instead of one of its own."""
+    """A Consumer on pika's SelectConnection. `no_ack` is for mailboxes whose messages need no answer; others may use the
+    connection, too."""
 
-    def __init__(
-        self,
-        addresses: Sequence[BrokerAddress],
-        loop: TurnLoop,
-        listener: ConsumerListener,
-        *,
-        heartbeat: int | None = 60,
-        connect_timeout: float = 4.0,
-        client_name: str = "",
-        no_ack: bool = False,
-        shared: LoopConnection | None = None,
-    ) -> None:
+    def __init__(self, connection: LoopConnection, listener: ConsumerListener, *, no_ack: bool = False) -> None:
+        loop = connection.loop
         self._listener = listener
         self._no_ack = no_ack
-        connection = shared or LoopConnection(
-            addresses, loop, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
-        )
         self._connection = connection.join(self)
         self._declarer = Declarer(loop, listener.on_warning)
         self._lookout = Lookout(

@@ -91,11 +91,6 @@ def refusal(error: BaseException) -> tuple[int, str] | None:
     return reply if reply[0] in (ACCESS_REFUSED, NOT_ALLOWED) and not re.search(_LIMIT, reply[1]) else None
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether the broker refused the login or the virtual host."""
-    return refusal(error) is not None
-
-
 def connection_error(error: BaseException, addresses: Sequence[BrokerAddress]) -> PublishError:
     """Our error for a connection that could not be made to any of these."""
     reply = refusal(error)
@@ -217,14 +212,9 @@ def blocked(address: BrokerAddress, reason: str) -> ConnectionBlocked:
     )
 
 
-def culprit(cause: ChannelClosing, messages: Sequence[Message], candidates: list[int]) -> int | None:
-    """The index of the message that the broker closed the channel for, where the broker's text tells."""
-    indices = culprits(cause, messages, candidates)
-    return indices[0] if indices else None
-
-
 def culprits(cause: ChannelClosing, messages: Sequence[Message], candidates: list[int]) -> list[int]:
-    """The indices of all messages that the broker's text fits: many may go to one missing exchange."""
+    """The indices of the messages that the broker closed the channel for, where its text tells: many may go to one missing
+    exchange."""
     if len(candidates) < 2:
         return candidates
     too_large = re.search(_TOO_LARGE, cause.reply_text)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
@@ -26,7 +26,7 @@ import pika
 from pika.exceptions import AMQPError, AMQPHeartbeatTimeout, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.exceptions import OperationalError, PublishError, PublishTimeout
-from amqtask.ground.loop import OneTimer, Timer, TurnLoop
+from amqtask.ground.loop import OneTimer, Timer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
@@ -46,7 +46,6 @@ from amqtask.transport.connection import Backoff, LoopConnection
 from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
 from amqtask.transport.declare import MOST_DECLARED, Declarer, KnownEntities, NotAnswered
 from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed_for, culprits, refused, unroutable
-from amqtask.transport.url import BrokerAddress
 
 if TYPE_CHECKING:
     from amqtask.protocol.message import PropertiesLike
@@ -73,32 +72,24 @@ _ConfirmingChannel: TypeAlias = "ConfirmingChannel[Pending]"
 class PikaLoopPublisher:
     """See amqtask.transport.contract.LoopPublisher; connects at `start` or at the first publish.
 
-    With `shared` it uses that connection, and messages that are unconfirmed when it is lost are not sent again: they fail with
-    PublishTimeout (they may or may not be stored), and the owner decides. `nack_patience`: for so many seconds a message that the
-    broker refuses is tried again.
+    Where the owner has deliveries on the connection, which end with it, its publishes must not go again afterwards (`resends`):
+    messages that are unconfirmed when it is lost fail with PublishTimeout (they may or may not be stored), and the owner decides.
+    `nack_patience`: for so many seconds a message that the broker refuses is tried again.
     """
 
     def __init__(
         self,
-        addresses: Sequence[BrokerAddress],
-        loop: TurnLoop,
+        connection: LoopConnection,
         *,
-        heartbeat: int | None = 60,
-        connect_timeout: float = 4.0,
-        client_name: str = "",
         on_warning: Callable[[str], None] = lambda text: None,
-        shared: LoopConnection | None = None,
+        resends: bool = True,
         nack_patience: float = PATIENCE_SECONDS,
     ) -> None:
-        self._loop = loop
-        self._name = client_name
+        loop = self._loop = connection.loop
+        self._name = connection.name
         self._warn = on_warning
         self._nack_patience = nack_patience
-        # With a shared connection the owner has deliveries on it that end with it: its publishes must not go again afterwards.
-        self._resends = shared is None
-        connection = shared or LoopConnection(
-            addresses, loop, heartbeat=heartbeat, connect_timeout=connect_timeout, name=client_name
-        )
+        self._resends = resends
         self._connection = connection.join(self)
         self._declarer = Declarer(loop, on_warning)
         self._pika: Wire | None = None
@@ -179,11 +170,6 @@ class PikaLoopPublisher:
     def answers(self) -> int:
         """How many messages the present channels have confirms or nacks for."""
         return sum(confirming.confirms.settled for confirming in self._confirming_channels)
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether its connection is open."""
-        return self._connection.is_open
 
     def start(self) -> None:
         """Connect now."""

@@ -82,13 +82,13 @@ class Bench:
 
     def beat(self, store: ScheduleStore, **options: object) -> Beat:
         shared = LoopConnection(self.addresses, self.loop, heartbeat=0, connect_timeout=4.0, name="beat")
-        publisher = PikaLoopPublisher((), self.loop, shared=shared, nack_patience=0.0)
+        publisher = PikaLoopPublisher(shared, resends=False, nack_patience=0.0)
 
         def lead(listener: LeaderListener, seed: Callable[[], bytes]) -> Leadership:
             return Leadership(
                 leader_queue(QUEUE, queue_type="quorum"),
                 loop=self.loop,
-                make_consumer=lambda owner: PikaConsumer((), self.loop, owner, shared=shared),
+                make_consumer=lambda owner: PikaConsumer(shared, owner),
                 publisher=publisher,
                 listener=listener,
                 seed=seed,

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from amqtask.exceptions import EncodeError, InvalidTaskError, MessageError, Undecodable
 from amqtask.protocol.compression import compress
+from amqtask.protocol.message import strip_transit_headers
 from amqtask.protocol.serialization import content_types
-from amqtask.protocol.task import TaskCall, decode_body, encode_task, read_v1, saferepr, strip_death_headers
+from amqtask.protocol.task import TaskCall, decode_body, encode_task, read_v1, saferepr
 
 JSON = content_types(["json"])
 json_values = st.recursive(
@@ -157,7 +158,7 @@ def test_what_a_broker_wrote_is_not_sent_again() -> None:
         "CCC": "stays",
     }
 
-    assert strip_death_headers(headers) == {"task": "t", "x-mine": "stays", "CCC": "stays"}
+    assert strip_transit_headers(headers) == {"task": "t", "x-mine": "stays", "CCC": "stays"}
 
 
 @pytest.mark.parametrize(

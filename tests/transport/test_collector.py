@@ -10,6 +10,7 @@ from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.testing.loop import PlainLoop
 from amqtask.transport.collector import PikaCollector
+from amqtask.transport.connection import LoopConnection
 from amqtask.transport.contract import QueuePresence
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.local import MemoryAddress
@@ -27,7 +28,7 @@ class Table:
         self.publisher = PikaPublisher(self.addresses, timeout=60.0)
         self.publisher.declare([PARTS])
         self.loop = PlainLoop()
-        self.collectors = [PikaCollector(self.addresses, self.loop) for _ in range(2)]
+        self.collectors = [PikaCollector(LoopConnection(self.addresses, self.loop)) for _ in range(2)]
         self.taken: list[list[bytes]] = []
         self.finish: list[Callable[[bool], None]] = []
         self.done: list[QueuePresence] = []

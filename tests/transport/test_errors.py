@@ -22,11 +22,10 @@ from amqtask.protocol.message import Message, Properties
 from amqtask.transport.errors import (
     channel_error,
     connection_error,
-    culprit,
     culprits,
     declare_error,
     is_away,
-    is_refusal,
+    refusal,
     refused,
 )
 from amqtask.transport.url import parse_broker_urls
@@ -97,12 +96,12 @@ def test_the_message_of_the_named_size_is_meant_not_a_larger_one() -> None:
 
 
 def test_of_one_message_there_is_no_doubt() -> None:
-    assert culprit(INVALID, [message(), message()], [1]) == 1
+    assert culprits(INVALID, [message(), message()], [1]) == [1]
 
 
 def test_words_that_name_nobody_leave_it_open() -> None:
-    assert culprit(INVALID, [message(), message()], [0, 1]) is None
-    assert culprit(INVALID, [], []) is None
+    assert culprits(INVALID, [message(), message()], [0, 1]) == []
+    assert culprits(INVALID, [], []) == []
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,7 @@ def test_a_refused_login_says_what_to_check(cause: BaseException, expected: str)
 
     error = connection_error(wrapped, ADDRESSES)
 
-    assert is_refusal(wrapped)
+    assert refusal(wrapped) is not None
     assert isinstance(error, AccessRefused)
     assert expected in str(error)
     assert "secret" not in str(error)
@@ -155,7 +154,7 @@ def test_a_connection_that_is_lost_in_the_handshake_is_no_refusal(cause: BaseExc
 
     error = connection_error(wrapped, ADDRESSES)
 
-    assert not is_refusal(wrapped)
+    assert refusal(wrapped) is None
     assert type(error) is BrokerUnreachable
     assert "Probable" not in str(error)
 
@@ -173,7 +172,7 @@ def test_no_answer_is_no_refusal_and_names_the_hosts() -> None:
 
     error = connection_error(wrapped, ADDRESSES)
 
-    assert not is_refusal(wrapped)
+    assert refusal(wrapped) is None
     assert type(error) is BrokerUnreachable
     assert "@one:" in str(error)
     assert "@two:" in str(error)

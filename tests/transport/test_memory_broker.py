@@ -23,6 +23,7 @@ from amqtask.testing.loop import PlainLoop
 from amqtask.testing.suites.transport import Listener
 from amqtask.topology.declarations import QueueDefaults, dead_letter_queue, work_queue
 from amqtask.topology.delays import DelayPlan
+from amqtask.transport.connection import LoopConnection
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.contract import OFFSET, PREFETCH
 from amqtask.transport.loop_publisher import PikaLoopPublisher
@@ -55,7 +56,7 @@ class Bench:
 
     def consume(self, queue: Queue, *, prefetch: int = 10, acks: bool = False) -> tuple[Listener, PikaConsumer]:
         listener = Listener(acks)
-        consumer = listener.consumer = PikaConsumer(self.addresses, self.loop, listener)
+        consumer = listener.consumer = PikaConsumer(LoopConnection(self.addresses, self.loop), listener)
         consumer.add_queue(queue, prefetch=prefetch)
         consumer.start()
         self.turn()
@@ -346,7 +347,7 @@ def test_a_publish_waits_for_a_broker_that_comes_up(bench: Bench) -> None:
 
 def test_an_alarm_blocks_publishing_until_it_is_over(bench: Bench) -> None:
     bench.queue("q")
-    publisher = PikaLoopPublisher(bench.addresses, bench.loop)
+    publisher = PikaLoopPublisher(LoopConnection(bench.addresses, bench.loop))
     answers: list[Any] = []
 
     bench.broker.block("low on disk")

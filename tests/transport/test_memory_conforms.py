@@ -9,6 +9,7 @@ import pytest
 
 from amqtask.testing.loop import PlainLoop
 from amqtask.testing.suites.transport import TransportSuite
+from amqtask.transport.connection import LoopConnection
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher, Publisher
 from amqtask.transport.loop_publisher import PikaLoopPublisher
@@ -31,10 +32,10 @@ class TestMemory(TransportSuite):
         return PlainLoop()
 
     def make_consumer(self, loop: Any, listener: ConsumerListener) -> Consumer:
-        return PikaConsumer(self.addresses, loop, listener)
+        return PikaConsumer(LoopConnection(self.addresses, loop), listener)
 
     def make_loop_publisher(self, loop: Any, on_warning: Callable[[str], None]) -> LoopPublisher:
-        return PikaLoopPublisher(self.addresses, loop, on_warning=on_warning, nack_patience=0.5)
+        return PikaLoopPublisher(LoopConnection(self.addresses, loop), on_warning=on_warning, nack_patience=0.5)
 
     def cut(self) -> None:
         self.broker.cut()

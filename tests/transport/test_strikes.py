@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
 
 from amqtask import AmqTask
 from amqtask.exceptions import BackendUnreachable
-from amqtask.ground.strikes import handled, let_through
+from amqtask.ground.strikes import let_through
 from amqtask.transport.redis.lines import Line
 from amqtask.transport.redis.servers import Place
 
@@ -29,11 +30,10 @@ def _own_class(*_: object) -> None:
 
 
 def _caught(call: Callable[[], object]) -> Exception:
-    before = handled()
     try:
         call()
     except Exception as error:
-        let_through(error, before)
+        let_through(error)
         return error
     raise AssertionError
 
@@ -77,6 +77,29 @@ def test_what_the_network_says_is_not_whatever_the_caller_was_handling() -> None
     except Mine:
         assert isinstance(_caught(_refused), ConnectionRefusedError)
         assert isinstance(_caught(_as_redis(_refused)), redis.ConnectionError)
+
+
+def test_an_awaited_call_and_a_generator_s_know_what_their_caller_was_handling() -> None:
+    async def await_refused() -> None:
+        assert isinstance(_caught(_as_redis(_refused)), redis.ConnectionError)
+
+    async def handle() -> None:
+        try:
+            raise Mine
+        except Mine:
+            await await_refused()
+
+    def generate() -> Iterator[Exception]:
+        while True:
+            yield _caught(_as_redis(_refused))
+
+    asyncio.run(handle())
+    errors = generate()
+    assert isinstance(next(errors), redis.ConnectionError)
+    try:
+        raise Mine
+    except Mine:
+        assert isinstance(next(errors), redis.ConnectionError)
 
 
 @pytest.mark.parametrize("host", ["ü..example", "no-such-host.invalid"])

@@ -239,7 +239,7 @@ class MemoryBroker:
 
     def _enqueue(self, queue: MemoryQueue, stored: Stored) -> None:
         if queue.is_full:
-            self._dead_letter(queue, queue.drop_oldest(), MAXLEN)
+            self.dead_letter(queue, queue.pop(), MAXLEN)
         queue.put(stored, next(self._numbers), self._now())
         self.pump(queue)
 
@@ -264,20 +264,17 @@ class MemoryBroker:
         if counts and queue.is_quorum:
             stored.failures += 1
             if queue.delivery_limit is not None and stored.failures > queue.delivery_limit:
-                self._dead_letter(queue, stored, DELIVERY_LIMIT)
+                self.dead_letter(queue, stored, DELIVERY_LIMIT)
                 return
         queue.give_back(stored)
-
-    def rejected(self, queue: MemoryQueue, stored: Stored, reason: str) -> None:
-        """A message was rejected without requeue: dead-letter or drop it."""
-        self._dead_letter(queue, stored, reason)
 
     def unsubscribed(self, queue: MemoryQueue) -> None:
         """Delete an auto-delete queue with its last consumer."""
         if queue.declared.auto_delete and not queue.subscribers:
             self.delete_queue(queue.declared.name)
 
-    def _dead_letter(self, queue: MemoryQueue, stored: Stored, reason: str) -> None:
+    def dead_letter(self, queue: MemoryQueue, stored: Stored, reason: str) -> None:
+        """A message has died: to the dead-letter exchange with it, if the queue has one."""
         exchange = queue.dead_letter_exchange
         if exchange is None or (exchange and exchange not in self._exchanges):
             return
@@ -298,7 +295,7 @@ class MemoryBroker:
                     break
                 # When the clock was advanced by days, each hop of a delay must not be late by days.
                 self._as_of = due
-                self._dead_letter(queue, queue.pop(), EXPIRED)
+                self.dead_letter(queue, queue.pop(), EXPIRED)
             self._as_of = None
             for queue in list(self._queues.values()):
                 self.pump(queue)

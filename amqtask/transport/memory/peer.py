@@ -318,7 +318,7 @@ class PeerChannel:
             if requeue:
                 self._broker.returned(queue, stored, counts=counts)
             else:
-                self._broker.rejected(queue, stored, REJECTED)
+                self._broker.dead_letter(queue, stored, REJECTED)
 
     def _settled(self, tag: int, *, multiple: bool) -> Iterator[_Unanswered]:
         if tag not in self._unanswered and not (multiple and tag == 0):

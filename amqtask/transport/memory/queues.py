@@ -350,10 +350,6 @@ class MemoryQueue:
         """Remove and return the head."""
         return heapq.heappop(self._ready)[2]
 
-    def drop_oldest(self) -> Stored:
-        """Remove and return the message that an overflow drops."""
-        return self.pop()
-
     def messages(self) -> list[Stored]:
         """All ready messages, in order."""
         return [stored for _, _, stored in sorted(self._ready, key=lambda entry: entry[:2])]

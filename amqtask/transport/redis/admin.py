@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import PublishError, PublishRefused, QueueNotFound
-from amqtask.ground.strikes import handled, let_through
+from amqtask.ground.strikes import let_through
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Delivery, Message
 from amqtask.topology.delays import TO_HEADER, UNTIL_HEADER
@@ -22,7 +22,7 @@ from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
 from amqtask.transport.redis.answers import MOST_ANSWERS, NEVER_CAME
 from amqtask.transport.redis.envelope import envelope, incoming
 from amqtask.transport.redis.layout import LEASE_SECONDS, SEPARATOR, Command, Layout, list_keys
-from amqtask.transport.redis.publisher import FAILURES, borrowed, converse
+from amqtask.transport.redis.publisher import FAILURES, answers_of
 from amqtask.transport.redis.publishing import publish_error
 from amqtask.transport.redis.scripts import ACK, DELETE, GIVE_BACK, RENEW, RESERVE, SWEEP, TRIM, Script
 from amqtask.transport.redis.servers import close_idle
@@ -104,17 +104,11 @@ class RedisJobs:
         return list_keys(self._layout.prefix, queue)
 
     def _ask(self, *commands: Command) -> list[Any]:
-        before = handled()
         try:
-            with borrowed(self._client) as connection:
-                replies = converse(connection, commands, time.monotonic() + ANSWER_SECONDS)
+            return answers_of(self._client, commands, time.monotonic() + ANSWER_SECONDS)
         except FAILURES as error:
-            let_through(error, before)
+            let_through(error)
             raise publish_error(error, self._server) from error
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise publish_error(reply, self._server) from reply
-        return replies
 
 
 class RedisTail(RedisJobs):

@@ -12,7 +12,7 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 
-from amqtask.ground.strikes import handled, let_through
+from amqtask.ground.strikes import let_through
 from amqtask.transport.resolving import addresses_of, as_host, resolve
 
 # Seconds, where nothing limits connecting.
@@ -23,7 +23,7 @@ class Connection(redis.Connection):
     """Without TLS."""
 
     def _connect(self) -> Any:
-        name, error, before = self.host, OSError("the name has no address"), handled()
+        name, error = self.host, OSError("the name has no address")
         deadline = time.monotonic() + (self.socket_connect_timeout or LONGEST)
         for candidate in resolve(name, int(self.port), deadline):
             # As bytes: for text Python asks its idna codec, which makes its own of what strikes meanwhile.
@@ -31,7 +31,7 @@ class Connection(redis.Connection):
             try:
                 return super()._connect()  # type: ignore[no-untyped-call]
             except OSError as failure:
-                let_through(failure, before)
+                let_through(failure)
                 error = failure
             finally:
                 self.host = name
@@ -48,13 +48,13 @@ class AsyncConnection(redis.asyncio.Connection):
     _address = ""
 
     async def _connect(self) -> None:
-        error, before = OSError("the name has no address"), handled()
+        error = OSError("the name has no address")
         for address in await addresses_of(self.host, int(self.port), self.socket_connect_timeout or LONGEST):
             self._address = as_host(address)
             try:
                 await super()._connect()  # type: ignore[no-untyped-call]
             except OSError as failure:
-                let_through(failure, before)
+                let_through(failure)
                 error = failure
             else:
                 return

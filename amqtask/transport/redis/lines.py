@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import redis
 from redis.exceptions import NoScriptError, RedisClusterException
 
-from amqtask.ground.strikes import handled, let_through, strike_in
+from amqtask.ground.strikes import let_through, strike_in
 from amqtask.transport.redis.servers import way_to
 from amqtask.transport.redis.wire import Parser, Push, ReplyError, command
 from amqtask.transport.resolving import as_host, resolve
@@ -71,7 +71,7 @@ class Line:
         return time.monotonic() - self.used_at < IDLE_SECONDS or self._answers()
 
     def _answers(self) -> bool:
-        timeout, before = self._sock.gettimeout(), handled()
+        timeout = self._sock.gettimeout()
         try:
             self._sock.settimeout(self._timeout)
             self._sock.sendall(command("PING"))
@@ -79,7 +79,7 @@ class Line:
                 pass  # the rest of what was asked before
             self._sock.settimeout(timeout)
         except (OSError, ValueError) as error:
-            let_through(error, before)
+            let_through(error)
             return False
         return True
 
@@ -150,12 +150,12 @@ def _connect(place: Place, timeout: float) -> socket.socket:
             raise
         return sock
     deadline = time.monotonic() + timeout
-    error, before = OSError(f"the name {place.host!r} has no address"), handled()
+    error = OSError(f"the name {place.host!r} has no address")
     for candidate in resolve(place.host, place.port, deadline):
         try:
             sock = socket.create_connection((as_host(candidate[4]).encode(), place.port), _until(deadline))  # type: ignore[arg-type] # see Connection
         except OSError as failure:
-            let_through(failure, before)
+            let_through(failure)
             error = failure
         else:
             sock.settimeout(timeout)
@@ -195,20 +195,19 @@ class LinePool(Generic[LineT]):
 
     def open(self) -> LineT | None:
         """A new one, when the client has just had an answer; None where there are none."""
-        before = handled()
         try:
             place = _place_of(self._client())
             line = None if place is None else self._connect(place)
         except (redis.RedisError, RedisClusterException, OSError, ValueError) as error:  # redis-py tells them
-            let_through(error, before)
+            let_through(error)
             line = None
         self._leads = line is not None
         return line
 
-    def drop(self, line: LineT, error: BaseException | None = None, before: BaseException | None = None) -> None:
+    def drop(self, line: LineT, error: BaseException | None = None) -> None:
         """Close one over which something went wrong; only what struck from outside says nothing about the server."""
         line.close()
-        is_lost = error is None or (isinstance(error, (OSError, ValueError)) and strike_in(error, before) is None)
+        is_lost = error is None or (isinstance(error, (OSError, ValueError)) and strike_in(error) is None)
         self._leads = self._leads and not is_lost
 
     def put(self, line: LineT) -> None:
@@ -283,12 +282,11 @@ class _ScriptLine(Line):
         return replies[before:]
 
     def finish(self) -> None:
-        before = handled()
         try:
             if self.unanswered:
                 self.answer()
         except (OSError, ValueError) as error:
-            let_through(error, before)
+            let_through(error)
         finally:
             self.close()
 
@@ -320,15 +318,14 @@ class Lines:
         self, questions: Sequence[Question], do: Callable[[_ScriptLine, Sequence[Question], bytes], list[Any]]
     ) -> list[Any]:
         """What `do` gets over a line; where there is none, or it is lost meanwhile, the answers to what has none yet."""
-        before = handled()
         packed, line = b"".join(map(self._packed, questions)), self._pool.take()
         if line is None:
             return self._ask_slowly(questions)
         try:
             answers = do(line, questions, packed)
         except (OSError, ValueError) as error:
-            self._pool.drop(line, error, before)
-            let_through(error, before)
+            self._pool.drop(line, error)
+            let_through(error)
             return self._ask_slowly(line.unanswered)[-len(questions) :]
         except BaseException:  # a time limit: half an answer may be under way
             line.close()
@@ -382,12 +379,11 @@ class Watch(Line):
     def values(self, seconds: float) -> list[tuple[str, bytes]] | None:
         """What comes first within so many seconds: keys and values, perhaps of keys that were waited for before; None: nothing
         has come. Raises: OSError, ValueError."""
-        before = handled()
         self._sock.settimeout(max(0.001, seconds))
         try:
             chunk = self._sock.recv(CHUNK)
         except TimeoutError as error:
-            let_through(error, before)
+            let_through(error)
             return None
         if not chunk:
             raise ConnectionError("Redis closed the connection")

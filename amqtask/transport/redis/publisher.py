@@ -15,7 +15,7 @@ import redis
 from amqtask.exceptions import AccessRefused, PublishError
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import bounded_logger
-from amqtask.ground.strikes import handled, let_through
+from amqtask.ground.strikes import let_through
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption
@@ -36,10 +36,8 @@ from amqtask.transport.redis.scripts import DISOWN, OWN, PUBLISH
 from amqtask.transport.redis.servers import close_idle
 
 if TYPE_CHECKING:
-    from amqtask.exceptions import PublishError
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Message
-    from amqtask.transport.redis.layout import Layout
     from amqtask.transport.redis.servers import Deployment
 
 
@@ -91,6 +89,18 @@ def borrowed(client: Any) -> Any:
         pool.release(connection)
 
 
+def answers_of(client: Any, commands: Sequence[Command], deadline: float) -> list[Any]:
+    """The answers to commands over a connection of the client's pool.
+
+    Raises: redis.RedisError, OSError; also the first error that Redis answers."""
+    with borrowed(client) as connection:
+        answers = converse(connection, commands, deadline)
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
+
+
 class Conversations:
     """With one Redis, for the threads of one process: each over a line, where there is one, else over redis-py's connection."""
 
@@ -103,7 +113,7 @@ class Conversations:
 
     def ask(self, commands: Callable[[], Sequence[Command]], deadline: float) -> list[Any]:
         """As `converse`; `commands` is called when there is a connection. Raises: redis.RedisError, OSError."""
-        line, before = self._lines.take(), handled()
+        line = self._lines.take()
         if line is None:
             with borrowed(self._client) as connection:
                 replies = converse(connection, commands(), deadline)
@@ -114,7 +124,7 @@ class Conversations:
             try:
                 replies = line.converse(commands(), deadline)
             except BaseException as error:
-                self._lines.drop(line, error, before)
+                self._lines.drop(line, error)
                 raise
         if line is None:
             return replies
@@ -150,13 +160,12 @@ class RedisPublisher:
 
     def publish_many(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[PublishError | None]:
         """One entry per message, None for a stored one."""
-        before = handled()
         batch = Batch(messages, self._declared, until(timeout, self._timeout), self._server)
         while not batch.is_done:
             try:
                 pause = batch.take(self._conversations.get().ask(batch.commands, batch.deadline))
             except FAILURES as error:
-                let_through(error, before)
+                let_through(error)
                 pause = batch.failed(error)
             if pause:
                 time.sleep(pause)
@@ -164,20 +173,15 @@ class RedisPublisher:
 
     def declare(self, entities: Sequence[Declaration], *, timeout: float | None = None) -> None:
         """Declare now. Raises: PublishError."""
-        before = handled()
         self._declared.forget(entities)
         missing = self._declared.missing(entities)
         try:
-            with borrowed(self._client) as connection:
-                replies = converse(connection, [command for command, _ in missing], until(timeout, self._timeout))
+            replies = answers_of(self._client, [command for command, _ in missing], until(timeout, self._timeout))
         except FAILURES as error:
             self._declared.forget(entities)
-            let_through(error, before)
+            let_through(error)
             raise publish_error(error, self._server) from error
         for (_, on_reply), reply in zip(missing, replies, strict=True):
-            if isinstance(reply, Exception):
-                self._declared.forget(entities)
-                raise publish_error(reply, self._server) from reply
             on_reply(reply)
 
     def close(self) -> None:
@@ -202,11 +206,10 @@ class RedisAsyncPublisher:
     async def connect(self, *, timeout: float | None = None) -> None:
         """Connect now. Raises: PublishError."""
         seconds = self._timeout if timeout is None else timeout
-        before = handled()
         try:
             await asyncio.wait_for((await self._client()).ping(), seconds)
         except (*FAILURES, asyncio.TimeoutError) as error:
-            let_through(error, before)
+            let_through(error)
             raise publish_error(error, self._deployment.name) from error
 
     async def publish(self, message: Message, *, timeout: float | None = None) -> None:
@@ -219,7 +222,6 @@ class RedisAsyncPublisher:
         self, messages: Sequence[Message], *, timeout: float | None = None
     ) -> list[PublishError | None]:
         """One entry per message, None for a stored one."""
-        before = handled()
         batch = Batch(messages, self._declared, until(timeout, self._timeout), self._deployment.name)
         client = await self._client()
         while not batch.is_done:
@@ -227,7 +229,7 @@ class RedisAsyncPublisher:
             try:
                 pause = batch.take(await asyncio.wait_for(_run(client, batch.commands), seconds))
             except (*FAILURES, asyncio.TimeoutError) as error:
-                let_through(error, before)
+                let_through(error)
                 pause = batch.failed(error)
             if pause:
                 await asyncio.sleep(pause)
@@ -271,7 +273,6 @@ class RedisEventPublisher:
         """Publish these messages, or drop them."""
         if time.monotonic() < self._retry_at:
             return
-        before = handled()
         commands: list[Command] = []
         for message in messages:
             leaving = prepare(message)
@@ -284,7 +285,7 @@ class RedisEventPublisher:
                 if any(map(_is_unknown, converse(connection, commands, deadline))):
                     converse(connection, [("SCRIPT", "LOAD", PUBLISH.source), *commands], deadline)
         except FAILURES as error:
-            let_through(error, before)
+            let_through(error)
             self._retry_at = time.monotonic() + 1.0
 
     def close(self) -> None:
@@ -325,12 +326,12 @@ class RedisQueueReader:
 
     def ensure(self, timeout: float) -> None:
         """Declare and subscribe. Raises: BrokerUnreachable, AccessRefused, PublishError."""
-        deadline, before = time.monotonic() + timeout, handled()
+        deadline = time.monotonic() + timeout
         while not self._is_ready or (self._pattern is None and self._is_due_again):
             try:
                 self._set_up(deadline)
             except FAILURES as error:
-                let_through(error, before)
+                let_through(error)
                 wrong = publish_error(error, self._server)
                 if isinstance(wrong, AccessRefused) or time.monotonic() + RETRY_PAUSE >= deadline:
                     raise wrong from error
@@ -346,7 +347,6 @@ class RedisQueueReader:
 
     def drive(self, done: Callable[[], bool], deadline: float | None) -> bool:
         """Wait until `done()` or the deadline."""
-        before = handled()
         while not done():
             now = time.monotonic()
             if deadline is not None and now >= deadline:
@@ -356,7 +356,7 @@ class RedisQueueReader:
                 self.ensure(seconds)
                 text = self._next_message(seconds)
             except FAILURES as error:
-                let_through(error, before)
+                let_through(error)
                 self._ready_at = None
                 continue
             except PublishError:
@@ -388,23 +388,16 @@ class RedisQueueReader:
         else:
             missing = Declared(self._layout, logger.warning).missing(self._plan)
             claim = ("EVAL", OWN.source, 1, self._layout.prefix, OWN_SECONDS, self._owner)
-            with borrowed(self._client) as connection:
-                for reply in converse(connection, [*(command for command, _ in missing), claim], deadline):
-                    if isinstance(reply, Exception):
-                        raise reply
+            answers_of(self._client, [*(command for command, _ in missing), claim], deadline)
         self._ready_at = time.monotonic()
 
     def _next_message(self, seconds: float) -> bytes | None:
         if self._channels is not None:
             message = self._channels.get_message(ignore_subscribe_messages=True, timeout=seconds)
             return message["data"] if message is not None and message["type"] == "pmessage" else None
-        with borrowed(self._client) as connection:
-            # BRPOP's own time limit is not exact; what comes after ours would be lost, so that we wait a little longer.
-            (reply,) = converse(
-                connection, [("BRPOP", *self._keys, max(0.01, round(seconds, 2)))], time.monotonic() + seconds + 2.0
-            )
-        if isinstance(reply, Exception):
-            raise redis.ConnectionError(str(reply))
+        pop: Command = ("BRPOP", *self._keys, max(0.01, round(seconds, 2)))
+        # Its own time limit is not exact; what comes after ours would be lost, so that we wait a little longer.
+        (reply,) = answers_of(self._client, [pop], time.monotonic() + seconds + 2.0)
         return None if reply is None else reply[1]
 
     def _hand_over(self, text: bytes) -> None:
