@@ -12,7 +12,6 @@ import pytest
 from amqtask import AmqTask
 from amqtask.exceptions import OperationalError
 from amqtask.remote.pauses import NOTE, Pauses
-from amqtask.transport import tail
 from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.nodes import RabbitNode
@@ -174,7 +173,7 @@ def test_pauses_that_the_broker_is_slow_to_tell_are_not_taken_for_none(
         # A broker counts the messages of a stream every five seconds.
         eventually(lambda: admin.count(NOTE))
 
-    monkeypatch.setattr(tail, "NOTE_SECONDS", 2.0)
+    monkeypatch.setattr("amqtask.transport.admin.NOTE_SECONDS", 2.0)
     with Forwarder(broker_url) as way, AmqTask("reader", broker=way.url, set_as_current=False) as reader:
         way.keep_deliveries()
         with pytest.raises(OperationalError, match="did not deliver it"):

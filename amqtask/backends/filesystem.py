@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from amqtask.backends.contract import BackendOptions
-from amqtask.backends.key_value import IsFinal, ValueBackend
+from amqtask.backends.polling import IsFinal, ValueBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
 
 _LOCK, _NEW = ".amqtask-lock", ".amqtask-new-"

@@ -15,7 +15,7 @@ from pymemcache.client.hash import HashClient
 from pymemcache.exceptions import MemcacheClientError, MemcacheError, MemcacheServerError, MemcacheUnknownError
 
 from amqtask.backends.contract import BackendOptions
-from amqtask.backends.key_value import IsFinal, ValueBackend
+from amqtask.backends.polling import IsFinal, ValueBackend
 from amqtask.exceptions import BackendUnreachable, ConfigurationError, EncodeError
 from amqtask.ground.lazy import ByProcess
 from amqtask.ground.printable import clause

@@ -11,7 +11,7 @@ from amqtask.backends.contract import MadeForApp, StoreDefaults
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import completed, load_path, near_names, plugins
 from amqtask.ground.printable import mask_urls
-from amqtask.transport.redis.urls import SCHEMES
+from amqtask.transport.redis import SCHEMES
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend

@@ -25,7 +25,8 @@ from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load
 from amqtask.ground.processes import signal_at_parents_end
 from amqtask.ground.startup import DEV_PART
-from amqtask.transport.dev import HOST, PORT
+from amqtask.transport.url import DEV_HOST as HOST
+from amqtask.transport.url import DEV_PORT as PORT
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -23,7 +23,7 @@ from amqtask.protocol.entities import Binding, Queue
 from amqtask.transport.broker import open_broker
 from amqtask.transport.contract import BrokerOptions
 from amqtask.transport.inventory import check as check_by_amqp
-from amqtask.transport.redis.urls import SCHEMES
+from amqtask.transport.redis import SCHEMES
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -28,7 +28,7 @@ _EARLY = (
     "amqtask.transport.consumer",
     "amqtask.transport.loop_publisher",
     "amqtask.transport.publisher",
-    "amqtask.transport.tail",
+    "amqtask.transport.admin",
 )
 
 

@@ -12,7 +12,7 @@ from amqtask.ground.printable import local_time
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.client.limits import LimitState
+    from amqtask.client.flow_store import LimitState
 
 # Keys of a limit that a table has.
 MOST_SHOWN = 3

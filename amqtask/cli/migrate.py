@@ -23,9 +23,8 @@ from amqtask.protocol.message import Delivery, Message
 from amqtask.services.delayed import delay_queues, seconds_until
 from amqtask.topology.declarations import declarations, work_queue
 from amqtask.topology.delays import TO_HEADER, waiting_priority
-from amqtask.transport.admin import BATCH
 from amqtask.transport.broker import Broker, open_broker
-from amqtask.transport.contract import Admin, BrokerOptions, Moved, Publisher
+from amqtask.transport.contract import BATCH, Admin, BrokerOptions, Moved, Publisher
 from amqtask.transport.inventory import ManagementApi
 from amqtask.worker.finisher import copied_properties
 

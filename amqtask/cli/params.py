@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from amqtask import signals
 from amqtask.cli.base import COMPLETE_VARIABLE, PROGRAM, Globals, ParamType
-from amqtask.ground.moments import moment
+from amqtask.ground.printable import moment
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -19,7 +19,7 @@ from amqtask.protocol.serialization import check_usable, content_types, dumps
 from amqtask.protocol.task import as_limit
 from amqtask.settings.table import SETTINGS
 from amqtask.topology.declarations import dead_letter_queue, is_quorum
-from amqtask.transport.redis.urls import CLIENT_OPTIONS
+from amqtask.transport.redis import CLIENT_OPTIONS
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -33,7 +33,7 @@ from amqtask.topology.routes import Queues, Router, configured
 
 if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend, RetryPolicy
-    from amqtask.client.limits import Limits
+    from amqtask.client.flow_store import Limits
     from amqtask.events import Events
     from amqtask.events.dispatcher import SentEvents
     from amqtask.events.receiver import Feed
@@ -402,7 +402,7 @@ class Runtime:
     @lazy
     def limits(self) -> Limits:
         """The limits of tasks, as they are and as operators have set them."""
-        from amqtask.client.limits import Limits
+        from amqtask.client.flow_store import Limits
 
         return Limits(self._plans, lambda: self.flow_store)
 
@@ -546,7 +546,7 @@ class Runtime:
         """Where the broker joins no chords and no result store counts them, they are counted where the broker says."""
         from amqtask.backends.contract import BackendOptions
         from amqtask.backends.registry import open_backend
-        from amqtask.transport.redis.urls import tls_settings
+        from amqtask.transport.redis import tls_settings
 
         conf = self._conf
         options = BackendOptions(

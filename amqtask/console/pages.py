@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.console.workflow import Workflow, numbers
 from amqtask.exceptions import ConfigurationError, QueueNotFound
-from amqtask.ground.moments import moment
+from amqtask.ground.printable import moment
 from amqtask.history.client import MOST_OF_WORKFLOW
 from amqtask.protocol.message import Delivery
 from amqtask.remote.pauses import pause_of

@@ -16,7 +16,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.pool import limits_of
 
 if TYPE_CHECKING:
-    from amqtask.client.limits import LimitState
+    from amqtask.client.flow_store import LimitState
     from amqtask.execution.contract import TaskLike
     from amqtask.execution.request import Request
     from amqtask.flow.gate import Gate

@@ -28,7 +28,7 @@ from amqtask.worker.report import Observer
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from amqtask.client.limits import LimitState
+    from amqtask.client.flow_store import LimitState
     from amqtask.exceptions import PublishError
     from amqtask.execution.request import Outcome, Request
     from amqtask.pool import Loop, Timer

@@ -9,7 +9,7 @@ from amqtask.ground.printable import count
 from amqtask.services.metrics import CountedPublisher, HttpServer, Metrics, Page, Reply, text
 
 if TYPE_CHECKING:
-    from amqtask.client.limits import LimitState
+    from amqtask.client.flow_store import LimitState
     from amqtask.pool import Loop
     from amqtask.services.watchdog import Watchdog
     from amqtask.transport.contract import LoopPublisher

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.event import Keeping
     from amqtask.protocol.message import Delivery
-    from amqtask.transport.admin import QueueAdmin
+    from amqtask.transport.admin import QueueAdmin, QueueTail
     from amqtask.transport.collector import PikaCollector
     from amqtask.transport.connection import LoopConnection
     from amqtask.transport.consumer import PikaConsumer
@@ -29,11 +29,9 @@ if TYPE_CHECKING:
         OnWarning,
         Publisher,
     )
-    from amqtask.transport.event_publisher import PikaEventPublisher
     from amqtask.transport.loop_publisher import PikaLoopPublisher
-    from amqtask.transport.publisher import PikaPublisher
+    from amqtask.transport.publisher import PikaEventPublisher, PikaPublisher
     from amqtask.transport.queue_reader import QueueReader
-    from amqtask.transport.tail import QueueTail
     from amqtask.transport.url import BrokerAddress
 
 
@@ -135,7 +133,7 @@ class AmqpBroker:
 
     def event_publisher(self, *, name: str, on_warning: OnWarning) -> PikaEventPublisher:
         """Without confirms."""
-        from amqtask.transport.event_publisher import PikaEventPublisher
+        from amqtask.transport.publisher import PikaEventPublisher
 
         return PikaEventPublisher(
             self._written, connect_timeout=self._options.connect_timeout, client_name=name, on_warning=on_warning
@@ -151,7 +149,7 @@ class AmqpBroker:
 
     def tail(self, keeping: Keeping, position: int | None, *, name: str) -> QueueTail:
         """Over a connection of its own."""
-        from amqtask.transport.tail import QueueTail
+        from amqtask.transport.admin import QueueTail
 
         timeout = self._options.connect_timeout
         return QueueTail(
@@ -160,7 +158,7 @@ class AmqpBroker:
 
     def note(self, name: str) -> Note:
         """In a stream, whose last message it is."""
-        from amqtask.transport.tail import StreamNote
+        from amqtask.transport.admin import StreamNote
 
         return StreamNote(
             self.addresses, lambda: self.publisher(name="amqtask command line", on_warning=lambda text: None), name
@@ -168,7 +166,7 @@ class AmqpBroker:
 
     def journal(self, name: str, publisher: Publisher, *, max_age: float) -> Journal:
         """In a stream."""
-        from amqtask.transport.tail import StreamJournal
+        from amqtask.transport.admin import StreamJournal
 
         timeout = self._options.connect_timeout
         return StreamJournal(self.addresses, publisher, name, max_age=max_age, connect_timeout=timeout)
@@ -220,6 +218,24 @@ class AmqpBroker:
 
         addresses, timeout = self._written if writes else self.addresses, self._options.connect_timeout
         return LoopConnection(addresses, loop, heartbeat=heartbeat, connect_timeout=timeout, name=name)
+
+
+# Result stores that are servers of their own, or in one process.
+_AWAY = ("redis", "rediss", "sentinel", "valkey", "valkeys", "cache", "mongodb", "amqp")
+
+
+class DevBroker(AmqpBroker):
+    """See amqtask.transport.broker.Broker: the one that `amqtask dev` serves."""
+
+    def _parsed(self, urls: str | Sequence[str] | None) -> tuple[BrokerAddress, ...]:
+        from amqtask.transport.url import dev_address
+
+        return (dev_address(urls if isinstance(urls, str) else next(iter(urls or ()), "")),)
+
+    def results_url(self, url: str) -> str:
+        """Nothing beside this broker needs to be installed: what would be in a server of its own goes through the broker."""
+        scheme = url.partition("://")[0].partition("+")[0]
+        return "rpc://" if scheme in _AWAY else url
 
 
 class AmqpSharedEnds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from amqtask.transport.redis.urls import SCHEMES
+from amqtask.transport.redis import SCHEMES
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
@@ -145,18 +145,14 @@ def open_broker(options: BrokerOptions, kept: dict[str, object]) -> Broker:
         from amqtask.transport.memory.local import LocalBroker
 
         return LocalBroker(options, kept)
-    if scheme == "dev":
-        from amqtask.transport.dev import DevBroker
-
-        return DevBroker(options, kept)
     if scheme in SCHEMES:
         from amqtask.transport.redis.broker import RedisBroker
 
         return RedisBroker(options, kept)
-    # Whatever else is there is AMQP's to take or to refuse.
-    from amqtask.transport.amqp import AmqpBroker
+    from amqtask.transport.amqp import AmqpBroker, DevBroker
 
-    return AmqpBroker(options, kept)
+    # Whatever else is there is AMQP's to take or to refuse.
+    return DevBroker(options, kept) if scheme == "dev" else AmqpBroker(options, kept)
 
 
 def _scheme(urls: object) -> str:

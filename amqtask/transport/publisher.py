@@ -13,10 +13,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 
@@ -25,6 +25,7 @@ from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
 from amqtask.exceptions import BrokerUnreachable, ConnectionBlocked, PublishError, PublishRefused, PublishTimeout
 from amqtask.ground.lazy import ByProcess
+from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
 from amqtask.transport.confirms import (
@@ -44,6 +45,7 @@ from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed
 from amqtask.transport.link import Link, LinkLost, Links, say_goodbye
 from amqtask.transport.url import BrokerAddress, HostTurns, beginning_after, beginning_with
 
+logger = bounded_logger("amqtask.transport")
 # How many publishes of one batch may wait for their confirm at once.
 WINDOW = 2000
 # Bytes that are gathered before they are written.
@@ -248,13 +250,13 @@ class PikaPublisher:
         heartbeat: int | None = 60,
         connect_timeout: float = 4.0,
         client_name: str = "",
-        on_warning: Callable[[str], None] | None = None,
+        on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._addresses = tuple(addresses)
         self._timeout = timeout
         self._pool_limit = pool_limit or 1_000_000
         self._connect_timeout = connect_timeout
-        self._warn = on_warning or _warn
+        self._warn = on_warning
         self._ids = MessageIds()
         make = partial(PublishingLink, heartbeat=heartbeat, name=client_name)
         self._links = ByProcess(partial(Links, self._pool_limit, make), Links[PublishingLink].forget)
@@ -521,5 +523,76 @@ class PikaPublisher:
         self._addresses = beginning_after(self._addresses, link.address)
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=4)
+# -- Messages that may be lost, from the caller's thread: no confirm is waited for, and no error is raised.
+
+
+# Seconds that connecting or declaring may take, once in a while; the caller waits.
+EVENT_PATIENCE = 0.5
+# Seconds without an attempt after a failure.
+EVENT_PAUSE = 30.0
+
+
+class PikaEventPublisher:
+    """Publishes messages that may be lost (task-sent events), over a connection of its own; connects with the first message.
+
+    It waits for no confirm and raises nothing. Messages that cannot be written at once are dropped: because the broker is away,
+    blocks publishing, or reads more slowly than we write. After a failure the next attempt is made EVENT_PAUSE seconds later.
+
+    Safe wherever a program may publish (see `Links`): a signal handler that interrupts another call makes one more connection.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[BrokerAddress],
+        *,
+        connect_timeout: float = 4.0,
+        client_name: str = "",
+        on_warning: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._addresses = tuple(addresses)
+        self._connect_timeout = connect_timeout
+        self._warn = on_warning
+        make = partial(Link, heartbeat=0, name=client_name)
+        self._links = ByProcess(partial(Links, 1, make), Links[Link].forget)
+        weakref.finalize(self, say_goodbye, self._links, 0.5)
+        self._retry_at = 0.0
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Publish these messages, or drop them."""
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            self._publish(messages)
+        except (LinkLost, PublishError) as error:
+            self._retry_at = time.monotonic() + EVENT_PAUSE
+            logger.info("events are dropped for %g s: %s", EVENT_PAUSE, error)
+
+    def close(self) -> None:
+        """Close the connection; it connects again when it is used again."""
+        self._links.get().close(1.0)
+
+    def _publish(self, messages: Sequence[Message]) -> None:
+        deadline = time.monotonic() + EVENT_PATIENCE
+        links = self._links.get()
+        link = links.take(sys._getframe(), deadline, Link.is_usable)
+        if link is None:
+            return  # other calls have all links, because the broker does not read
+        try:
+            if not link.is_open:
+                HostTurns(self._addresses, deadline, self._connect_timeout).connect(link.open)
+            self._publish_over(link, messages, deadline)
+        except (LinkLost, PublishError):
+            links.drop(link)
+            raise
+        links.give_back(link)
+
+    def _publish_over(self, link: Link, messages: Sequence[Message], deadline: float) -> None:
+        # The buffer for a broker that does not read must not grow.
+        if link.blocked_reason is None and not link.is_writing:
+            for message in messages:
+                link.declare(message.declare, deadline, self._warn)
+                try:
+                    link.put_message(replace(message, mandatory=False))
+                except PublishError as error:
+                    logger.info("%s", error)
+            link.flush()

@@ -386,3 +386,32 @@ def _tls(options: Options) -> TlsOptions:
         elif target is not None:
             fields[target] = value
     return TlsOptions(**fields)
+
+
+# -- `dev://`: the broker that `amqtask dev` serves on this machine. AMQP in all but the address, and what stands beside it.
+
+# Where RabbitMQ would be: what names no broker, or the one on this machine, finds it there without a word.
+DEV_HOST, DEV_PORT = "127.0.0.1", 5672
+
+
+class DevAddress(BrokerAddress):
+    """Any login is taken."""
+
+    @property
+    def safe_url(self) -> str:
+        """The URL."""
+        return f"dev://{self.host}:{self.port}"
+
+    @property
+    def question(self) -> str:
+        """What to look at when nothing answers there."""
+        return "Does `amqtask dev` run, with this port?"
+
+
+def dev_address(url: str) -> DevAddress:
+    """What `dev://`, `dev://:PORT` or `dev://HOST:PORT` names. Raises: ConfigurationError."""
+    try:
+        split = urlsplit(url)
+        return DevAddress(host=split.hostname or DEV_HOST, port=split.port or DEV_PORT)
+    except ValueError:
+        raise ConfigurationError(f"the broker URL {url!r} should look like dev:// or dev://:5673") from None

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import redis
 
-from amqtask.transport.redis.envelope import incoming
-from amqtask.transport.redis.layout import SEPARATOR, list_keys
+from amqtask.transport.redis.layout import SEPARATOR, incoming, list_keys
 from integration.fuzz import values
 from integration.fuzz.amqp import Field, Pairs, RawConnection, RawMessage
 from integration.fuzz.chance import Chance

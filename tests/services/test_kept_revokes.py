@@ -141,7 +141,7 @@ def test_a_broker_without_streams_is_said_once_and_all_goes_on(
         raise PublishError("declaring queue 'amqtask.cancel' failed: 406 feature flag 'stream_queue' is disabled")
 
     for writer in ("StreamJournal", "QueueTail"):
-        monkeypatch.setattr(f"amqtask.transport.tail.{writer}.write", refuse)
+        monkeypatch.setattr(f"amqtask.transport.admin.{writer}.write", refuse)
     with caplog.at_level(logging.WARNING), start_worker(app):
         assert_runs(app)
         app.control.revoke("an-id")
@@ -157,7 +157,7 @@ def test_a_revoke_that_cannot_be_kept_now_is_an_error_and_reaches_those_who_hear
     with start_worker(app):
         assert_runs(app)
         with monkeypatch.context() as patch:
-            patch.setattr("amqtask.transport.tail.StreamJournal.write", _away)
+            patch.setattr("amqtask.transport.admin.StreamJournal.write", _away)
             with pytest.raises(PublishError, match="is away"):
                 app.control.revoke(result_id)
         app.control.inspect().ping()

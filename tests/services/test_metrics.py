@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
 from amqtask import states
-from amqtask.client.limits import LimitState
+from amqtask.client.flow_store import LimitState
 from amqtask.exceptions import ConfigurationError, PublishRefused, Unroutable
 from amqtask.execution.request import Answer
 from amqtask.flow.contract import KeyUse

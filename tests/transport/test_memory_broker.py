@@ -23,6 +23,7 @@ from amqtask.testing.loop import PlainLoop
 from amqtask.testing.suites.transport import Listener
 from amqtask.topology.declarations import QueueDefaults, dead_letter_queue, work_queue
 from amqtask.topology.delays import DelayPlan
+from amqtask.transport.admin import QueueTail, StreamNote
 from amqtask.transport.connection import LoopConnection
 from amqtask.transport.consumer import PikaConsumer
 from amqtask.transport.contract import OFFSET, PREFETCH
@@ -31,7 +32,6 @@ from amqtask.transport.memory.broker import ManualClock, MemoryBroker
 from amqtask.transport.memory.local import MemoryAddress, MemoryAsyncPublisher
 from amqtask.transport.memory.queues import matches_headers, matches_topic
 from amqtask.transport.publisher import PikaPublisher
-from amqtask.transport.tail import QueueTail, StreamNote
 
 
 class Bench:

@@ -18,11 +18,9 @@ from amqtask.protocol.entities import Binding, Exchange, Queue
 from amqtask.protocol.message import Message, Properties
 from amqtask.topology.delays import DelayPlan
 from amqtask.transport.redis.answers import Consumed, Held, dead_letter
-from amqtask.transport.redis.envelope import incoming, outgoing
-from amqtask.transport.redis.layout import Layout, list_keys, step_of
+from amqtask.transport.redis.layout import Layout, incoming, list_keys, outgoing, step_of
 from amqtask.transport.redis.publishing import Batch, Declared
-from amqtask.transport.redis.servers import owner_in
-from amqtask.transport.redis.wire import Parser, Push, ReplyError, command
+from amqtask.transport.redis.wire import Parser, Push, ReplyError, command, owner_in
 
 REPLIES = (
     b"+OK\r\n:12\r\n$3\r\na\r\n\r\n$-1\r\n_\r\n*2\r\n$1\r\nx\r\n*0\r\n-OOM too much\r\n"

@@ -14,7 +14,7 @@ from amqtask import AmqTask
 from amqtask.exceptions import BackendUnreachable
 from amqtask.ground.strikes import let_through
 from amqtask.transport.redis.lines import Line
-from amqtask.transport.redis.servers import Place
+from amqtask.transport.redis.wire import Place
 
 
 class Mine(TimeoutError):

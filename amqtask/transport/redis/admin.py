@@ -16,12 +16,10 @@ from amqtask.ground.strikes import let_through
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Delivery, Message
 from amqtask.topology.delays import TO_HEADER, UNTIL_HEADER
-from amqtask.transport.admin import BATCH, publish_pairs
-from amqtask.transport.contract import OFFSET, Moved, QueueState, Refusal
+from amqtask.transport.contract import BATCH, OFFSET, Moved, QueueState, Refusal
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
 from amqtask.transport.redis.answers import MOST_ANSWERS, NEVER_CAME
-from amqtask.transport.redis.envelope import envelope, incoming
-from amqtask.transport.redis.layout import LEASE_SECONDS, SEPARATOR, Command, Layout, list_keys
+from amqtask.transport.redis.layout import LEASE_SECONDS, SEPARATOR, Command, Layout, envelope, incoming, list_keys
 from amqtask.transport.redis.publisher import FAILURES, answers_of
 from amqtask.transport.redis.publishing import publish_error
 from amqtask.transport.redis.scripts import ACK, DELETE, GIVE_BACK, RENEW, RESERVE, SWEEP, TRIM, Script
@@ -373,7 +371,7 @@ class RedisAdmin(RedisJobs):
                 held += (delivery.tag for delivery in taken)
                 pairs = [(delivery, message) for delivery in taken if (message := convert(delivery)) is not None]
                 done.kept += len(taken) - len(pairs)
-                stored = publish_pairs(publisher, pairs, done)
+                stored = done.publish(publisher, pairs)
                 if acknowledge and stored:
                     tags = [delivery.tag for delivery in stored]
                     self._run(ACK, mover, *tags)
@@ -484,7 +482,7 @@ class RedisAdmin(RedisJobs):
             batch, waiting = waiting[:size], waiting[size:]
             pairs = [(delivery, message) for _, delivery in batch if (message := convert(delivery)) is not None]
             done.kept += len(batch) - len(pairs)
-            stored = publish_pairs(publisher, pairs, done)
+            stored = done.publish(publisher, pairs)
             if acknowledge:
                 self._drop([name for name, delivery in batch if any(delivery is other for other in stored)])
             on_progress(done)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import PublishError
 from amqtask.protocol.message import Properties, dead_headers
-from amqtask.transport.redis.envelope import envelope
-from amqtask.transport.redis.layout import Layout, step_of
+from amqtask.transport.redis.layout import Layout, envelope, step_of
 from amqtask.transport.redis.link import Link, Timers
 from amqtask.transport.redis.publishing import Declared, passes, publish_error
 from amqtask.transport.redis.scripts import ACK, BURY, GIVE_BACK, PUBLISH, REPLACE
@@ -22,7 +21,7 @@ from amqtask.transport.redis.wire import ReplyError
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
     from amqtask.protocol.entities import Declaration, Queue
-    from amqtask.transport.redis.envelope import Incoming, Outgoing
+    from amqtask.transport.redis.layout import Incoming, Outgoing
 
 
 # A queue without a limit of its own (prefetch 0) gets at most so many at once.

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.lazy import lazy
-from amqtask.transport.redis.layout import LEASE_SECONDS, Layout
-from amqtask.transport.redis.urls import SCHEMES, in_clients_words, tls_settings
+from amqtask.transport.redis import SCHEMES, in_clients_words, tls_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from amqtask.transport.contract import BrokerOptions, ConsumerListener, LoopPublisher, OnWarning, Publisher
     from amqtask.transport.redis.admin import RedisAdmin, RedisDelayed, RedisJobs, RedisJournal, RedisNote, RedisTail
     from amqtask.transport.redis.consumer import RedisConsumer
+    from amqtask.transport.redis.layout import Layout
     from amqtask.transport.redis.loop_publisher import RedisLoopPublisher
     from amqtask.transport.redis.publisher import (
         RedisAsyncPublisher,
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
         RedisPublisher,
         RedisQueueReader,
     )
-    from amqtask.transport.redis.servers import Deployment, Way
+    from amqtask.transport.redis.servers import Deployment
+    from amqtask.transport.redis.wire import Way
 
 MISSING = "a broker URL of Redis needs the package `{}`, which is not installed: pip install amqtask[redis]"
 # Seconds that `lease` may have.
@@ -211,6 +212,7 @@ class _Server(NamedTuple):
 
 def _server(urls: str | Sequence[str] | None, options: BrokerOptions) -> _Server:
     """Raises: ConfigurationError."""
+    from amqtask.transport.redis.layout import Layout
     from amqtask.transport.redis.servers import ClusterMaster, client_arguments, deployment_of, way_to
 
     url = _one_url(urls, has_tls=bool(options.use_ssl))
@@ -232,6 +234,8 @@ def _server(urls: str | Sequence[str] | None, options: BrokerOptions) -> _Server
 
 def _lease(options: Options) -> float:
     """Raises: ConfigurationError."""
+    from amqtask.transport.redis.layout import LEASE_SECONDS
+
     value = options.get("lease", LEASE_SECONDS)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not SHORTEST_LEASE <= value <= LONGEST_LEASE:
         raise ConfigurationError(

@@ -31,8 +31,7 @@ from amqtask.transport.redis.answers import (
     Held,
     Replacement,
 )
-from amqtask.transport.redis.envelope import Outgoing, incoming
-from amqtask.transport.redis.layout import LEASE_ALONE_SECONDS, OWN_SECONDS, Layout, owner
+from amqtask.transport.redis.layout import LEASE_ALONE_SECONDS, OWN_SECONDS, Layout, Outgoing, incoming, owner
 from amqtask.transport.redis.link import Link, Timers
 from amqtask.transport.redis.publishing import Declared, prepare, publish_error
 from amqtask.transport.redis.scripts import DISOWN, LEAVE, OWN, RENEW
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
     from amqtask.protocol.message import Delivery, Message
     from amqtask.transport.contract import ConsumerListener
-    from amqtask.transport.redis.servers import Way
+    from amqtask.transport.redis.wire import Way
 
 logger = bounded_logger("amqtask.transport")
 # Seconds between two attempts to declare what Redis refused.

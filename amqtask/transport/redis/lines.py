@@ -27,8 +27,7 @@ from amqtask.transport.redis.wire import Parser, Push, ReplyError, command
 from amqtask.transport.resolving import as_host, resolve
 
 if TYPE_CHECKING:
-    from amqtask.transport.redis.servers import Place
-    from amqtask.transport.redis.wire import Argument
+    from amqtask.transport.redis.wire import Argument, Place
 
 # The reply of a script that has nothing to tell.
 WELL = 0

@@ -16,7 +16,7 @@ from amqtask.transport.redis.wire import Argument, OnReply, Push, ReplyError, Wi
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
     from amqtask.ground.loop import TurnLoop
-    from amqtask.transport.redis.servers import Place, Way
+    from amqtask.transport.redis.wire import Place, Way
 
 
 class Timers:

@@ -25,10 +25,8 @@ from amqtask.transport.redis.scripts import PUBLISH
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
     from amqtask.protocol.message import Message
-    from amqtask.transport.redis.envelope import Outgoing
-    from amqtask.transport.redis.layout import Layout
-    from amqtask.transport.redis.servers import Way
-    from amqtask.transport.redis.wire import Push
+    from amqtask.transport.redis.layout import Layout, Outgoing
+    from amqtask.transport.redis.wire import Push, Way
 
 OnDone = Callable[["PublishError | None"], None]
 # Seconds before a message that Redis does not take now (its memory is full …) is sent again.

@@ -19,8 +19,7 @@ from amqtask.ground.strikes import let_through
 from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption
-from amqtask.transport.redis.envelope import Outgoing, incoming
-from amqtask.transport.redis.layout import OWN_SECONDS, Command, Layout, list_keys, owner
+from amqtask.transport.redis.layout import OWN_SECONDS, Command, Layout, Outgoing, incoming, list_keys, owner
 from amqtask.transport.redis.lines import Line, LinePool
 from amqtask.transport.redis.publishing import (
     Batch,

@@ -22,8 +22,7 @@ from amqtask.exceptions import (
 )
 from amqtask.ground.printable import clause
 from amqtask.protocol.entities import Declaration
-from amqtask.transport.redis.envelope import Outgoing, outgoing
-from amqtask.transport.redis.layout import Command, Layout
+from amqtask.transport.redis.layout import Command, Layout, Outgoing, outgoing
 from amqtask.transport.redis.scripts import POSTPONE, PUBLISH, Script
 from amqtask.transport.redis.wire import ReplyError, ignore_reply
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import ssl
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis
@@ -18,15 +18,15 @@ import redis.asyncio.sentinel
 import redis.sentinel
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.connection import SSLConnection
 from redis.crc import key_slot
 from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from amqtask.exceptions import ConfigurationError
-from amqtask.transport.redis import connections
-from amqtask.transport.redis.connections import Pool, resolving, resolving_cluster
-from amqtask.transport.redis.urls import CLIENT_OPTIONS, in_clients_words
+from amqtask.ground.strikes import let_through
+from amqtask.transport.redis import CLIENT_OPTIONS, in_clients_words
+from amqtask.transport.redis.wire import Address, Place, Way, owner_in
+from amqtask.transport.resolving import addresses_of, as_host, resolve
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import Options, SettingValues
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 # Celery writes ssl.CERT_… where redis-py wants a word.
 _CERT_REQS = {"CERT_REQUIRED": "required", "CERT_OPTIONAL": "optional", "CERT_NONE": "none"}
 SENTINEL_PORT = 26379
-# Host and port.
-Address: TypeAlias = tuple[str, int]
 
 
 class Deployment(Protocol):
@@ -54,6 +52,8 @@ class Deployment(Protocol):
 
     def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
         """The values of keys, in their order."""
+        values: list[bytes | None] = client.mget(keys)
+        return values
 
 
 def client_arguments(
@@ -128,7 +128,124 @@ def _async_once() -> redis.asyncio.retry.Retry:
     return redis.asyncio.retry.Retry(NoBackoff(), 0)
 
 
-class SingleServer:
+# -- redis-py's connections, with the name of their host looked up within the time that connecting may take: redis-py waits for as
+# long as the resolver does.
+
+# Seconds, where nothing limits connecting.
+LONGEST = 60.0
+
+
+class Connection(redis.Connection):
+    """Without TLS."""
+
+    def _connect(self) -> Any:
+        name, error = self.host, OSError("the name has no address")
+        deadline = time.monotonic() + (self.socket_connect_timeout or LONGEST)
+        for candidate in resolve(name, int(self.port), deadline):
+            # As bytes: for text Python asks its idna codec, which makes its own of what strikes meanwhile.
+            self.host = as_host(candidate[4]).encode()  # type: ignore[assignment]
+            try:
+                return super()._connect()  # type: ignore[no-untyped-call]
+            except OSError as failure:
+                let_through(failure)
+                error = failure
+            finally:
+                self.host = name
+        raise error
+
+
+class SSLConnection(redis.SSLConnection, Connection):
+    """With TLS: its _connect calls that of Connection, and checks the certificate for the name."""
+
+
+class AsyncConnection(redis.asyncio.Connection):
+    """Without TLS, on an event loop."""
+
+    _address = ""
+
+    async def _connect(self) -> None:
+        error = OSError("the name has no address")
+        for address in await addresses_of(self.host, int(self.port), self.socket_connect_timeout or LONGEST):
+            self._address = as_host(address)
+            try:
+                await super()._connect()  # type: ignore[no-untyped-call]
+            except OSError as failure:
+                let_through(failure)
+                error = failure
+            else:
+                return
+        raise error
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "host": self._address}
+
+
+class AsyncSSLConnection(redis.asyncio.SSLConnection, AsyncConnection):
+    """With TLS, on an event loop."""
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "server_hostname": self.host}
+
+
+class SentinelConnection(redis.sentinel.SentinelManagedConnection, Connection):
+    """To the master that sentinels name."""
+
+
+class SentinelSSLConnection(redis.sentinel.SentinelManagedSSLConnection, SSLConnection):
+    """The same with TLS."""
+
+
+class AsyncSentinelConnection(redis.asyncio.sentinel.SentinelManagedConnection, AsyncConnection):
+    """The same on an event loop."""
+
+
+class AsyncSentinelSSLConnection(redis.asyncio.sentinel.SentinelManagedSSLConnection, AsyncSSLConnection):
+    """The same with TLS."""
+
+
+_OURS: dict[Any, Any] = {
+    redis.Connection: Connection,
+    redis.SSLConnection: SSLConnection,
+    redis.asyncio.Connection: AsyncConnection,
+    redis.asyncio.SSLConnection: AsyncSSLConnection,
+    redis.sentinel.SentinelManagedConnection: SentinelConnection,
+    redis.sentinel.SentinelManagedSSLConnection: SentinelSSLConnection,
+    redis.asyncio.sentinel.SentinelManagedConnection: AsyncSentinelConnection,
+    redis.asyncio.sentinel.SentinelManagedSSLConnection: AsyncSentinelSSLConnection,
+}
+ClientT = TypeVar("ClientT")
+
+
+def resolving(client: ClientT) -> ClientT:
+    """A client that has not connected yet, with these connections; those to a socket in the file system stay."""
+    pool: Any = client.connection_pool  # type: ignore[attr-defined] # of a redis.Redis, or one of redis.asyncio
+    pool.connection_class = _OURS.get(pool.connection_class, pool.connection_class)
+    return client
+
+
+class Pool(redis.ConnectionPool):
+    """To one node of a cluster."""
+
+    def __init__(self, connection_class: Any = Connection, **arguments: Any) -> None:
+        super().__init__(connection_class=_OURS.get(connection_class, connection_class), **arguments)
+
+
+def resolving_cluster(client: redis.asyncio.RedisCluster) -> redis.asyncio.RedisCluster:
+    """A cluster's client for an event loop, which has not connected yet, with these connections."""
+    parts: list[Any] = [client, client.nodes_manager, *client.nodes_manager.startup_nodes.values()]
+    for part in parts:
+        options = part.connection_kwargs
+        if "connection_class" in options:
+            options["connection_class"] = _OURS.get(options["connection_class"], options["connection_class"])
+    for node in client.nodes_manager.startup_nodes.values():
+        node.connection_class = _OURS.get(node.connection_class, node.connection_class)
+    return client
+
+
+# -- deployments
+
+
+class SingleServer(Deployment):
     """`redis://`, `rediss://`, `unix://`."""
 
     def __init__(self, url: str, arguments: Options) -> None:
@@ -147,13 +264,8 @@ class SingleServer:
         """Connects when it is used."""
         return resolving(redis.asyncio.Redis.from_url(self._url, retry=_async_once(), **self._arguments))
 
-    def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
-        """MGET."""
-        values: list[bytes | None] = client.mget(keys)
-        return values
 
-
-class SentinelMaster:
+class SentinelMaster(Deployment):
     """`sentinel://host:26379/db;sentinel://other:26379`: the sentinels say which server is the master, at each connection.
 
     User, password and database of the first URL are those of the master (celery/backends/redis.py). Options: `master_name`,
@@ -199,19 +311,21 @@ class SentinelMaster:
         master = resolving(sentinels.master_for(self._master, retry=_async_once(), **self._arguments))
         return _Together(master, master, sentinels.sentinels)
 
-    def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
-        """MGET."""
-        values: list[bytes | None] = client.mget(keys)
-        return values
 
-
-class Cluster:
+class _OfCluster(Deployment):
     """`redis+cluster://host:port;redis+cluster://other:port` (`rediss+cluster://` with TLS): some nodes of a cluster."""
 
     def __init__(self, url: str, arguments: Options) -> None:
         self._urls = [client_url(part.replace("+cluster:", ":", 1)) for part in url.split(";") if part]
         self.name = f"cluster {', '.join(safe_url(node_url) for node_url in self._urls)}"
         self._arguments = dict(arguments)
+
+
+class Cluster(_OfCluster):
+    """All of it."""
+
+    def __init__(self, url: str, arguments: Options) -> None:
+        super().__init__(url, arguments)
         self._next = itertools.cycle(self._urls)
 
     def client(self) -> Any:
@@ -246,7 +360,7 @@ class Cluster:
         return values
 
 
-class ClusterMaster:
+class ClusterMaster(_OfCluster):
     """`redis+cluster://…` for a broker: the master that has all keys with a prefix, which is a hash tag. So they are in one slot,
     what belongs together happens in one step there, and it goes with the slot to another master.
 
@@ -254,49 +368,30 @@ class ClusterMaster:
     """
 
     def __init__(self, url: str, arguments: Options, prefix: str) -> None:
-        self._urls = [client_url(part.replace("+cluster:", ":", 1)) for part in url.split(";") if part]
-        self.name = f"cluster {', '.join(safe_url(node_url) for node_url in self._urls)}"
-        self._arguments = dict(arguments)
+        super().__init__(url, arguments)
         self._slot = key_slot(prefix.encode())
 
     def client(self) -> Any:
         """Connects to the master of the moment when it is used."""
         nodes = [resolving(redis.Redis.from_url(url, retry=_once(), **self._arguments)) for url in self._urls]
-        pool = nodes[0].connection_pool
-        has_tls = issubclass(pool.connection_class, SSLConnection)
-        master_pool: Any = SentinelConnectionPool(
-            "its slot",
-            _Nodes(nodes, self._slot),
-            **{
-                **pool.connection_kwargs,
-                "connection_class": _OwnersSSLConnection if has_tls else _OwnersConnection,
-            },
-        )  # type: ignore[no-untyped-call]
-        return redis.Redis.from_pool(master_pool)
+        return redis.Redis.from_pool(_owners_pool(SentinelConnectionPool, _Nodes(nodes, self._slot)))
 
     async def async_client(self) -> Any:
         """Connects to the master of the moment when it is used."""
         nodes = [
             resolving(redis.asyncio.Redis.from_url(url, retry=_async_once(), **self._arguments)) for url in self._urls
         ]
-        pool = nodes[0].connection_pool
-        has_tls = issubclass(pool.connection_class, redis.asyncio.SSLConnection)
-        finds = _AsyncNodes(nodes, self._slot)
-        master_pool: Any = redis.asyncio.sentinel.SentinelConnectionPool(
-            "its slot",
-            finds,
-            **{
-                **pool.connection_kwargs,
-                "connection_class": _AsyncOwnersSSLConnection if has_tls else _AsyncOwnersConnection,
-            },
-        )  # type: ignore[no-untyped-call]
-        master = redis.asyncio.Redis.from_pool(master_pool)
+        pool = _owners_pool(redis.asyncio.sentinel.SentinelConnectionPool, _AsyncNodes(nodes, self._slot))
+        master = redis.asyncio.Redis.from_pool(pool)
         return _Together(master, master, nodes)
 
-    def get_many(self, client: Any, keys: Sequence[str]) -> list[bytes | None]:
-        """MGET."""
-        values: list[bytes | None] = client.mget(keys)
-        return values
+
+def _owners_pool(pool_class: Any, nodes: _Nodes) -> Any:
+    """Connections to the master that these nodes name."""
+    pool = nodes.sentinels[0].connection_pool
+    return pool_class(
+        "its slot", nodes, **{**pool.connection_kwargs, "connection_class": _OWNERS[pool.connection_class]}
+    )
 
 
 class _Nodes:
@@ -309,54 +404,51 @@ class _Nodes:
 
     def discover_master(self, service_name: str) -> Address:
         """The master of the slot. Raises: redis.ConnectionError, or why the last of them did not answer."""
-        problem: Exception = redis.ConnectionError(f"no node of the cluster says who has slot {self.slot}")
+        problem = self._nobody()
         for node in self._in_turn():
             try:
-                owner, nodes = owner_in(node.execute_command("CLUSTER", "SLOTS"), self.slot, host_of(node))
+                owner = self._owner(node, node.execute_command("CLUSTER", "SLOTS"))
             except (redis.RedisError, OSError) as error:
                 problem = error
-                continue
-            self._note(nodes)
-            if owner is not None:
-                return owner
+            else:
+                if owner is not None:
+                    return owner
         raise problem
+
+    def _nobody(self) -> Exception:
+        return redis.ConnectionError(f"no node of the cluster says who has slot {self.slot}")
 
     def _in_turn(self) -> list[Any]:
         """All of them, each time another one first: the first may be cut off from the others."""
         self.sentinels.append(self.sentinels.pop(0))
         return list(self.sentinels)
 
-    def _note(self, nodes: Sequence[Address]) -> None:
-        """They are asked when those that the URL names are away."""
-        options: Options = self.sentinels[0].connection_pool.connection_kwargs
-        addresses = {address_of(node) for node in self.sentinels}
-        pool_class = type(self.sentinels[0].connection_pool)
+    def _owner(self, node: Any, slots: Sequence[Any]) -> Address | None:
+        """The master that a node names. The others that it names are asked, too, when those that the URL names are away."""
+        owner, nodes = owner_in(slots, self.slot, address_of(node)[0])
+        known, pool = set(map(address_of, self.sentinels)), node.connection_pool
         for host, port in nodes:
-            if (host, port) not in addresses:
-                first = self.sentinels[0].connection_pool
-                pool = pool_class(connection_class=first.connection_class, **{**options, "host": host, "port": port})
-                self.sentinels.append(type(self.sentinels[0]).from_pool(pool))
+            if (host, port) not in known:
+                options = {**pool.connection_kwargs, "host": host, "port": port}
+                self.sentinels.append(
+                    type(node).from_pool(type(pool)(connection_class=pool.connection_class, **options))
+                )
+        return owner
 
 
 class _AsyncNodes(_Nodes):
     async def discover_master(self, service_name: str) -> Address:  # type: ignore[override]
         """The same for an event loop."""
-        problem: Exception = redis.ConnectionError(f"no node of the cluster says who has slot {self.slot}")
+        problem = self._nobody()
         for node in self._in_turn():
             try:
-                owner, nodes = owner_in(await node.execute_command("CLUSTER", "SLOTS"), self.slot, host_of(node))
+                owner = self._owner(node, await node.execute_command("CLUSTER", "SLOTS"))
             except (redis.RedisError, OSError) as error:
                 problem = error
-                continue
-            self._note(nodes)
-            if owner is not None:
-                return owner
+            else:
+                if owner is not None:
+                    return owner
         raise problem
-
-
-def host_of(client: Any) -> str:
-    """The host that a client was made for."""
-    return address_of(client)[0]
 
 
 def address_of(client: Any) -> Address:
@@ -365,27 +457,11 @@ def address_of(client: Any) -> Address:
     return options.get("host") or "localhost", int(options.get("port") or 6379)
 
 
-def owner_in(slots: Sequence[Any], slot: int, answered_by: str) -> tuple[Address | None, list[Address]]:
-    """The master of a slot, and all nodes, in an answer to CLUSTER SLOTS. `answered_by`: the host that gave it; a node that does
-    not know its own address leaves it out."""
-    owner: Address | None = None
-    nodes: list[Address] = []
-    for first, last, *members in slots:
-        addresses = [
-            ((host.decode() if isinstance(host, bytes) else host) or answered_by, int(port))
-            for host, port, *_ in members
-        ]
-        nodes += addresses
-        if first <= slot <= last:
-            owner = addresses[0]
-    return owner, nodes
-
-
 # What a node answers that has the slot no longer; redis-py then asks again who has it.
 _MOVED = "the keys are on another master now"
 
 
-class _OwnersConnection(connections.SentinelConnection):
+class _OwnersConnection(SentinelConnection):
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().read_response(*args, **kwargs)
@@ -394,11 +470,11 @@ class _OwnersConnection(connections.SentinelConnection):
             raise redis.ConnectionError(_MOVED) from None
 
 
-class _OwnersSSLConnection(_OwnersConnection, connections.SSLConnection):
+class _OwnersSSLConnection(_OwnersConnection, SSLConnection):
     """The same with TLS."""
 
 
-class _AsyncOwnersConnection(connections.AsyncSentinelConnection):
+class _AsyncOwnersConnection(AsyncSentinelConnection):
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return await super().read_response(*args, **kwargs)
@@ -407,8 +483,17 @@ class _AsyncOwnersConnection(connections.AsyncSentinelConnection):
             raise redis.ConnectionError(_MOVED) from None
 
 
-class _AsyncOwnersSSLConnection(_AsyncOwnersConnection, connections.AsyncSSLConnection):
+class _AsyncOwnersSSLConnection(_AsyncOwnersConnection, AsyncSSLConnection):
     """The same with TLS."""
+
+
+# Those that find the master themselves, in place of those that go to one server.
+_OWNERS: dict[Any, Any] = {
+    Connection: _OwnersConnection,
+    SSLConnection: _OwnersSSLConnection,
+    AsyncConnection: _AsyncOwnersConnection,
+    AsyncSSLConnection: _AsyncOwnersSSLConnection,
+}
 
 
 class _Together:
@@ -453,70 +538,16 @@ def deployment_of(
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One server. `path` is that of a socket of this machine, or ""."""
-
-    host: str = "localhost"
-    port: int = 6379
-    path: str = ""
-    db: int = 0
-    user: str = ""
-    password: str = field(default="", repr=False)
-    tls: ssl.SSLContext | None = None
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return self.path or f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How to get to the server that takes writes: `server`, or the one that `guides` name. They are sentinels, which know
-    `master`, or nodes of a cluster, which know who has `slot`."""
-
-    server: Place
-    guides: tuple[Place, ...] = ()
-    master: str = ""
-    slot: int | None = None
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        if self.slot is not None:
-            return "the cluster's master of the broker's keys"
-        return f"the master {self.master!r}" if self.guides else self.server.name
-
-    @property
-    def question(self) -> tuple[str, ...]:
-        """What a guide is asked."""
-        if self.slot is not None:
-            return ("CLUSTER", "SLOTS")
-        return ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.master)
-
-    def directions(self, reply: Any, guide: Place) -> tuple[Place | None, list[Place]]:
-        """The server that a guide names, and other guides."""
-        if not isinstance(reply, list):
-            return None, []
-        if self.slot is None:
-            masters = [replace(self.server, host=reply[0].decode(), port=int(reply[1]))] if len(reply) == 2 else []
-            return next(iter(masters), None), []
-        owner, nodes = owner_in(reply, self.slot, guide.host)
-        places = [replace(self.server, host=host, port=port) for host, port in nodes]
-        return None if owner is None else replace(self.server, host=owner[0], port=owner[1]), places
-
-
 def way_to(client: Any) -> Way:
     """The way of a redis-py client. Raises: ConfigurationError."""
     pool = client.connection_pool
-    server = _place(pool.connection_kwargs, issubclass(pool.connection_class, SSLConnection))
+    server = _place(pool.connection_kwargs, issubclass(pool.connection_class, redis.SSLConnection))
     if not isinstance(pool, SentinelConnectionPool):
         return Way(server)
     manager = pool.sentinel_manager
     pools = [guide.connection_pool for guide in manager.sentinels]
     guides = [
-        _place(guide_pool.connection_kwargs, issubclass(guide_pool.connection_class, SSLConnection))
+        _place(guide_pool.connection_kwargs, issubclass(guide_pool.connection_class, redis.SSLConnection))
         for guide_pool in pools
     ]
     return Way(server, tuple(guides), pool.service_name, manager.slot if isinstance(manager, _Nodes) else None)

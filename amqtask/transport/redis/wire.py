@@ -1,4 +1,5 @@
-"""RESP, the protocol of Redis, without I/O (https://redis.io/docs/reference/protocol-spec); and one connection on a loop."""
+"""RESP, the protocol of Redis, without I/O (https://redis.io/docs/reference/protocol-spec); where servers are, and one
+connection on a loop."""
 
 from __future__ import annotations
 
@@ -9,15 +10,15 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from amqtask.ground.loop import OneTimer
 from amqtask.transport.resolving import Answer, avoid, is_address, look_up_in_thread, resolve
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import TurnLoop
-    from amqtask.transport.redis.servers import Place
 
 
 Argument = bytes | str | int | float
@@ -149,6 +150,84 @@ def _scalar(type_byte: int, text: bytes) -> Any:
             return text == b"t"
     raise ValueError(f"not a reply of Redis: {bytes([type_byte]) + text[:40]!r}")
 
+
+# -- where to
+
+# Host and port.
+Address: TypeAlias = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One server. `path` is that of a socket of this machine, or ""."""
+
+    host: str = "localhost"
+    port: int = 6379
+    path: str = ""
+    db: int = 0
+    user: str = ""
+    password: str = field(default="", repr=False)
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.path or f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to get to the server that takes writes: `server`, or the one that `guides` name. They are sentinels, which know
+    `master`, or nodes of a cluster, which know who has `slot`."""
+
+    server: Place
+    guides: tuple[Place, ...] = ()
+    master: str = ""
+    slot: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        if self.slot is not None:
+            return "the cluster's master of the broker's keys"
+        return f"the master {self.master!r}" if self.guides else self.server.name
+
+    @property
+    def question(self) -> tuple[str, ...]:
+        """What a guide is asked."""
+        if self.slot is not None:
+            return ("CLUSTER", "SLOTS")
+        return ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.master)
+
+    def directions(self, reply: Any, guide: Place) -> tuple[Place | None, list[Place]]:
+        """The server that a guide names, and other guides."""
+        if not isinstance(reply, list):
+            return None, []
+        if self.slot is None:
+            masters = [replace(self.server, host=reply[0].decode(), port=int(reply[1]))] if len(reply) == 2 else []
+            return next(iter(masters), None), []
+        owner, nodes = owner_in(reply, self.slot, guide.host)
+        places = [replace(self.server, host=host, port=port) for host, port in nodes]
+        return None if owner is None else replace(self.server, host=owner[0], port=owner[1]), places
+
+
+def owner_in(slots: Sequence[Any], slot: int, answered_by: str) -> tuple[Address | None, list[Address]]:
+    """The master of a slot, and all nodes, in an answer to CLUSTER SLOTS. `answered_by`: the host that gave it; a node that does
+    not know its own address leaves it out."""
+    owner: Address | None = None
+    nodes: list[Address] = []
+    for first, last, *members in slots:
+        addresses = [
+            ((host.decode() if isinstance(host, bytes) else host) or answered_by, int(port))
+            for host, port, *_ in members
+        ]
+        nodes += addresses
+        if first <= slot <= last:
+            owner = addresses[0]
+    return owner, nodes
+
+
+# -- one connection
 
 OnReply = Callable[[Any], None]
 CHUNK = 262_144
