@@ -230,6 +230,21 @@ def random_id() -> str:
     return str(uuid.uuid4())
 
 
+class Place(NamedTuple):
+    """Where a part of a composition stands.
+
+    `membership` is what the task at its end belongs to (group_id, group_index, chord); `task_id` is that task's id.
+    `parent` is the result that it follows from. What `is_head` begins now; anything else learns its root when it begins.
+    """
+
+    task_id: str | None = None
+    membership: Options | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    parent: Result | None = None
+    is_head: bool = True
+
+
 class Freezer:
     """Fixes ids. `reply_to` is the caller's reply queue ("" without one); `result` makes a result of an id and a task's name,
     `group_result` one of an id and its members' results, `new_id` the ids."""
@@ -246,130 +261,74 @@ class Freezer:
         self._group_result = group_result
         self._new_id = new_id or random_id
 
-    def freeze(
-        self,
-        sig: Signature,
-        *,
-        task_id: str | None = None,
-        membership: Options | None = None,
-        root_id: str | None = None,
-        parent_id: str | None = None,
-        parent: Result | None = None,
-        is_head: bool = True,
-    ) -> Result:
-        """Give a settled signature its ids, in place, where it has none; its result.
-
-        `membership` is what the task at its end belongs to (group_id, group_index, chord); `task_id` is that task's id.
-        `parent` is the result that it follows from. What `is_head` begins now; anything else learns its root when it begins.
-        """
+    def freeze(self, sig: Signature, place: Place | None = None) -> Result:
+        """Give a settled signature its ids, in place, where it has none; its result."""
+        place = place or Place()
         if isinstance(sig, chain):
-            return self._chain(sig, task_id, membership, root_id, parent_id, parent, is_head=is_head)
+            return self._chain(sig, place)
         if isinstance(sig, group):
-            return self._group(sig, task_id, membership, root_id, parent_id, parent, is_head=is_head)
+            return self._group(sig, place)
         if isinstance(sig, chord):
-            return self._chord(sig, task_id, membership, root_id, parent_id, parent, is_head=is_head)
+            return self._chord(sig, place)
         options = sig.options
-        fixed_id = options.setdefault("task_id", task_id or self._new_id())
-        for key, value in (membership or {}).items():
+        fixed_id = options.setdefault("task_id", place.task_id or self._new_id())
+        for key, value in (place.membership or {}).items():
             if value is not None:
                 options.setdefault(key, value)
-        if root_id is not None:
-            options.setdefault("root_id", root_id)
-        if parent_id is not None:
-            options.setdefault("parent_id", parent_id)
+        if place.root_id is not None:
+            options.setdefault("root_id", place.root_id)
+        if place.parent_id is not None:
+            options.setdefault("parent_id", place.parent_id)
         if self._reply_to:
             options.setdefault("reply_to", self._reply_to)
-        return self._result(fixed_id, sig.task, parent)
+        return self._result(fixed_id, sig.task, place.parent)
 
-    def _chain(
-        self,
-        sig: chain,
-        task_id: str | None,
-        membership: Options | None,
-        root_id: str | None,
-        parent_id: str | None,
-        parent: Any,
-        *,
-        is_head: bool,
-    ) -> Result:
+    def _chain(self, sig: chain, place: Place) -> Result:
         steps = sig.tasks
-        root_id = sig.options.get("root_id") or root_id
-        parent_id = sig.options.get("parent_id") or parent_id
+        root_id = sig.options.get("root_id") or place.root_id
+        parent_id = sig.options.get("parent_id") or place.parent_id
+        result: Any = place.parent
         for position, step in enumerate(steps):
-            is_last = position == len(steps) - 1
-            if is_head and root_id is None and not isinstance(step, (group, chord)):
-                root_id = step.options.setdefault("task_id", (task_id if is_last else None) or self._new_id())
+            end = place if position == len(steps) - 1 else Place()
+            is_head = place.is_head and not position
+            if place.is_head and root_id is None and not isinstance(step, (group, chord)):
+                root_id = step.options.setdefault("task_id", end.task_id or self._new_id())
             # A later step learns its root and its parent from the one before, when that has run: the message is shorter.
-            parent = self.freeze(
-                step,
-                task_id=task_id if is_last else None,
-                membership=membership if is_last else None,
-                root_id=root_id if not position else None,
-                parent_id=parent_id if not position else None,
-                parent=parent,
-                is_head=is_head and not position,
-            )
+            ids = (None, None) if position else (root_id, parent_id)
+            result = self.freeze(step, Place(end.task_id, end.membership, *ids, result, is_head))
         sig.tasks = steps
-        last_result: Result = parent
+        last_result: Result = result
         sig.options["task_id"] = last_result.id
         return last_result
 
-    def _group(
-        self,
-        sig: group,
-        task_id: str | None,
-        membership: Options | None,
-        root_id: str | None,
-        parent_id: str | None,
-        parent: Result | None,
-        *,
-        is_head: bool,
-    ) -> Result:
-        group_id = sig.options.setdefault("task_id", task_id or self._new_id())
+    def _group(self, sig: group, place: Place) -> Result:
+        group_id = sig.options.setdefault("task_id", place.task_id or self._new_id())
+        membership = {"group_id": group_id, "group_index": None, "chord": (place.membership or {}).get("chord")}
+        results = self._members(sig, membership, place)
+        if len(results) == 1 and isinstance(results[0], GroupResult):
+            return results[0]  # group(a | group(b, c)): Celery's special case
+        return self._group_result(group_id, results, place.parent)
+
+    def _members(self, sig: group | chord, membership: Options, place: Place) -> list[Result]:
         members = sig.tasks
+        inner = Place(None, None, place.root_id, place.parent_id, None, place.is_head)
         results = [
-            self.freeze(
-                member,
-                membership={"group_id": group_id, "group_index": index, "chord": (membership or {}).get("chord")},
-                root_id=root_id,
-                parent_id=parent_id,
-                is_head=is_head,
-            )
+            self.freeze(member, inner._replace(membership={**membership, "group_index": index}))
             for index, member in enumerate(members)
         ]
         sig.tasks = members
-        if len(results) == 1 and isinstance(results[0], GroupResult):
-            return results[0]  # group(a | group(b, c)): Celery's special case
-        return self._group_result(group_id, results, parent)
+        return results
 
-    def _chord(
-        self,
-        sig: chord,
-        task_id: str | None,
-        membership: Options | None,
-        root_id: str | None,
-        parent_id: str | None,
-        parent: Result | None,
-        *,
-        is_head: bool,
-    ) -> Result:
+    def _chord(self, sig: chord, place: Place) -> Result:
         # `chord.set(task_id=…)` names the body as well as the group (Celery's rule).
-        task_id = task_id or sig.options.get("task_id")
+        task_id = place.task_id or sig.options.get("task_id")
         group_id = sig.options.setdefault("task_id", self._new_id())
-        members, body = sig.tasks, sig.body
+        body = sig.body
         assert body is not None
-        results = [
-            # The group's id is set when the chord begins: a Celery worker that comes to that gives it another.
-            self.freeze(
-                member, membership={"group_index": index}, root_id=root_id, parent_id=parent_id, is_head=is_head
-            )
-            for index, member in enumerate(members)
-        ]
-        header = self._group_result(group_id, results, parent)
-        body_result = self.freeze(
-            body, task_id=task_id, membership=membership, root_id=root_id, parent=header, is_head=False
-        )
-        sig.tasks, sig.body = members, body
+        # The group's id is set when the chord begins: a Celery worker that comes to that gives it another.
+        header = self._group_result(group_id, self._members(sig, {}, place), place.parent)
+        body_result = self.freeze(body, Place(task_id, place.membership, place.root_id, None, header, is_head=False))
+        sig.body = body
         return body_result
 
 

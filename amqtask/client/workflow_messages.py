@@ -11,7 +11,7 @@ from amqtask import signals
 from amqtask.calls.signature import Signature, listed
 from amqtask.canvas import ACCUMULATE, CHAIN, CHORD, CHUNKS, GROUP, MAP, STARMAP, as_signature, chord, chunks, routed
 from amqtask.client.message_builder import deadline_of, eta_of, tell_composed
-from amqtask.client.workflow_ids import Begun, Freezer, Result, begin, bind_bodies, end_of, settle, single
+from amqtask.client.workflow_ids import Begun, Freezer, Place, Result, begin, bind_bodies, end_of, settle, single
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.batches import called_at_once
 from amqtask.execution.context import Context, current_context
@@ -172,9 +172,7 @@ class Workflows:
         if running is not None and running.id is not None:
             root_id, parent_id = root_id or running.root_id or running.id, parent_id or running.id
             bind_bodies(sig, running)
-        result = self._freezer().freeze(
-            sig, task_id=task_id, membership=membership, root_id=root_id, parent_id=parent_id
-        )
+        result = self._freezer().freeze(sig, Place(task_id, membership, root_id, parent_id))
         return sig, result
 
     def as_member(self, composition: Any, options: Options) -> Signature:
@@ -278,9 +276,8 @@ class Workflows:
         membership = {"group_id": context.group, "group_index": context.group_index, "chord": context.chord}
         reply_to = context.reply_to or ""
         bind_bodies(sig, context)
-        self._freezer(reply_to).freeze(
-            sig, task_id=context.id, membership=membership, root_id=context.root_id, parent_id=context.parent_id
-        )
+        place = Place(context.id, membership, context.root_id, context.parent_id)
+        self._freezer(reply_to).freeze(sig, place)
         return self._composed(self._begun(sig, continuation=list(context.chain or ())))
 
     def compose_errback(self, errback: SignatureFields, context: Context, error: BaseException, trace: str) -> Message:
@@ -311,7 +308,7 @@ class Workflows:
         request = context.request
         reply_to = request.reply_to if request is not None else ""
         freezer = self._freezer(reply_to or "", context.follow_up_id)
-        result = freezer.freeze(sig, root_id=context.root_id or context.id, parent_id=context.id)
+        result = freezer.freeze(sig, Place(root_id=context.root_id or context.id, parent_id=context.id))
         context.children.append(result.as_tuple())
         begun = self._begun(sig, args, continuation=later_steps)
         for call in begun.calls if headers else ():
