@@ -38,6 +38,19 @@ def _by(subject: str, by: By) -> By:
     return names
 
 
+def _check_whole(subject: str, value: object, most: int = MOST_PLACES) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise WrongValue(f"{subject} wants a whole number from 1 to {most}, not {value!r}")
+
+
+def _seconds(subject: str, value: object, wants: str, low: float, high: float) -> float:
+    """A number from `low` to `high`, or a timedelta; 0 is none."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not low <= seconds <= high or not seconds:
+        raise WrongValue(f"{subject} wants {wants}, or a timedelta, not {value!r}")
+    return float(seconds)
+
+
 def _choice(subject: str, value: object, names: Sequence[str]) -> None:
     if value not in names:
         near = near_names(value, names) if isinstance(value, str) else []
@@ -74,10 +87,8 @@ class Unique:
         object.__setattr__(self, "by", _by("Unique", self.by))
         _choice("Unique: until", self.until, UNTIL)
         _choice("Unique: on_conflict", self.on_conflict, ON_CONFLICT)
-        seconds = self.ttl.total_seconds() if isinstance(self.ttl, timedelta) else self.ttl
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 1 <= seconds <= 4e8:
-            raise WrongValue(f"Unique: ttl wants a number of seconds from 1 on, or a timedelta, not {self.ttl!r}")
-        object.__setattr__(self, "ttl", float(seconds))
+        ttl = _seconds("Unique: ttl", self.ttl, "a number of seconds from 1 on", 1, 4e8)
+        object.__setattr__(self, "ttl", ttl)
         if self.on_conflict == "replace" and self.until in ("success", "end"):
             warnings.warn(
                 f"Unique(until={self.until!r}, on_conflict='replace') replaces a call that waits, not one that runs: a call that "
@@ -96,8 +107,7 @@ class Concurrency:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", _by("Concurrency", self.by))
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 1 <= self.limit <= MOST_PLACES:
-            raise WrongValue(f"Concurrency wants a whole number from 1 to {MOST_PLACES}, not {self.limit!r}")
+        _check_whole("Concurrency", self.limit)
 
 
 @dataclass(frozen=True)
@@ -117,13 +127,10 @@ class Rate:
             raise WrongValue(
                 f"Rate wants text like '10/s', '500/m', '5/h' or '1/d', not {printable(repr(self.rate), 50)}"
             )
-        burst = self.burst
-        if burst is not None and (
-            isinstance(burst, bool) or not isinstance(burst, int) or not 1 <= burst <= _MOST_BURST
-        ):
-            raise WrongValue(f"Rate: burst wants a whole number from 1 to {_MOST_BURST}, not {burst!r}")
+        if self.burst is not None:
+            _check_whole("Rate: burst", self.burst, _MOST_BURST)
         object.__setattr__(self, "interval", interval)
-        object.__setattr__(self, "burst", burst or max(1, int(1 / interval)))
+        object.__setattr__(self, "burst", self.burst or max(1, int(1 / interval)))
 
     # Seconds between two runs.
     interval: float = 0.0
@@ -142,14 +149,9 @@ class Batch:
     seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or not 1 <= self.size <= MOST_PLACES:
-            raise WrongValue(f"Batch: size wants a whole number from 1 to {MOST_PLACES}, not {self.size!r}")
-        seconds = self.seconds.total_seconds() if isinstance(self.seconds, timedelta) else self.seconds
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_GATHERING:
-            raise WrongValue(
-                f"Batch: seconds wants a number above 0, at most {LONGEST_GATHERING:g}, or a timedelta, not {self.seconds!r}"
-            )
-        object.__setattr__(self, "seconds", float(seconds))
+        _check_whole("Batch: size", self.size)
+        wants = f"a number above 0, at most {LONGEST_GATHERING:g}"
+        object.__setattr__(self, "seconds", _seconds("Batch: seconds", self.seconds, wants, 0, LONGEST_GATHERING))
 
 
 Counts: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], Any]"
@@ -170,14 +172,10 @@ class Breaker:
     counts: Counts = Exception
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.failures, bool)
-            or not isinstance(self.failures, int)
-            or not 1 <= self.failures <= MOST_PLACES
-        ):
-            raise WrongValue(f"Breaker: failures wants a whole number from 1 to {MOST_PLACES}, not {self.failures!r}")
+        _check_whole("Breaker: failures", self.failures)
+        wants = "a number of seconds above 0, at most a day"
         for name in ("seconds", "pause"):
-            object.__setattr__(self, name, _seconds_of(name, getattr(self, name)))
+            object.__setattr__(self, name, _seconds(f"Breaker: {name}", getattr(self, name), wants, 0, _LONGEST))
         classes = self.counts if isinstance(self.counts, tuple) else (self.counts,)
         is_classes = all(isinstance(one, type) and issubclass(one, BaseException) for one in classes)
         if not is_classes and (isinstance(self.counts, tuple) or not callable(self.counts)):
@@ -190,15 +188,6 @@ class Breaker:
         if isinstance(self.counts, (type, tuple)):
             return isinstance(error, self.counts)
         return bool(self.counts(error))
-
-
-def _seconds_of(name: str, value: object) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= _LONGEST:
-        raise WrongValue(
-            f"Breaker: {name} wants a number of seconds above 0, at most a day, or a timedelta, not {value!r}"
-        )
-    return float(seconds)
 
 
 def weighted_text(key: object) -> str:
@@ -224,10 +213,7 @@ class Fair:
         if not isinstance(self.weights, Mapping):
             raise WrongValue(f"Fair: weights wants a dictionary of keys and numbers of turns, not {self.weights!r}")
         for key, weight in self.weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MOST_WEIGHT:
-                raise WrongValue(
-                    f"Fair: the weight of {key!r} wants a whole number from 1 to {MOST_WEIGHT}, not {weight!r}"
-                )
+            _check_whole(f"Fair: the weight of {key!r}", weight, MOST_WEIGHT)
         by_text = {weighted_text(key): weight for key, weight in self.weights.items()}
         object.__setattr__(self, "weights", by_text)
 
