@@ -39,7 +39,7 @@ from amqtask.ground.plugins import others_names
 from amqtask.ground.printable import bounded_logger, described
 from amqtask.ground.strikes import let_through
 from amqtask.protocol.result import ResultMessage
-from amqtask.protocol.serialization import content_type, content_types, dumps, is_text, loads
+from amqtask.protocol.serialization import dumps
 from amqtask.transport.redis.lines import WELL, LinePool, Lines, Question, Watch, run_script
 from amqtask.transport.redis.servers import Cluster, SentinelMaster, deployment_of
 
@@ -90,28 +90,17 @@ Retrying = Callable[[Callable[[Any], Any]], Any]
 class RedisChords:
     """See amqtask.execution.contract.ChordStore; `retrying(work)` calls `work(client)` while the server is away.
 
-    `expires` is seconds or None; `is_tagged` is for a cluster.
+    `is_tagged` is for a cluster.
     """
 
-    def __init__(
-        self,
-        retrying: Retrying,
-        *,
-        prefix: str,
-        serializer: str,
-        content_type: str,
-        content_encoding: str,
-        accept: frozenset[str],
-        expires: float | None,
-        is_ordered: bool = True,
-        is_tagged: bool = False,
-    ) -> None:
+    def __init__(self, options: BackendOptions, retrying: Retrying, *, is_tagged: bool) -> None:
+        transport_options = dict(options.transport_options)
+        expires = options.chord_expires or options.expires
+        self._codec = Codec(options)
         self._retrying = retrying
-        self._prefix = f"{prefix}celery-taskset-meta-"
-        self._serializer = serializer
-        self._format = (content_type, content_encoding, accept)
+        self._prefix = f"{key_prefix(transport_options)}celery-taskset-meta-"
         self._expires = max(1, int(expires)) if expires else 0
-        self._is_ordered = is_ordered
+        self._is_ordered = bool(transport_options.get("result_chord_ordered", True))
         self._is_tagged = is_tagged
 
     def set_chord_size(self, group_id: str, size: int, body_id: str = "") -> None:
@@ -136,7 +125,7 @@ class RedisChords:
 
         Raises: EncodeError, BackendUnreachable."""
         try:
-            value = dumps([1, part.task_id, part.status, part.result], self._serializer).body
+            value = dumps([1, part.task_id, part.status, part.result], self._codec.serializer).body
         except EncodeError as error:
             raise EncodeError(
                 f"the result of task {part.task_id}, {described(part.result)}, cannot go to its chord: {error}"
@@ -181,14 +170,14 @@ class RedisChords:
     # -- groups
 
     def save_group(self, group_id: str, members: object) -> None:
-        """Keep a group's results (their ids). Raises: BackendUnreachable."""
-        body = dumps({"result": members}, self._serializer).body
+        """Keep a group's results (their ids). Raises: EncodeError, BackendUnreachable."""
+        body = self._codec.value({"result": members}, f"group {group_id}")
         self._retrying(lambda client: client.set(self._key(group_id), body, ex=self._expires or None))
 
     def restore_group(self, group_id: str) -> Any:
         """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""
         body = self._retrying(lambda client: client.get(self._key(group_id)))
-        return None if body is None else loads(body, *self._format)["result"]
+        return None if body is None else self._codec.read(body)["result"]
 
     def delete_group(self, group_id: str) -> None:
         """Forget it. Raises: BackendUnreachable."""
@@ -199,7 +188,7 @@ class RedisChords:
         return f"{self._prefix}{{{group_id}}}{suffix}" if self._is_tagged else f"{self._prefix}{group_id}{suffix}"
 
     def _read(self, part: bytes) -> ResultMessage:
-        _, task_id, state, result = loads(part, *self._format)
+        _, task_id, state, result = self._codec.read(part)
         return ResultMessage(task_id, state, result)
 
     def _shaped(self, group_id: str, parts: list[ResultMessage]) -> list[Any]:
@@ -259,11 +248,8 @@ class RedisBackend(RedisChords, PatientStore):
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
         self.always_retry = options.always_retry
-        self._codec = Codec(options)
-        mime_type = content_type(options.serializer)
         transport_options = dict(options.transport_options)
-        prefix = key_prefix(transport_options)
-        self._result_prefix = prefix + PREFIX
+        self._result_prefix = key_prefix(transport_options) + PREFIX
         self._deployment = deployment_of(options.url, transport_options, options.connect_timeout, options.settings)
         self._retry_for = float(
             transport_options.get("retry_for", FAIL_OVER if isinstance(self._deployment, SentinelMaster) else RETRY_FOR)
@@ -271,14 +257,8 @@ class RedisBackend(RedisChords, PatientStore):
         self._patience = RetryPolicy(seconds=self._retry_for, first_pause=FIRST_PAUSE, longest_pause=LONGEST_PAUSE)
         self._result_expires = max(1, int(options.expires)) if options.expires else None
         super().__init__(
+            options,
             lambda work: self._connections.get().server.retrying(work),
-            prefix=prefix,
-            serializer=options.serializer,
-            content_type=mime_type,
-            content_encoding="utf-8" if is_text(mime_type) else "binary",
-            accept=content_types(options.accept) | {mime_type},
-            expires=options.chord_expires or options.expires,
-            is_ordered=bool(transport_options.get("result_chord_ordered", True)),
             is_tagged=isinstance(self._deployment, Cluster),
         )
         self._connections = ByProcess(self._connect)
