@@ -13,8 +13,7 @@ import sqlalchemy as sa
 
 from amqtask import AmqTask
 from amqtask.assembly import build_indexer
-from amqtask.console.alerts.log import AlertLog
-from amqtask.console.alerts.rules import Problem
+from amqtask.console.notices import AlertLog, Problem
 from amqtask.history.client import History
 from integration import celery_peer
 from integration.celery_peer import CeleryWorker

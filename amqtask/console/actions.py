@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amqtask.console.alerts.watch import send_test
-from amqtask.console.delayed import revoke_delayed, send_now
-from amqtask.console.limits import reset_limit, set_limit
-from amqtask.console.many import mark_seen, rate_of, rerun_all, revoke_all
-from amqtask.console.pages import ANSWER_SECONDS, is_celery, is_dead_letter, named_queues
-from amqtask.console.schedules import pause_schedule, resume_schedule, run_schedule
-from amqtask.exceptions import ConfigurationError, QueueNotFound
+from amqtask.beat.operating import Schedules
+from amqtask.console.alerts import send_test
+from amqtask.console.pages import (
+    ANSWER_SECONDS,
+    ENDED,
+    asked,
+    is_celery,
+    is_dead_letter,
+    named_queues,
+    which_delayed,
+    whole_number,
+)
+from amqtask.exceptions import AmqTaskError, ConfigurationError, QueueNotFound
 from amqtask.ground.printable import count
 from amqtask.protocol.entities import Queue
 from amqtask.remote.pauses import pause_of
 from amqtask.services.commands import MOST_MORE
 from amqtask.services.dead_letters import back_to_work, work_queue_of
+from amqtask.services.delayed import Which, release
 from amqtask.services.rerunning import Pace, run_all_again, run_edited
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.history.client import PastTask
     from amqtask.protocol.message import Delivery, Message
 
 T = TypeVar("T", list[Any], dict[str, Any])
@@ -30,6 +40,8 @@ Form = Mapping[str, str]
 Action = Callable[["AmqTask", Form, str], str]
 # Seconds that one worker has to answer an order: whoever does not is busy, or gone.
 ORDER_SECONDS = 3.0
+# Tasks that are read at once; ids in one order to the workers.
+PAGE, AT_ONCE = 500, 1_000
 
 
 def rerun(app: AmqTask, form: Form, user: str) -> str:
@@ -117,10 +129,11 @@ def retry_dead(app: AmqTask, form: Form, user: str) -> str:
 
 def resize(app: AmqTask, form: Form, user: str, *, command: str) -> str:
     """More slots, or fewer: `n` (default: 1)."""
-    written = form.get("n", "").strip() or "1"
-    if not (written.isascii() and written.isdigit() and len(written) < 10 and 1 <= int(written) <= MOST_MORE):
+    written = form.get("n", "").strip()
+    slots = whole_number(form, "n") if written else 1
+    if slots is None or not 1 <= slots <= MOST_MORE:
         raise ConfigurationError(f"n is a number of slots from 1 to {MOST_MORE}, not {written!r}")
-    return _order(app, form["worker"], command, n=int(written))
+    return _order(app, form["worker"], command, n=slots)
 
 
 def add_queue(app: AmqTask, form: Form, user: str) -> str:
@@ -215,6 +228,134 @@ def _told(answer: object) -> str:
         ((how, text),) = answer.items()
         return str(text) if how == "ok" else f"{how}: {text}"
     return str(answer)
+
+
+# -- all tasks that a search has, after a page that says how many they are; failures that were seen
+
+
+def rerun_all(app: AmqTask, form: Form, user: str) -> str:
+    """Run all ended tasks that fit again, all at once or `rate` a second; `number` of them at most."""
+    tasks = _searched(app, form, has_ended=True)
+    done = run_all_again(app, tasks, rate=rate_of(form))
+    refused = f"; {count(len(done.failed), 'task')} not, the first because: {done.failed[0][1]}" if done.failed else ""
+    return f"{count(len(done.done), 'task')} run again{refused}"
+
+
+def revoke_all(app: AmqTask, form: Form, user: str) -> str:
+    """Have workers not run the tasks that fit and have not ended; `number` of them at most."""
+    ids = [task.id for task in _searched(app, form, has_ended=False)]
+    for start in range(0, len(ids), AT_ONCE):
+        app.control.revoke(ids[start : start + AT_ONCE], terminate=form.get("terminate") == "yes")
+    return f"{count(len(ids), 'task')} revoked"
+
+
+def _searched(app: AmqTask, form: Form, *, has_ended: bool) -> Iterator[PastTask]:
+    search = asked(form)
+    if not any(search[name] for name in search if name != "after"):  # type: ignore[literal-required]
+        raise ConfigurationError("say which tasks: a search that all tasks fit is none")
+    remaining = whole_number(form, "number")
+    while remaining is None or remaining > 0:
+        page = app.history.find(**search, limit=PAGE)
+        for task in page:
+            if (task.state in ENDED) == has_ended and (remaining is None or remaining > 0):
+                remaining = None if remaining is None else remaining - 1
+                yield task
+        if len(page) < PAGE:
+            return
+        search["after"] = page[-1].cursor
+
+
+def rate_of(form: Form) -> float | None:
+    """Messages a second; None: as fast as can be. Raises: ConfigurationError."""
+    written = form.get("rate", "").strip()
+    if not written:
+        return None
+    try:
+        rate = float(written)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < math.inf:
+        raise ConfigurationError(f"rate is a number of messages a second, more than 0, not {written!r}")
+    return rate
+
+
+def mark_seen(app: AmqTask, form: Form, user: str) -> str:
+    """Mark a group of failures as seen, up to the `last` that was shown."""
+    try:
+        last = datetime.fromisoformat(form["last"])
+        last.timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise ConfigurationError(f"last is a time in ISO 8601, not {form['last']!r}") from None
+    app.history.mark_seen(form.get("task", ""), form.get("error", ""), user, last=last)
+    return f"{form.get('task')} with {form.get('error')} is marked as seen"
+
+
+# -- delayed tasks
+
+
+def send_now(app: AmqTask, form: Form, user: str) -> str:
+    """Send delayed tasks to their queues now: one by its id, those of a task or a queue, or with `all` all of them."""
+    return _released(release(app, _delayed_meant(form)), "sent now")
+
+
+def revoke_delayed(app: AmqTask, form: Form, user: str) -> str:
+    """Revoke delayed tasks: they go to their queues as expired, where a worker drops them and says so."""
+    return _released(release(app, _delayed_meant(form), revoked=True), "revoked")
+
+
+def _released(number: int, what: str) -> str:
+    """Where nothing was done, also why that may be."""
+    celery = "" if number else "; what a worker of Celery's holds it keeps: revoke that on the task's page"
+    return f"{count(number, 'delayed task')} {what}{celery}"
+
+
+def _delayed_meant(form: Form) -> Which:
+    which = which_delayed(form)
+    if which == Which() and form.get("all") != "yes":
+        raise ConfigurationError("say which delayed tasks: id, task, queue, or all=yes")
+    return which
+
+
+# -- limits over all workers, periodic tasks
+
+
+def set_limit(app: AmqTask, form: Form, user: str) -> str:
+    """Have a limit be another number in all workers: a whole number, or a rate as 500/m with its burst."""
+    burst = form.get("burst", "").strip()
+    if burst and not burst.isdecimal():
+        raise ConfigurationError(f"a burst is a whole number, not {burst}")
+    task, limit, value = form["task"], form["limit"], form["value"].strip()
+    app.limits.set(task, limit, value, burst=int(burst) if burst else None, by=user)
+    return f"{limit} of {task} is {value}"
+
+
+def reset_limit(app: AmqTask, form: Form, user: str) -> str:
+    """Have a limit be what the code says again."""
+    task, limit = form["task"], form["limit"]
+    return f"{limit} of {task} is what the code says" + ("" if app.limits.reset(task, limit) else ", as it was")
+
+
+def pause_schedule(app: AmqTask, form: Form, user: str) -> str:
+    """Have no beat send an entry."""
+    name = form["name"]
+    return f"{name} is paused" if Schedules(app).pause(name, user) else f"{name} was paused already"
+
+
+def resume_schedule(app: AmqTask, form: Form, user: str) -> str:
+    """Have beat send it again."""
+    name = form["name"]
+    return f"{name} is resumed" if Schedules(app).resume(name) else f"{name} was not paused"
+
+
+def run_schedule(app: AmqTask, form: Form, user: str) -> str:
+    """Send the task of an entry now."""
+    name = form["name"]
+    try:
+        return f"{name} is sent as {Schedules(app).run(name)}"
+    except AmqTaskError:
+        raise
+    except Exception as error:  # arguments that are worked out, and routers, are the user's
+        raise ConfigurationError(f"{name} cannot be sent: {type(error).__name__}: {error}") from error
 
 
 # -- all of them

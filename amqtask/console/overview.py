@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from amqtask.console.alerts.log import AlertLog, growing_queues
+from amqtask.console.notices import AlertLog, growing_queues
 from amqtask.console.pages import as_group
 from amqtask.exceptions import ConfigurationError, FlowStoreUnreachable
 

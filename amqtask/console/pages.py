@@ -8,10 +8,11 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import asdict
-from datetime import datetime
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from amqtask.beat.operating import KeepsToItself, Schedules, call_text, described
 from amqtask.console.workflow import Workflow, numbers
 from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.ground.printable import moment
@@ -19,15 +20,21 @@ from amqtask.history.client import MOST_OF_WORKFLOW
 from amqtask.protocol.message import Delivery
 from amqtask.remote.pauses import pause_of
 from amqtask.services.dead_letters import as_entry
+from amqtask.services.delayed import MOST_COUNTED as MOST_LOOKED_AT
+from amqtask.services.delayed import MOST_OF_A_QUEUE, Which, look
+from amqtask.states import READY_STATES, REJECTED
 from amqtask.topology.declarations import own_dead_letters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from amqtask.app import AmqTask
+    from amqtask.beat.contract import Entry
+    from amqtask.beat.scheduler import Scheduler
     from amqtask.ground.shapes import JsonObject
     from amqtask.history.client import FailureGroup, PastTask, PastWorker, Search, TaskHistory
     from amqtask.protocol.entities import Queue
+    from amqtask.remote.pauses import Pause
 
 PAGE_SIZE = 50
 # Dead letters of a queue that are looked at.
@@ -74,6 +81,12 @@ def _moment(written: str) -> datetime | None:
         return moment(written) if written.strip() else None
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
+
+
+def whole_number(form: Mapping[str, str], name: str) -> int | None:
+    """The number that a field has; None where it has none."""
+    written = form.get(name, "").strip()
+    return int(written) if written.isascii() and written.isdigit() and len(written) < 10 else None
 
 
 def _stamp(written: str) -> tuple[str, str] | None:
@@ -303,4 +316,151 @@ def _unheard(worker: PastWorker) -> JsonObject:
         "state": "gone" if worker.is_gone else "silent",
         "done": worker.processed,
         "last_heard": worker.last_heard,
+    }
+
+
+# -- Delayed tasks, the soonest first; limits over all workers.
+
+DELAYED_PAGE_SIZE = 100
+# Keys of a limit that are shown.
+MOST_KEYS = 10
+
+
+def delayed(app: AmqTask, query: Mapping[str, str]) -> JsonObject:
+    """A page of the delayed tasks that fit."""
+    waiting = look(app, which_delayed(query))
+    last = max(1, -(-len(waiting.tasks) // DELAYED_PAGE_SIZE))
+    page = min(last, whole_number(query, "page") or 1)
+    return {
+        "query": {name: query[name] for name in ("id", "task", "queue") if query.get(name)},
+        "tasks": [asdict(task) for task in waiting.tasks[(page - 1) * DELAYED_PAGE_SIZE : page * DELAYED_PAGE_SIZE]],
+        "number": len(waiting.tasks),
+        "total": waiting.total,
+        "is_part": waiting.is_part,
+        "most": MOST_LOOKED_AT,
+        "most_of_a_queue": MOST_OF_A_QUEUE,
+        "page": page,
+        "pages": last,
+    }
+
+
+def which_delayed(form: Mapping[str, str]) -> Which:
+    """Which delayed tasks a form means."""
+    return Which(*(form.get(name, "").strip() or None for name in ("id", "task", "queue")))
+
+
+def limits(app: AmqTask) -> JsonObject:
+    """All limits of all tasks."""
+    app.load_tasks()
+    try:
+        found = app.limits.read()
+    except ConfigurationError as error:
+        return {"limits": [], "problem": str(error)}
+    rows = [asdict(limit) | {"keys": [use._asdict() for use in limit.keys[:MOST_KEYS]]} for limit in found]
+    return {"limits": rows, "problem": None}
+
+
+# -- Periodic tasks: what ran, what comes within a day, what is paused.
+#
+# Entries are read as beat reads them (beat_scheduler), but nothing is written. Where the store does not know when an entry ran
+# (its file is on another machine, or it has none), the history does.
+
+AHEAD = timedelta(days=1)
+# Runs of one entry that are listed, of those to come and of those that were; and runs to come in all.
+MOST_AHEAD, MOST_BEFORE, MOST_IN_ALL = 24, 5, 300
+
+
+def schedules(app: AmqTask) -> JsonObject:
+    """All entries, and what will be sent within a day."""
+    now = datetime.now(timezone.utc)
+    operated = Schedules(app)
+    shown: JsonObject = {
+        "source": operated.source,
+        "zone": str(app.timezone),
+        "problem": None,
+        "entries": [],
+        "ahead": [],
+    }
+    try:
+        entries = operated.entries()
+    except KeepsToItself as error:
+        return shown | {"problem": str(error)}
+    paused = operated.pauses.read()
+    ahead: list[JsonObject] = []
+    for entry in sorted(entries, key=lambda one: one.name):
+        row, following = _schedule_row(app, operated, entry, paused.get(entry.name), now)
+        shown["entries"].append(row)
+        ahead += following
+    ahead.sort(key=lambda one: (one["due_at"], one["name"]))
+    return shown | {"ahead": ahead[:MOST_IN_ALL], "is_cut": len(ahead) > MOST_IN_ALL}
+
+
+def _schedule_row(
+    app: AmqTask, operated: Schedules, entry: Entry, pause: Pause | None, now: datetime
+) -> tuple[JsonObject, list[JsonObject]]:
+    runs = app.history.find(periodic=entry.name, limit=MOST_BEFORE) if app.conf.task_history else []
+    if runs and entry.last_due_at is None:
+        entry = replace(entry, last_due_at=runs[0].first, last_run_at=runs[0].first)
+    is_sent = entry.enabled and pause is None
+    scheduler = operated.scheduler([replace(entry, enabled=is_sent)], now)
+    pass_over(scheduler, now)
+    next_due_at = scheduler.next_of(entry.name)
+    dues = []
+    for due in scheduler.upcoming(now + AHEAD):
+        dues.append({"due_at": due.due_at, "name": entry.name, "task": entry.task})
+        if len(dues) == MOST_AHEAD:
+            dues[-1]["goes_on"] = True
+            break
+    row: JsonObject = {
+        "name": entry.name,
+        "task": entry.task,
+        "call": entry.options.get("argsrepr") or call_text(entry),
+        "schedule": described(entry.schedule),
+        "enabled": entry.enabled,
+        "one_off": entry.one_off,
+        "paused": None if pause is None else {"by": pause.by, "since": pause.began},
+        "last_run_at": entry.last_run_at,
+        "next_due_at": next_due_at,
+        "total_run_count": entry.total_run_count,
+        "runs": [{"id": run.id, "state": run.state, "at": run.first, "runtime": run.runtime} for run in runs],
+    }
+    return row, dues
+
+
+def pass_over(scheduler: Scheduler, now: datetime) -> None:
+    """Leave out what is due already: what has been sent meanwhile is not known here at once."""
+    for due in scheduler.take(now):
+        scheduler.advance(due)
+
+
+# -- The page before something is done to all tasks that a search has: how many they are.
+
+# Tasks that are counted: of millions that would take seconds.
+MOST_COUNTED = 10_000
+ENDED = (*sorted(READY_STATES), REJECTED)
+_FIELDS = ("state", "task", "queue", "worker", "error", "text", "root_id", "stamp", "since", "until")
+_TITLES = {"rerun": "Run again", "revoke": "Revoke"}
+
+
+def confirmation(app: AmqTask, action: str, query: Mapping[str, str]) -> JsonObject | None:
+    """How many tasks fit the search, and of which states; `fields` say which, also when more have come. None: no such action.
+
+    With `more` the numbers are those of the newest MOST_COUNTED and one, or of as many as were found soon, which is down to
+    `looked_to`; older ones that fit are meant as well."""
+    if action not in _TITLES:
+        return None
+    fields = {name: query[name] for name in _FIELDS if query.get(name)}
+    fields["after"] = app.history.now()
+    states = app.history.count(**asked(fields), most=MOST_COUNTED)
+    meant = {state: number for state, number in states.items() if (state in ENDED) == (action == "rerun")}
+    number = sum(meant.values())
+    return {
+        "action": action,
+        "title": _TITLES[action],
+        "number": number,
+        "more": states.has_more,
+        "looked_to": states.looked_to,
+        "of": meant,
+        "left_alone": states.total - number,
+        "fields": fields,
     }

@@ -26,13 +26,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from amqtask.assembly import build_indexer
-from amqtask.console import delayed, many, openapi, pages
+from amqtask.console import openapi, pages
 from amqtask.console.access import Access, Denied, User, local_path
 from amqtask.console.actions import ACTIONS, ONCE
-from amqtask.console.alerts.watch import Watch, alerts
-from amqtask.console.limits import limits
+from amqtask.console.alerts import Watch, alerts
 from amqtask.console.overview import overview
-from amqtask.console.schedules import schedules
 from amqtask.exceptions import AmqTaskError, OperationalError
 from amqtask.ground.printable import bounded_logger, duration, local_time
 
@@ -60,7 +58,11 @@ HEADERS = {
 # path → (name in the menu, template, what it shows)
 Look = Callable[["AmqTask", Request], "JsonObject | None"]
 PAGES: dict[str, tuple[str, str, Look]] = {
-    "/": ("Overview", "overview.html", lambda app, request: overview(app, _number(request, "hours", 1))),
+    "/": (
+        "Overview",
+        "overview.html",
+        lambda app, request: overview(app, pages.whole_number(request.query_params, "hours") or 1),
+    ),
     "/tasks": ("Tasks", "tasks.html", lambda app, request: pages.search(app, request.query_params)),
     "/tasks/{task_id}": ("", "task.html", lambda app, request: pages.task(app, request.path_params["task_id"])),
     "/workflows/{some_id}": (
@@ -71,7 +73,7 @@ PAGES: dict[str, tuple[str, str, Look]] = {
     "/many/{action}": (
         "",
         "many.html",
-        lambda app, request: many.confirmation(app, request.path_params["action"], request.query_params),
+        lambda app, request: pages.confirmation(app, request.path_params["action"], request.query_params),
     ),
     "/failures": (
         "Failures",
@@ -80,12 +82,12 @@ PAGES: dict[str, tuple[str, str, Look]] = {
     ),
     "/dead": ("Dead letters", "dead.html", lambda app, request: pages.dead(app)),
     "/queues": ("Queues", "queues.html", lambda app, request: pages.queues(app)),
-    "/schedules": ("Schedules", "schedules.html", lambda app, request: schedules(app)),
-    "/limits": ("Limits", "limits.html", lambda app, request: limits(app)),
+    "/schedules": ("Schedules", "schedules.html", lambda app, request: pages.schedules(app)),
+    "/limits": ("Limits", "limits.html", lambda app, request: pages.limits(app)),
     "/queues/delayed": (
         "",
         "delayed.html",
-        lambda app, request: delayed.delayed(app, request.query_params),
+        lambda app, request: pages.delayed(app, request.query_params),
     ),
     "/workers": ("Workers", "workers.html", lambda app, request: pages.workers(app)),
     "/alerts": ("Alerts", "alerts.html", lambda app, request: alerts(app)),
@@ -336,11 +338,6 @@ def _path(request: Request) -> str:
 
 def _is_api(request: Request) -> bool:
     return _path(request).startswith("/api/")
-
-
-def _number(request: Request, name: str, default: int) -> int:
-    written = request.query_params.get(name, "")
-    return int(written) if written.isascii() and written.isdigit() and len(written) < 9 else default
 
 
 def _local(moment: object) -> str:

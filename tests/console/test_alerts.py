@@ -18,11 +18,18 @@ import pytest
 
 from amqtask import AmqTask
 from amqtask.beat.operating import Schedules
+from amqtask.console import notices
 from amqtask.console.access import Access
-from amqtask.console.alerts import destinations
-from amqtask.console.alerts.facts import FactFinder
-from amqtask.console.alerts.rules import Facts, QueueFacts, problems, rules, unknown
-from amqtask.console.alerts.watch import CALM_SECONDS, Watch
+from amqtask.console.alerts import (
+    CALM_SECONDS,
+    FactFinder,
+    Facts,
+    QueueFacts,
+    Watch,
+    problems,
+    rules,
+    unknown,
+)
 from amqtask.console.web import console
 from amqtask.exceptions import ConfigurationError
 from tests.console.test_console import EVIL, LOCAL, Client
@@ -197,7 +204,7 @@ class _Mute(socketserver.BaseRequestHandler):
 def test_a_destination_that_hangs_is_asked_once_at_a_look(
     kind: str, tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(destinations, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(notices, "ANSWER_SECONDS", 0.1)
     monkeypatch.setattr(_Mute, "asked", 0)
     dead = tuple(QueueFacts(f"q{number}", 0, 1, False, f"q{number}.dead", 1) for number in range(8))
     facts = Facts(queues=dead, failures_per_minute=0.0, late={})
@@ -250,7 +257,7 @@ def test_what_cannot_be_known_resolves_nothing(watched: Watched, hook: Hook) -> 
 def test_an_unexpected_error_is_told_once_in_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amqtask.console.alerts.watch.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("amqtask.console.alerts.LOOK_SECONDS", 0.0)
     app = AmqTask("shop", broker="memory://", set_as_current=False)
     app.conf.update(history_url=f"sqlite:///{tmp_path}/index.sqlite3")
     goes_wrong = iter("aaabb")

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from amqtask import AmqTask
-from amqtask.console import many
+from amqtask.console import pages
 from amqtask.console.access import Access, fits, hashed
 from amqtask.console.actions import ACTIONS
 from amqtask.console.web import console
@@ -201,7 +201,7 @@ def test_all_that_a_search_has_run_again_after_a_page_that_says_how_many(shown: 
 
 
 def test_of_very_many_the_newest_are_counted_and_all_are_meant(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(many, "MOST_COUNTED", 2)
+    monkeypatch.setattr(pages, "MOST_COUNTED", 2)
     for number in range(4):
         shown.tell(time.time() + number, f"k{number}", "failed", exception="KeyError('x')")
 

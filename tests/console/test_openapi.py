@@ -13,8 +13,7 @@ import pytest
 
 from amqtask import Breaker, Concurrency, Rate
 from amqtask.console.actions import ACTIONS
-from amqtask.console.alerts.log import AlertLog, note_depths
-from amqtask.console.alerts.rules import Problem
+from amqtask.console.notices import AlertLog, Problem, note_depths
 from amqtask.console.openapi import FIELDS, PAGES
 from amqtask.flow.contract import Entry
 from amqtask.protocol.message import Message

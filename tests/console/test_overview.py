@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 from amqtask import AmqTask
-from amqtask.console.alerts.rules import Facts, QueueFacts
-from amqtask.console.alerts.watch import Watch
+from amqtask.console.alerts import Facts, QueueFacts, Watch
 from amqtask.console.web import console
 from tests.console.test_alerts import told
 from tests.console.test_console import EVIL, Client
