@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.compat.bootsteps import Steps
     from amqtask.compat.connections import Connection
-    from amqtask.contrib.django.inbox import DjangoInbox
-    from amqtask.contrib.django.outbox import DjangoOutbox
+    from amqtask.contrib.django.outbox import DjangoInbox, DjangoOutbox
     from amqtask.ground.shapes import CoroutineOf
     from amqtask.outbox.contract import Outbox
     from amqtask.settings import Settings
@@ -136,7 +135,7 @@ def django_outbox(database: str) -> DjangoOutbox:
 
 
 def django_inbox(database: str) -> DjangoInbox:
-    from amqtask.contrib.django.inbox import DjangoInbox
+    from amqtask.contrib.django.outbox import DjangoInbox
 
     return DjangoInbox(database)
 

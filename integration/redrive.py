@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from amqtask import AmqTask
 from amqtask.exceptions import AmqTaskError
 from amqtask.protocol.message import Message
-from amqtask.services.dead_letters import REASON
+from amqtask.services.rerunning import REASON
 from amqtask.worker.finisher import copied_properties
 from integration.machine import free_port
 from integration.nodes import RabbitNode

@@ -19,7 +19,8 @@ from amqtask.ground.printable import count
 from amqtask.protocol.encryption import key_id_of
 from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.serialization import ENCRYPTED
-from amqtask.services.dead_letters import (
+from amqtask.services.rerunning import (
+    Pace,
     as_entry,
     back_to_work,
     has_expired,
@@ -27,7 +28,6 @@ from amqtask.services.dead_letters import (
     reason,
     work_queue_of,
 )
-from amqtask.services.rerunning import Pace
 from amqtask.topology.declarations import base_of, own_dead_letters
 from amqtask.transport.contract import Admin
 

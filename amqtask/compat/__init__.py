@@ -18,6 +18,13 @@ from amqtask.ground.plugins import load, load_path
 
 FOLDER = Path(__file__).parent
 PACKAGE = "amqtask."
+
+
+def _in(module: str, names: str) -> dict[str, str]:
+    """Names that are in this module, each under its own."""
+    return {name: f"{module}:{name}" for name in names.split()}
+
+
 # Names of modules that exist: module → name → where it is.
 NAMES: dict[str, dict[str, str]] = {
     "amqtask.app": {
@@ -27,18 +34,10 @@ NAMES: dict[str, dict[str, str]] = {
         "shared_task": "amqtask.client.registry:shared_task",
     },
     "amqtask.backends.redis": {"SentinelBackend": "amqtask.backends.redis:RedisBackend"},
-    "amqtask.beat": {
-        name: f"amqtask.compat.beat:{name}"
-        for name in (
-            "DEFAULT_MAX_INTERVAL",
-            "PersistentScheduler",
-            "ScheduleEntry",
-            "Scheduler",
-            "SchedulingError",
-            "Service",
-            "event_t",
-        )
-    },
+    "amqtask.beat": _in(
+        "amqtask.compat.beat",
+        "DEFAULT_MAX_INTERVAL PersistentScheduler ScheduleEntry Scheduler SchedulingError Service event_t",
+    ),
     "amqtask.canvas": {
         "StampingVisitor": "amqtask.calls.signature:StampingVisitor",
         "_chain": "amqtask.canvas:chain",
@@ -46,84 +45,45 @@ NAMES: dict[str, dict[str, str]] = {
         "maybe_subtask": "amqtask.canvas:maybe_signature",
         "subtask": "amqtask.canvas:signature",
     },
-    "amqtask.contrib.pytest": {
-        name: f"amqtask.testing.celery_fixtures:{name}"
-        for name in (
-            "celery_app",
-            "celery_config",
-            "celery_enable_logging",
-            "celery_includes",
-            "celery_parameters",
-            "celery_worker",
-            "celery_session_app",
-            "celery_session_worker",
-            "celery_worker_parameters",
-            "celery_worker_pool",
-            "depends_on_current_app",
-            "use_celery_app_trap",
-        )
-    },
+    "amqtask.contrib.pytest": _in(
+        "amqtask.testing.celery_fixtures",
+        "celery_app celery_config celery_enable_logging celery_includes celery_parameters celery_worker celery_session_app "
+        "celery_session_worker celery_worker_parameters celery_worker_pool depends_on_current_app use_celery_app_trap",
+    ),
     "amqtask.exceptions": {
         "BackendError": "amqtask.exceptions:ResultError",
         "BackendGetMetaError": "amqtask.exceptions:BackendUnreachable",
         "BackendStoreError": "amqtask.exceptions:BackendUnreachable",
         "CeleryError": "amqtask.exceptions:AmqTaskError",
         "ImproperlyConfigured": "amqtask.exceptions:ConfigurationError",
-        **{
-            name: f"amqtask.compat.errors:{name}"
-            for name in (
-                "AlreadyRegistered",
-                "AlwaysEagerIgnored",
-                "CDeprecationWarning",
-                "CPendingDeprecationWarning",
-                "CeleryCommandException",
-                "CeleryWarning",
-                "FixupWarning",
-                "IncompleteStream",
-                "NotConfigured",
-                "SecurityWarning",
-                "TaskError",
-                "WorkerShutdown",
-                "WorkerTerminate",
-                "reraise",
-            )
-        },
+        **_in(
+            "amqtask.compat.errors",
+            "AlreadyRegistered AlwaysEagerIgnored CDeprecationWarning CPendingDeprecationWarning CeleryCommandException "
+            "CeleryWarning FixupWarning IncompleteStream NotConfigured SecurityWarning TaskError WorkerShutdown "
+            "WorkerTerminate reraise",
+        ),
     },
     "amqtask.result": {"ResultBase": "amqtask.compat.names:ResultBase"},
-    "amqtask.states": {name: f"amqtask.compat.names:{name}" for name in ("precedence", "state")},
-    "amqtask.utils.log": {
-        "LOG_LEVELS": "amqtask.compat.names:LOG_LEVELS",
-        "mlevel": "amqtask.compat.names:mlevel",
-        "base_logger": "amqtask.compat.names:base_logger",
-    },
+    "amqtask.states": _in("amqtask.compat.names", "precedence state"),
+    "amqtask.utils.log": _in("amqtask.compat.names", "LOG_LEVELS mlevel base_logger"),
     "amqtask.worker": {"WorkController": "amqtask.worker.worker:Worker"},
-    "amqtask.worker.strategy": {
-        name: f"amqtask.compat.messages:{name}" for name in ("hybrid_to_proto2", "proto1_to_proto2")
-    },
-    "amqtask.events": {
-        name: f"amqtask.compat.names:{name}" for name in ("Event", "event_exchange", "get_exchange", "group_from")
-    },
+    "amqtask.worker.strategy": _in("amqtask.compat.app.amqp", "hybrid_to_proto2 proto1_to_proto2"),
+    "amqtask.events": _in("amqtask.compat.names", "Event event_exchange get_exchange group_from"),
     "amqtask.utils": {
         "cached_property": "functools:cached_property",
-        "chunks": "amqtask.compat.utils.functional:chunks",
-        "gen_task_name": "amqtask.compat.utils.imports:gen_task_name",
+        **_in("amqtask.compat.utils.functional", "chunks memoize noop"),
+        **_in("amqtask.compat.utils.imports", "gen_task_name import_from_cwd instantiate"),
+        **_in("amqtask.compat.utils.nodenames", "nodename nodesplit worker_direct"),
         "gen_unique_id": "amqtask.utils:uuid",
         "get_cls_by_name": "amqtask.compat.utils.imports:symbol_by_name",
         "get_full_cls_name": "amqtask.compat.utils.imports:qualname",
-        "import_from_cwd": "amqtask.compat.utils.imports:import_from_cwd",
-        "instantiate": "amqtask.compat.utils.imports:instantiate",
-        "memoize": "amqtask.compat.utils.functional:memoize",
-        "nodename": "amqtask.compat.utils.nodenames:nodename",
-        "nodesplit": "amqtask.compat.utils.nodenames:nodesplit",
-        "noop": "amqtask.compat.utils.functional:noop",
-        "worker_direct": "amqtask.compat.utils.nodenames:worker_direct",
     },
 }
 
 
 # Modules that only name what is elsewhere: module → name → where it is.
 MODULES: dict[str, dict[str, str]] = {
-    "amqtask.app.backends": {name: f"amqtask.compat.names:{name}" for name in ("by_name", "by_url")},
+    "amqtask.app.backends": _in("amqtask.compat.names", "by_name by_url"),
     "amqtask.app.base": {"AmqTask": "amqtask.app:AmqTask", "Celery": "amqtask.app:AmqTask"},
     "amqtask.app.events": {"Events": "amqtask.events.client:Events"},
     "amqtask.app.log": {"TaskFormatter": "amqtask.log:TaskFormatter"},
@@ -132,17 +92,10 @@ MODULES: dict[str, dict[str, str]] = {
     "amqtask.bin": {},
     "amqtask.bin.base": {
         "CLIContext": "amqtask.cli.base:Globals",
-        **{
-            name: f"amqtask.compat.commands:{name}"
-            for name in (
-                "COMMA_SEPARATED_LIST",
-                "LOG_LEVEL",
-                "CeleryCommand",
-                "CeleryDaemonCommand",
-                "CeleryOption",
-                "handle_preload_options",
-            )
-        },
+        **_in(
+            "amqtask.compat.commands",
+            "COMMA_SEPARATED_LIST LOG_LEVEL CeleryCommand CeleryDaemonCommand CeleryOption handle_preload_options",
+        ),
     },
     "amqtask.bin.beat": {"beat": "amqtask.cli.beat:command"},
     "amqtask.bin.celery": {"celery": "amqtask.cli.main:cli", "main": "amqtask.compat.commands:main"},
@@ -150,23 +103,12 @@ MODULES: dict[str, dict[str, str]] = {
     "amqtask.events.event": NAMES["amqtask.events"],
     "amqtask.fixups": {},
     "amqtask.fixups.django": {"FixupWarning": "amqtask.compat.errors:FixupWarning"},
-    "amqtask.platforms": {
-        name: f"amqtask.compat.names:{name}"
-        for name in (
-            "EX_FAILURE",
-            "EX_OK",
-            "EX_UNAVAILABLE",
-            "EX_USAGE",
-            "IS_WINDOWS",
-            "IS_macOS",
-            "SYSTEM",
-            "isatty",
-            "signal_name",
-        )
-    },
+    "amqtask.platforms": _in(
+        "amqtask.compat.names", "EX_FAILURE EX_OK EX_UNAVAILABLE EX_USAGE IS_WINDOWS IS_macOS SYSTEM isatty signal_name"
+    ),
     "amqtask.registry": {"tasks": "amqtask.compat.names:tasks"},
     # Ours, where programs for Celery ask kombu: serializers and JSON types of one's own.
-    "amqtask.serialization": {name: f"amqtask.protocol.serialization:{name}" for name in ("register", "register_type")},
+    "amqtask.serialization": _in("amqtask.protocol.serialization", "register register_type"),
     "amqtask.utils.collections": {
         "AttributeDict": "amqtask.compat.names:AttributeDict",
         "ChainMap": "collections:ChainMap",
@@ -178,9 +120,7 @@ MODULES: dict[str, dict[str, str]] = {
     "amqtask.utils.iso8601": {"parse_iso8601": "amqtask.compat.utils.time:parse_iso8601"},
     "amqtask.utils.objects": {"Bunch": "types:SimpleNamespace", "mro_lookup": "amqtask.compat.names:mro_lookup"},
     "amqtask.utils.saferepr": {"saferepr": "amqtask.protocol.task:saferepr"},
-    "amqtask.worker.control": {
-        name: f"amqtask.remote.commands:{name}" for name in ("control_command", "inspect_command")
-    },
+    "amqtask.worker.control": _in("amqtask.remote.commands", "control_command inspect_command"),
 }
 
 
@@ -189,23 +129,21 @@ def lookup(module: str, name: str) -> Any:
     where = NAMES.get(module, {}).get(name)
     if where is None:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    source, _, attribute = where.partition(":")
-    target = load(source)
-    return getattr(target, attribute) if attribute else target
+    return load_path(where)
 
 
 # Attributes that objects have only for others' sake: class → the class in whose place theirs are.
 ATTRIBUTES = {
     "amqtask.app.AmqTask": "amqtask.compat.attributes.app:OfApp",
-    "amqtask.backends.contract.KnownStore": "amqtask.compat.attributes.backend:OfStore",
-    "amqtask.backends.redis.RedisBackend": "amqtask.compat.attributes.backend:OfRedis",
+    "amqtask.backends.contract.KnownStore": "amqtask.compat.attributes.objects:OfStore",
+    "amqtask.backends.redis.RedisBackend": "amqtask.compat.attributes.objects:OfRedis",
     "amqtask.execution.request.Request": "amqtask.compat.attributes.objects:OfRequest",
     "amqtask.result.AsyncResult": "amqtask.compat.attributes.objects:OfResult",
     "amqtask.results.ResultSet": "amqtask.compat.attributes.objects:OfResults",
     "amqtask.settings.Settings": "amqtask.compat.attributes.objects:OfSettings",
     "amqtask.signals.Signal": "amqtask.compat.attributes.objects:OfSignal",
     "amqtask.task.Task": "amqtask.compat.attributes.objects:OfTask",
-    "amqtask.worker.worker.Worker": "amqtask.compat.attributes.worker:OfWorker",
+    "amqtask.worker.worker.Worker": "amqtask.compat.bootsteps:OfWorker",
 }
 
 

@@ -6,6 +6,7 @@ worker begins to consume. Consumers of a ConsumerStep are kombu's, on a connecti
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
 from amqtask.compat.utils.imports import symbol_by_name
+from amqtask.ground.lazy import lazy
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
@@ -201,7 +203,7 @@ class ConsumerParent:
         self.app = app
         self.hostname = worker.setup.hostname
         self.pool = worker.pool
-        self.timer: Timer = worker.timer  # type: ignore[attr-defined] # of amqtask.compat.attributes.worker
+        self.timer: Timer = worker.timer  # type: ignore[attr-defined] # of amqtask.compat.bootsteps
         self.restart_count = -1
 
     @property
@@ -395,3 +397,40 @@ class Timer:
 
 def _bound(function: Callable[..., Any], args: Sequence[Any], kwargs: Keywords | None) -> Callable[[], None]:
     return lambda: function(*args, **(kwargs or {}))
+
+
+# -- `worker`, the sender of a worker's signals and the parent of bootsteps.
+
+
+if TYPE_CHECKING:
+    _Worker = Worker
+else:
+    _Worker = object  # who has steps of his own has no worker to import
+
+
+class OfWorker(_Worker):
+    """Bound to a worker."""
+
+    @property
+    def hostname(self) -> str:
+        """The node's name."""
+        return self.setup.hostname
+
+    @lazy
+    def timer(self) -> Timer:
+        """Calls functions later, on the worker's loop."""
+        return Timer(self.loop)
+
+    def start(self) -> int:
+        """Run until `stop`; the exit code."""
+        return self.run()
+
+    @property
+    def pid(self) -> int:
+        """The id of this process."""
+        return os.getpid()
+
+    @property
+    def blueprint(self) -> Any:
+        """The steps of the worker, with `app.steps`."""
+        return self.app.steps["worker"]

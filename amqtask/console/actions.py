@@ -26,9 +26,8 @@ from amqtask.ground.printable import count
 from amqtask.protocol.entities import Queue
 from amqtask.remote.pauses import pause_of
 from amqtask.services.commands import MOST_MORE
-from amqtask.services.dead_letters import back_to_work, work_queue_of
 from amqtask.services.delayed import Which, release
-from amqtask.services.rerunning import Pace, run_all_again, run_edited
+from amqtask.services.rerunning import Pace, back_to_work, run_all_again, run_edited, work_queue_of
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

@@ -19,9 +19,9 @@ from amqtask.ground.printable import moment
 from amqtask.history.client import MOST_OF_WORKFLOW
 from amqtask.protocol.message import Delivery
 from amqtask.remote.pauses import pause_of
-from amqtask.services.dead_letters import as_entry
 from amqtask.services.delayed import MOST_COUNTED as MOST_LOOKED_AT
 from amqtask.services.delayed import MOST_OF_A_QUEUE, Which, look
+from amqtask.services.rerunning import as_entry
 from amqtask.states import READY_STATES, REJECTED
 from amqtask.topology.declarations import own_dead_letters
 

@@ -493,53 +493,6 @@ def election(control: Control, arguments: CommandArguments) -> object:
     return {"ok": f"standing for election {election_id}"}
 
 
-COMMANDS: dict[str, Command] = {
-    "active": active,
-    "active_queues": active_queues,
-    "add_consumer": add_consumer,
-    "autoscale": autoscale,
-    "cancel_consumer": cancel_consumer,
-    "clock": clock,
-    "conf": conf,
-    "disable_events": disable_events,
-    "election": election,
-    "enable_events": enable_events,
-    "heartbeat": heartbeat,
-    "hello": hello,
-    "memdump": memdump,
-    "memsample": memsample,
-    "objgraph": objgraph,
-    "pause_queue": pause_queue,
-    "ping": ping,
-    "pool_grow": pool_grow,
-    "pool_restart": pool_restart,
-    "pool_shrink": pool_shrink,
-    "purge_delayed": purge_delayed,
-    "release_delayed": release_delayed,
-    "query_task": query_task,
-    "rate_limit": rate_limit,
-    "registered": registered,
-    "report": report,
-    "reserved": reserved,
-    "resume_queue": resume_queue,
-    "revoke": revoke,
-    "revoke_by_stamped_headers": revoke_by_stamped_headers,
-    "revoked": revoked,
-    "scheduled": scheduled,
-    "shutdown": shutdown,
-    "stats": stats,
-    "terminate": terminate,
-    "time_limit": time_limit,
-    # Celery's older names of the same commands.
-    "dump_active": active,
-    "dump_conf": conf,
-    "dump_reserved": reserved,
-    "dump_revoked": revoked,
-    "dump_schedule": scheduled,
-    "dump_tasks": registered,
-}
-
-
 def _resized(control: Control, sign: int, arguments: CommandArguments) -> object:
     by = sign * (whole(arguments, "n", 1, MOST_MORE) or 1)
     verb = "grow" if by > 0 else "shrink"
@@ -550,3 +503,21 @@ def _resized(control: Control, sign: int, arguments: CommandArguments) -> object
         return {"error": f"{pool.slots + by} slots; {MOST_SLOTS} at most"}
     control.operations.resize(pool.slots + by, pool)
     return {"ok": f"pool will {verb}"}
+
+
+_ALL: tuple[Command, ...] = (
+    active, active_queues, add_consumer, autoscale, cancel_consumer, clock, conf, disable_events, election,
+    enable_events, heartbeat, hello, memdump, memsample, objgraph, pause_queue, ping, pool_grow, pool_restart,
+    pool_shrink, purge_delayed, release_delayed, query_task, rate_limit, registered, report, reserved,
+    resume_queue, revoke, revoke_by_stamped_headers, revoked, scheduled, shutdown, stats, terminate, time_limit,
+)  # fmt: skip
+COMMANDS: dict[str, Command] = {
+    **{function.__name__: function for function in _ALL},
+    # Celery's older names of the same commands.
+    "dump_active": active,
+    "dump_conf": conf,
+    "dump_reserved": reserved,
+    "dump_revoked": revoked,
+    "dump_schedule": scheduled,
+    "dump_tasks": registered,
+}

@@ -15,6 +15,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from http import HTTPStatus
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,15 +51,6 @@ TEXT = "text/plain; charset=utf-8"
 MOST_HEAD_BYTES = 16_384
 MOST_CONNECTIONS = 64
 PATIENCE_SECONDS = 5.0
-_PHRASES = {
-    200: "OK",
-    400: "Bad Request",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
 
 
 class Reply(NamedTuple):
@@ -108,7 +100,7 @@ def _turn_to(page: Page, headers: Mapping[str, str]) -> Reply:
 
 def _response(reply: Reply, extra_headers: str = "", *, with_body: bool = True) -> bytes:
     head = (
-        f"HTTP/1.1 {reply.status} {_PHRASES[reply.status]}\r\nContent-Type: {reply.content_type}\r\n"
+        f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\nContent-Type: {reply.content_type}\r\n"
         f"Content-Length: {len(reply.body)}\r\nCache-Control: no-store\r\nConnection: close\r\n{extra_headers}\r\n"
     )
     return head.encode("latin-1") + (reply.body if with_body else b"")

@@ -15,8 +15,7 @@ from amqtask.cli.migrate import Delayed, as_sent, is_wanted
 from amqtask.cli.queues import age
 from amqtask.flow.keys import UNIQUE
 from amqtask.protocol.message import Delivery, Properties
-from amqtask.services.dead_letters import as_entry, back_to_work, has_expired, work_queue_of
-from amqtask.services.rerunning import Pace
+from amqtask.services.rerunning import Pace, as_entry, back_to_work, has_expired, work_queue_of
 
 
 def test_a_message_goes_back_as_it_was_published_but_for_what_belongs_to_that_time() -> None:

@@ -17,7 +17,7 @@ from amqtask.cli.migrate import open_told
 from amqtask.cli.queues import age
 from amqtask.exceptions import ConfigurationError
 from amqtask.protocol.message import Delivery, Properties
-from amqtask.services.dead_letters import as_entry, back_to_work, has_expired, reason, work_queue_of
+from amqtask.services.rerunning import as_entry, back_to_work, has_expired, reason, work_queue_of
 from amqtask.transport.inventory import ManagementApi
 from amqtask.transport.url import BrokerAddress
 

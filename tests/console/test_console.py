@@ -23,7 +23,7 @@ from amqtask.console.web import console
 from amqtask.exceptions import QueueNotFound
 from amqtask.history import search
 from amqtask.protocol.message import Message, Properties
-from amqtask.services.dead_letters import has_expired
+from amqtask.services.rerunning import has_expired
 from amqtask.testing.worker import start_worker
 from amqtask.worker.finisher import copied_properties
 

@@ -22,7 +22,7 @@ from amqtask.protocol.encryption import key_id_of
 from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import ENCRYPTED, JSON, dumps, loads
-from amqtask.services.dead_letters import back_to_work
+from amqtask.services.rerunning import back_to_work
 from amqtask.testing.worker import start_worker
 from integration.signers import Signers
 

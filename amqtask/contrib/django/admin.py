@@ -61,6 +61,50 @@ def preformatted(text: str) -> SafeString:
     return format_html('<pre style="white-space: pre-wrap; overflow-wrap: anywhere; margin: 0">{}</pre>', text)
 
 
+def shown(stored: str | None) -> SafeString:
+    """JSON on several lines; what is no JSON as it is stored."""
+    if stored is None:
+        return preformatted("-")
+    try:
+        return preformatted(json.dumps(json.loads(stored), indent=2, ensure_ascii=False))
+    except ValueError:
+        return preformatted(stored)
+
+
+def _time(field: str, description: Any) -> Any:
+    """A column with a time, to the second."""
+
+    @admin.display(description=description, ordering=field)
+    def column(self: object, row: object) -> SafeString:
+        return moment(getattr(row, field))
+
+    return column
+
+
+def _json(field: str, description: Any) -> Any:
+    """A field that is JSON, on several lines."""
+
+    @admin.display(description=description)
+    def column(self: object, row: object) -> SafeString:
+        return shown(getattr(row, field))
+
+    return column
+
+
+class LookOnly(_Admin):
+    """Nobody adds or changes what programs have stored."""
+
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """Never."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        """Never."""
+        return False
+
+
 # -- The outbox in the admin: what waits, what could not be published and why; to be sent again, or to be deleted.
 
 SHORT, LONGEST_SHOWN = 80, 2000
@@ -82,7 +126,7 @@ class HasFailed(admin.SimpleListFilter):
 
 
 @admin.register(OutboxMessage)
-class OutboxMessageAdmin(_Admin):
+class OutboxMessageAdmin(LookOnly):
     """Rows leave by themselves; nobody adds or changes them."""
 
     list_display = ("task", "created_at", "attempts", "short_error", "retry_at")
@@ -93,15 +137,6 @@ class OutboxMessageAdmin(_Admin):
     )  # fmt: skip
     readonly_fields = fields
     actions = ("send_again",)
-    show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Never: calls add rows."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        """Never: a row is sent as the call has made it."""
-        return False
 
     def has_send_permission(self, request: HttpRequest) -> bool:
         """Whether the user may have rows sent again: with the right to change them."""
@@ -144,20 +179,6 @@ COLORS = {
 }
 
 
-class LookOnly(_Admin):
-    """Nobody adds or changes what workers have stored."""
-
-    show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        """Never."""
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        """Never."""
-        return False
-
-
 @admin.register(TaskResult)
 class TaskResultAdmin(LookOnly):
     """The results of tasks."""
@@ -179,20 +200,9 @@ class TaskResultAdmin(LookOnly):
         """The beginning of the id; the whole id when the mouse is over it."""
         return format_html('<span title="{}">{}</span>', result.task_id, result.task_id[:8])
 
-    @admin.display(description=_("created"), ordering="date_created")
-    def created(self, result: TaskResult) -> SafeString:
-        """The time, to the second."""
-        return moment(result.date_created)
-
-    @admin.display(description=_("started"), ordering="date_started")
-    def started(self, result: TaskResult) -> SafeString:
-        """The time, to the second."""
-        return moment(result.date_started)
-
-    @admin.display(description=_("last change"), ordering="date_done")
-    def done(self, result: TaskResult) -> SafeString:
-        """The time, to the second."""
-        return moment(result.date_done)
+    created = _time("date_created", _("created"))
+    started = _time("date_started", _("started"))
+    done = _time("date_done", _("last change"))
 
     @admin.display(description=_("state"), ordering="status")
     def state(self, result: TaskResult) -> SafeString:
@@ -200,30 +210,16 @@ class TaskResultAdmin(LookOnly):
         color = COLORS.get(result.status, "inherit")
         return format_html('<span style="color: {}; font-weight: 600">{}</span>', color, result.status)
 
-    @admin.display(description=_("positional arguments"))
-    def shown_args(self, result: TaskResult) -> SafeString:
-        """The field as JSON, on several lines."""
-        return shown(result.task_args)
-
-    @admin.display(description=_("keyword arguments"))
-    def shown_kwargs(self, result: TaskResult) -> SafeString:
-        """The field as JSON, on several lines."""
-        return shown(result.task_kwargs)
-
-    @admin.display(description=_("result"))
-    def shown_result(self, result: TaskResult) -> SafeString:
-        """The field as JSON, on several lines."""
-        return shown(result.result)
+    shown_args = _json("task_args", _("positional arguments"))
+    shown_kwargs = _json("task_kwargs", _("keyword arguments"))
+    shown_result = _json("result", _("result"))
 
     @admin.display(description=_("traceback"))
     def shown_traceback(self, result: TaskResult) -> SafeString:
         """The worker's traceback."""
         return preformatted(result.traceback or "-")
 
-    @admin.display(description=_("children and more"))
-    def shown_meta(self, result: TaskResult) -> SafeString:
-        """The field as JSON, on several lines."""
-        return shown(result.meta)
+    shown_meta = _json("meta", _("children and more"))
 
 
 @admin.register(GroupResult)
@@ -236,20 +232,7 @@ class GroupResultAdmin(LookOnly):
     search_fields = ("group_id",)
     fields = ("group_id", "shown_members", "date_created", "date_done", "content_type", "content_encoding")
 
-    @admin.display(description=_("members"))
-    def shown_members(self, result: GroupResult) -> SafeString:
-        """The field as JSON, on several lines."""
-        return shown(result.result)
-
-
-def shown(stored: str | None) -> SafeString:
-    """JSON on several lines; what is no JSON as it is stored."""
-    if stored is None:
-        return preformatted("-")
-    try:
-        return preformatted(json.dumps(json.loads(stored), indent=2, ensure_ascii=False))
-    except ValueError:
-        return preformatted(stored)
+    shown_members = _json("result", _("members"))
 
 
 # -- Periodic tasks and their schedules in the admin: create, change, enable, disable, run now.
@@ -334,15 +317,8 @@ class PeriodicTaskAdmin(_Admin):
         timing = str(periodic.scheduler or "-")
         return f"⚠ {timing}: {problem}" if (problem := periodic.problem) else timing
 
-    @admin.display(description=_("last run"), ordering="last_run_at")
-    def last_run(self, periodic: PeriodicTask) -> SafeString:
-        """The time, to the second."""
-        return moment(periodic.last_run_at)
-
-    @admin.display(description=_("last change"), ordering="date_changed")
-    def last_change(self, periodic: PeriodicTask) -> SafeString:
-        """The time, to the second."""
-        return moment(periodic.date_changed)
+    last_run = _time("last_run_at", _("last run"))
+    last_change = _time("date_changed", _("last change"))
 
     def save_model(self, request: HttpRequest, obj: PeriodicTask, form: object, change: bool) -> None:
         """Save the periodic task; warn when this process knows no task of that name."""

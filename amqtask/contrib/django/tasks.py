@@ -23,7 +23,7 @@ from django.utils.module_loading import import_string
 from amqtask import states
 from amqtask.client.registry import shared_task
 from amqtask.contrib.django.project import project_app
-from amqtask.contrib.django.zones import stored as _stored
+from amqtask.contrib.django.zones import aware, stored
 from amqtask.exceptions import AmqTaskError, WrongValue
 from amqtask.ground.plugins import plugins
 from amqtask.protocol.option_types import TASK, near_option, of_task
@@ -199,7 +199,7 @@ class AmqTaskBackend(BaseTaskBackend):
             "serializer": "json",
         }
         if task.run_after is not None:
-            options["eta"] = _aware(task.run_after)
+            options["eta"] = aware(task.run_after)
         # "default" is Django's word for no queue in particular.
         if task.queue_name != DEFAULT_TASK_QUEUE_NAME or DEFAULT_TASK_QUEUE_NAME in self.app.queues:
             options["queue"] = task.queue_name
@@ -430,15 +430,10 @@ def _amqp_priority(priority: int) -> int:
     return _NORMAL - -(priority * _NORMAL // TASK_MAX_PRIORITY)
 
 
-def _aware(moment: datetime) -> datetime:
-    """With USE_TZ off, times are naive and in TIME_ZONE."""
-    return moment if zones.is_aware(moment) else zones.make_aware(moment, zones.get_default_timezone())
-
-
 def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else _aware(moment).astimezone(timezone.utc).isoformat()
+    return None if moment is None else aware(moment).astimezone(timezone.utc).isoformat()
 
 
 def _moment(text: str | None) -> datetime | None:
     """A time as the project has them: aware, or naive with USE_TZ off."""
-    return None if text is None else _stored(datetime.fromisoformat(text))
+    return None if text is None else stored(datetime.fromisoformat(text))

@@ -111,14 +111,14 @@ def zone_names() -> tuple[str, ...]:
     return tuple(sorted(available_timezones() - {"localtime", "Factory"}))
 
 
-# -- Moments on their way into and out of a database: Django keeps naive local times where USE_TZ is off.
+# -- Moments on their way into and out of a database: Django keeps naive times in TIME_ZONE where USE_TZ is off.
 
 
 def aware(moment: datetime) -> datetime:
     """The moment that a value of the database stands for."""
-    return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+    return timezone.make_aware(moment, timezone.get_default_timezone()) if timezone.is_naive(moment) else moment
 
 
 def stored(moment: datetime) -> datetime:
     """The value for the database of an aware moment."""
-    return moment if settings.USE_TZ else timezone.make_naive(moment)
+    return moment if settings.USE_TZ else timezone.make_naive(moment, timezone.get_default_timezone())

@@ -22,19 +22,19 @@ import pytest
 from amqtask.exceptions import Unroutable
 from amqtask.protocol.entities import Binding, Declaration, Exchange, Queue, arguments
 from amqtask.protocol.message import Delivery, Message, Properties
-from amqtask.testing.suites.transport_parts import CLASSIC as CLASSIC
-from amqtask.testing.suites.transport_parts import DELIVERIES_OF_ONE_CONNECTION as DELIVERIES_OF_ONE_CONNECTION
-from amqtask.testing.suites.transport_parts import EXCHANGE_BINDINGS as EXCHANGE_BINDINGS
-from amqtask.testing.suites.transport_parts import EXCLUSIVE_QUEUES as EXCLUSIVE_QUEUES
-from amqtask.testing.suites.transport_parts import HEADERS_EXCHANGES as HEADERS_EXCHANGES
-from amqtask.testing.suites.transport_parts import PATIENCE as PATIENCE
-from amqtask.testing.suites.transport_parts import RISING_PRIORITIES as RISING_PRIORITIES
-from amqtask.testing.suites.transport_parts import STORED_FANOUTS as STORED_FANOUTS
-from amqtask.testing.suites.transport_parts import TIME_TO_LIVE as TIME_TO_LIVE
-from amqtask.testing.suites.transport_parts import UNWRITABLE_HEADERS as UNWRITABLE_HEADERS
-from amqtask.testing.suites.transport_parts import Listener as Listener
-from amqtask.testing.suites.transport_parts import TurningLoop as TurningLoop
+from amqtask.testing.suites.transport_publishing import CLASSIC as CLASSIC
+from amqtask.testing.suites.transport_publishing import DELIVERIES_OF_ONE_CONNECTION as DELIVERIES_OF_ONE_CONNECTION
+from amqtask.testing.suites.transport_publishing import EXCHANGE_BINDINGS as EXCHANGE_BINDINGS
+from amqtask.testing.suites.transport_publishing import EXCLUSIVE_QUEUES as EXCLUSIVE_QUEUES
+from amqtask.testing.suites.transport_publishing import HEADERS_EXCHANGES as HEADERS_EXCHANGES
+from amqtask.testing.suites.transport_publishing import PATIENCE as PATIENCE
+from amqtask.testing.suites.transport_publishing import RISING_PRIORITIES as RISING_PRIORITIES
+from amqtask.testing.suites.transport_publishing import STORED_FANOUTS as STORED_FANOUTS
+from amqtask.testing.suites.transport_publishing import TIME_TO_LIVE as TIME_TO_LIVE
+from amqtask.testing.suites.transport_publishing import UNWRITABLE_HEADERS as UNWRITABLE_HEADERS
+from amqtask.testing.suites.transport_publishing import Listener as Listener
 from amqtask.testing.suites.transport_publishing import PublishingSuite
+from amqtask.testing.suites.transport_publishing import TurningLoop as TurningLoop
 from amqtask.topology.delays import DelayPlan
 
 
