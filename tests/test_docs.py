@@ -15,7 +15,7 @@ import pytest
 import amqtask
 from amqtask import AmqTask, canvas, exceptions, result, signals
 from amqtask.cli.main import cli
-from amqtask.compat.attributes.objects import OfResult, OfResults
+from amqtask.compat.attributes import OfResult, OfResults
 from amqtask.settings import find_name
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,7 +24,7 @@ from amqtask.protocol.serialization import check_usable, content_types, is_priva
 from amqtask.protocol.task import as_limit
 from amqtask.remote.pauses import NOTE, Pauses
 from amqtask.services.flow import warn_of_deadlines
-from amqtask.services.pausing import read_pauses
+from amqtask.services.kept_orders import read_pauses
 from amqtask.topology.declarations import as_consumed, base_of, dead_letter_queue, direct_queue, too_many
 from amqtask.topology.slots import QueueSlots, queue_slots, with_slots
 from amqtask.transport.declare import LONGEST_NAME, has_line_end

@@ -31,9 +31,8 @@ from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.flow import Later, Leases
 from amqtask.services.forwarder import Forwarder
-from amqtask.services.kept_revokes import RevokeReader
+from amqtask.services.kept_orders import Pausing, RevokeReader
 from amqtask.services.panel import Panel
-from amqtask.services.pausing import Pausing
 from amqtask.services.reloading import import_again
 from amqtask.services.watchdog import STUCK_SECONDS, Watchdog
 from amqtask.topology.declarations import as_consumed, base_of, dead_letter_queue

@@ -85,13 +85,8 @@ def command(settings: Globals, /, **params: Any) -> int:
     app = settings.load(params["told_app"])
     own_options(app, click.get_current_context(), params)
     node = node_name(params["hostname"] or "celerybeat@%h")
-    options = BeatOptions(
-        schedule=params["schedule"],
-        scheduler=params["scheduler"],
-        max_interval=params["max_interval"],
-        hostname=node,
-        remote_control=params["remote_control"],
-    )
+    told = {name: params[name] for name in ("schedule", "scheduler", "max_interval", "remote_control")}
+    options = BeatOptions(hostname=node, **told)
     try:
         if _is_done(app, options, params):
             return 0

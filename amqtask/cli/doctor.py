@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
+import platform
 import re
 import resource
 import time
@@ -13,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amqtask.cli.base import Globals, echo, json_option, print_json
-from amqtask.cli.broker import api_option, open_api
+from amqtask.cli.broker import api_option, open_admin, open_api
 from amqtask.cli.diagnosis import diagnose
 from amqtask.cli.project_checks import ORDER, Facts, Finding, by_severity
 from amqtask.cli.topology import planned, planned_delays
 from amqtask.exceptions import AccessRefused, AmqTaskError, ConfigurationError, OperationalError
-from amqtask.ground.printable import count
+from amqtask.ground import VERSION
+from amqtask.ground.printable import count, mask_urls
 from amqtask.protocol.entities import Binding, Queue
 from amqtask.transport.broker import open_broker
 from amqtask.transport.contract import BrokerOptions
@@ -27,6 +30,7 @@ from amqtask.transport.redis import SCHEMES
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
+    from amqtask.ground.shapes import JsonObject
     from amqtask.transport.contract import Admin
     from amqtask.transport.inventory import ManagementApi
     from amqtask.transport.url import BrokerAddress
@@ -110,7 +114,7 @@ def _read_store(facts: Facts, setting: str, url: str) -> None:
     with broker.admin() as admin:
         said = admin.about()
     if said.get("run_id") != facts.server.get("run_id", ""):
-        facts.stores = {**facts.stores, setting: said}
+        facts.stores[setting] = said
 
 
 def _look_at(facts: Facts, address: BrokerAddress) -> None:
@@ -129,7 +133,7 @@ def _read_workers(facts: Facts) -> None:
         said = stats.get("time") if isinstance(stats, dict) else None
         if isinstance(said, float):
             ahead = said - asked if said < asked else max(0.0, said - heard)
-            facts.worker_clocks = {**facts.worker_clocks, name: ahead}
+            facts.worker_clocks[name] = ahead
 
 
 def _read_broker(facts: Facts) -> None:
@@ -153,9 +157,7 @@ def _read_broker(facts: Facts) -> None:
         planned_names = {entity.name for entity in plan}
         for exchange, user in _named_exchanges(facts):
             if exchange not in planned_names and not _is_there(admin, exchange):
-                facts.missing_exchanges = {
-                    **facts.missing_exchanges, exchange: [*facts.missing_exchanges.get(exchange, ()), user],
-                }  # fmt: skip
+                facts.missing_exchanges.setdefault(exchange, []).append(user)
 
 
 def _named_exchanges(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -220,3 +222,60 @@ def _print(facts: Facts, findings: Sequence[Finding], api: str | None) -> None:
         echo("With --api http://…:15672 policies, rights, nodes and clocks are looked at, too.")
     numbers = [count(sum(finding.severity == severity for finding in findings), severity) for severity in ORDER[:2]]
     echo(", ".join(numbers))
+
+
+# -- `amqtask report`: versions and settings for a bug report.
+
+PACKAGES = ("pika", "aio-pika", "billiard", "click", "eventlet", "gevent", "redis", "celery")
+
+
+@click.command("report")
+@click.option("--server", is_flag=True, help="Ask the broker for its version, too.")
+@json_option
+@click.pass_obj
+def report_command(settings: Globals, server: bool, as_json: bool) -> None:
+    """Print versions, and the application's settings without secrets."""
+    app = settings.load()
+    report: JsonObject = {
+        "amqtask": VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "broker": app.broker_name,
+        "server": None,
+        "results": mask_urls(app.backend_url, "**") if app.backend_url else None,
+        "settings": dict(sorted(app.conf.table().items())),
+        "unknown_settings": app.conf.unknown_names(),
+    }
+    if server:
+        with open_admin(app) as admin:
+            report["server"] = admin.server
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _print_report(report: JsonObject) -> None:
+    echo(f"amqtask {report['amqtask']}, Python {report['python']} on {report['platform']}")
+    for name, version in report["packages"].items():
+        echo(f"  {name:<10} {version or '-'}")
+    server = f" ({report['server']})" if report["server"] else ""
+    echo(f"broker {report['broker']}{server}")
+    echo(f"results {report['results'] or 'disabled'}")
+    for name, value in report["settings"].items():
+        echo(f"  {name} = {value!r}{_remark(name, report['unknown_settings'])}")
+
+
+def _remark(name: str, unknown: dict[str, str | None]) -> str:
+    if name not in unknown:
+        return ""
+    near = unknown[name]
+    return f"  (no setting of amqtask's{f'; did you mean {near}?' if near else ''})"

@@ -130,16 +130,13 @@ HOME_AND_CLEAR = "\x1b[H\x1b[2J"
 @click.pass_obj
 def command(
     settings: Globals,
+    /,
     dump: bool,
     as_json: bool,
     camera: str | None,
     frequency: float,
     maxrate: str | None,
-    detach: bool,
-    pidfile: str | None,
-    uid: str | None,
-    gid: str | None,
-    umask: str | None,
+    **process: Any,
 ) -> None:
     """Show workers and tasks in the terminal, print events (--dump), or take snapshots (--camera). Ctrl-C ends it.
 
@@ -151,7 +148,7 @@ def command(
     try:
         if camera is not None:
             camera_class = _find_camera(camera)
-            daemon.become(pidfile=pidfile, detach=detach, uid=uid, gid=gid, umask=umask)
+            daemon.become(**process)
             _snapshots(app, camera_class, frequency, maxrate)
         elif dump or as_json:
             _dump(app, as_json=as_json)

@@ -6,7 +6,7 @@ import os
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -43,7 +43,7 @@ COMMANDS = {
     "purge": ("purge:command", "Delete all messages that wait in queues."),
     "queues": ("queues:queues_command", "Depth, consumers, rates and age of queues; pause and resume them."),
     "relay": ("relay:command", "Publish the calls that committed transactions left in the outbox."),
-    "report": ("report:command", "Versions and settings for a bug report."),
+    "report": ("doctor:report_command", "Versions and settings for a bug report."),
     "result": ("call:result_command", "Print the result of a task."),
     "schema": ("schema:command", "JSON Schema or AsyncAPI of the tasks, or a producer in TypeScript."),
     "shell": ("shell:command", "Python with the application and its tasks."),
@@ -131,35 +131,16 @@ class LazyGroup(click.Group):
 @click.version_option(VERSION, "--version", message="%(version)s")
 @click.pass_context
 def cli(
-    ctx: click.Context,
-    app: str | None,
-    broker: str | None,
-    result_backend: str | None,
-    config: str | None,
-    loader: str | None,
-    workdir: Path | None,
-    no_color: bool,
-    quiet: bool,
-    skip_checks: bool,
+    ctx: click.Context, /, workdir: Path | None, loader: str | None, no_color: bool, skip_checks: bool, **options: Any
 ) -> None:
     """amqtask: a RabbitMQ-first task queue with Celery's names and messages."""
-    del skip_checks
     if loader:
         os.environ["CELERY_LOADER"] = loader
     started_in = Path.cwd()
     if workdir is not None:
         os.chdir(workdir)
     loaded = ctx.obj.loaded if isinstance(ctx.obj, Globals) else None
-    ctx.obj = Globals(
-        app=app,
-        broker=broker,
-        result_backend=result_backend,
-        config=config,
-        color=not no_color,
-        quiet=quiet,
-        started_in=started_in,
-        loaded=loaded,
-    )
+    ctx.obj = Globals(color=not no_color, started_in=started_in, loaded=loaded, **options)
 
 
 def run(argv: Sequence[str], app: AmqTask | None = None) -> int:

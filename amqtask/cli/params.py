@@ -33,26 +33,18 @@ def complete_pools(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 def complete_queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The application's queues; of a list `a,b` the last one is completed."""
+    from amqtask.cli.broker import known_queues
+
     before, comma, last = incomplete.rpartition(",")
-    names = _names_from_app(ctx, _queue_names)
+    names = _names_from_app(ctx, lambda app: [queue.name for queue in known_queues(app)])
     return [CompletionItem(f"{before}{comma}{item.value}") for item in _fitting(names, last)]
 
 
 def complete_tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The application's tasks."""
-    return _fitting(_names_from_app(ctx, _task_names), incomplete)
-
-
-def _queue_names(app: AmqTask) -> Iterable[str]:
-    from amqtask.cli.broker import known_queues
-
-    return [queue.name for queue in known_queues(app)]
-
-
-def _task_names(app: AmqTask) -> Iterable[str]:
     from amqtask.cli.broker import task_routes
 
-    return [route.task for route in task_routes(app)]
+    return _fitting(_names_from_app(ctx, lambda app: [route.task for route in task_routes(app)]), incomplete)
 
 
 def _names_from_app(ctx: click.Context, question: Callable[[AmqTask], Iterable[str]]) -> Iterable[str]:

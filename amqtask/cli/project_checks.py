@@ -69,11 +69,11 @@ class Facts:
     # Seconds by which the broker's clock is ahead.
     clock_ahead: float | None = None
     # Exchanges that are not there, and what needs them: queues for dead letters, tasks.
-    missing_exchanges: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    missing_exchanges: dict[str, list[str]] = field(default_factory=dict)
     # What the Redis behind a setting says of itself; `broker` is in `server`.
-    stores: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    stores: dict[str, Mapping[str, str]] = field(default_factory=dict)
     # Seconds by which workers' clocks are ahead of ours.
-    worker_clocks: Mapping[str, float] = field(default_factory=dict)
+    worker_clocks: dict[str, float] = field(default_factory=dict)
     files: int = FEWEST_FILES
     is_root: bool = False
 

@@ -375,9 +375,8 @@ def bindings(settings: Globals, api: str | None, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ("destination", "source", "routing_key")
     cells = [[row["destination"], _exchange(row["source"]), row["routing_key"]] for row in rows]
-    print_table([name.replace("_", " ").upper() for name in columns], cells)
+    print_table(["DESTINATION", "SOURCE", "ROUTING KEY"], cells)
     if not api:
         echo("These are planned; --api asks the broker's management plugin what is there.", err=True)
 

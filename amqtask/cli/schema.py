@@ -13,8 +13,7 @@ from amqtask.cli.broker import task_routes
 from amqtask.cli.params import complete_tasks
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import did_you_mean
-from amqtask.schemas import asyncapi, typescript
-from amqtask.schemas.contract import Contracts, json_schema, read_contracts
+from amqtask.schemas import Contracts, asyncapi, json_schema, read_contracts, typescript
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask

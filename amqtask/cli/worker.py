@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -31,44 +30,6 @@ if TYPE_CHECKING:
     from amqtask.cli.reload import Reloader
     from amqtask.ground.shapes import JsonObject, OptionDict
     from amqtask.worker.worker import Worker
-
-_TITLE = "amqtask {version} on {system}"
-
-
-def banner(
-    *,
-    node: str,
-    app: str,
-    broker: str,
-    results: str,
-    pool: str,
-    concurrency: str,
-    task_events: bool,
-    queues: Sequence[tuple[str, str, str, str]],
-    tasks: Iterable[str],
-    show_tasks: bool,
-) -> str:
-    """The text; URLs come without passwords, `queues` as (name, exchange, routing key, slots if it has its own)."""
-    title = _TITLE.format(version=VERSION, system=platform.system())
-    rows = [
-        ("app", app),
-        ("broker", broker),
-        ("results", results),
-        ("concurrency", f"{concurrency} ({pool})"),
-        ("task events", "ON" if task_events else "OFF (-E lets monitors see this worker's tasks)"),
-    ]
-    lines = ["", f" {node} · {title}", "", "[config]"]
-    lines += [f"  {name:<12} {value}" for name, value in rows]
-    lines += ["", "[queues]"]
-    width = max((len(name) for name, *_ in queues), default=0)
-    for name, exchange, key, slots in queues:
-        where = f"exchange={exchange or '(default)'} key={key}{slots and f' slots={slots}'}"
-        lines.append(f"  {name:<{width}}  {where}")
-    if show_tasks:
-        lines += ["", "[tasks]"]
-        lines += [f"  {name}" for name in sorted(tasks)] or ["  (none: is the module with your tasks imported?)"]
-    return "\n".join([*lines, ""])
-
 
 logger = bounded_logger("amqtask.worker")
 
@@ -311,27 +272,27 @@ def _worker_options(app: AmqTask, params: OptionDict) -> WorkerOptions:
 
 def _banner(app: AmqTask, options: WorkerOptions, worker: Worker) -> str:
     about, slots = _about(app, options, worker), worker.division.stats()
-    return banner(
-        node=options.hostname or "",
-        app=f"{about['app']} ({count(len(about['tasks']), 'task')})",
-        broker=about["broker"],
-        results=about["results"],
-        pool=about["pool"],
-        concurrency=str(about["concurrency"]),
-        task_events=about["task_events"],
-        queues=[
-            (
-                queue.name,
-                queue.exchange.name if queue.exchange else "",
-                queue.routing_key or queue.name,
-                slots.get(queue.name, {}).get("slots", ""),
-            )
-            for queue in worker.queues
-            if base_of(queue.name) == queue.name
-        ],
-        tasks=about["tasks"],
-        show_tasks=options.loglevel in ("DEBUG", "INFO"),
-    )
+    tasks = about["tasks"]
+    rows = [
+        ("app", f"{about['app']} ({count(len(tasks), 'task')})"),
+        ("broker", about["broker"]),
+        ("results", about["results"]),
+        ("concurrency", f"{about['concurrency']} ({about['pool']})"),
+        ("task events", "ON" if about["task_events"] else "OFF (-E lets monitors see this worker's tasks)"),
+    ]
+    lines = ["", f" {options.hostname or ''} · amqtask {VERSION} on {platform.system()}", "", "[config]"]
+    lines += [f"  {name:<12} {value}" for name, value in rows]
+    lines += ["", "[queues]"]
+    queues = [queue for queue in worker.queues if base_of(queue.name) == queue.name]
+    width = max((len(queue.name) for queue in queues), default=0)
+    for queue in queues:
+        exchange, own_slots = queue.exchange.name if queue.exchange else "", slots.get(queue.name, {}).get("slots", "")
+        where = f"exchange={exchange or '(default)'} key={queue.routing_key or queue.name}"
+        lines.append(f"  {queue.name:<{width}}  {where}{own_slots and f' slots={own_slots}'}")
+    if options.loglevel in ("DEBUG", "INFO"):
+        lines += ["", "[tasks]", *(f"  {name}" for name in tasks)]
+        lines += [] if tasks else ["  (none: is the module with your tasks imported?)"]
+    return "\n".join([*lines, ""])
 
 
 def _about(app: AmqTask, options: WorkerOptions, worker: Worker) -> JsonObject:

@@ -134,15 +134,15 @@ def lookup(module: str, name: str) -> Any:
 
 # Attributes that objects have only for others' sake: class → the class in whose place theirs are.
 ATTRIBUTES = {
-    "amqtask.app.AmqTask": "amqtask.compat.attributes.app:OfApp",
-    "amqtask.backends.contract.KnownStore": "amqtask.compat.attributes.objects:OfStore",
-    "amqtask.backends.redis.RedisBackend": "amqtask.compat.attributes.objects:OfRedis",
-    "amqtask.execution.request.Request": "amqtask.compat.attributes.objects:OfRequest",
-    "amqtask.result.AsyncResult": "amqtask.compat.attributes.objects:OfResult",
-    "amqtask.results.ResultSet": "amqtask.compat.attributes.objects:OfResults",
-    "amqtask.settings.Settings": "amqtask.compat.attributes.objects:OfSettings",
-    "amqtask.signals.Signal": "amqtask.compat.attributes.objects:OfSignal",
-    "amqtask.task.Task": "amqtask.compat.attributes.objects:OfTask",
+    "amqtask.app.AmqTask": "amqtask.compat.app_attributes:OfApp",
+    "amqtask.backends.contract.KnownStore": "amqtask.compat.attributes:OfStore",
+    "amqtask.backends.redis.RedisBackend": "amqtask.compat.attributes:OfRedis",
+    "amqtask.execution.request.Request": "amqtask.compat.attributes:OfRequest",
+    "amqtask.result.AsyncResult": "amqtask.compat.attributes:OfResult",
+    "amqtask.results.ResultSet": "amqtask.compat.attributes:OfResults",
+    "amqtask.settings.Settings": "amqtask.compat.attributes:OfSettings",
+    "amqtask.signals.Signal": "amqtask.compat.attributes:OfSignal",
+    "amqtask.task.Task": "amqtask.compat.attributes:OfTask",
     "amqtask.worker.worker.Worker": "amqtask.compat.bootsteps:OfWorker",
 }
 

@@ -329,7 +329,7 @@ class Draining:
 def service(app: AmqTask, worker: Worker, options: Any) -> Steps:
     """The service that runs a worker's bootsteps, for amqtask.assembly."""
     parameters = {field.name: getattr(options, field.name) for field in fields(options)}
-    return Steps(app, worker, app.steps, {**parameters, **parameters.pop("of_app")})  # type: ignore[attr-defined] # of attributes.app
+    return Steps(app, worker, app.steps, {**parameters, **parameters.pop("of_app")})  # type: ignore[attr-defined] # of app_attributes
 
 
 # -- worker.timer: functions that are called later on a worker's loop

@@ -1,4 +1,4 @@
-"""What Celery's users ask a result store for: on ours (compat.attributes.backend), and on those that derive from Celery's base
+"""What Celery's users ask a result store for: on ours (compat.attributes), and on those that derive from Celery's base
 classes (compat.backends.base)."""
 
 from __future__ import annotations

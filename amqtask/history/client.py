@@ -249,10 +249,11 @@ class History:
         `after` is the `cursor` of the last task of the page before.
         Raises: ConfigurationError.
         """
-        questions = _asked(
+        search = Search(
             state=state, task=task, queue=queue, worker=worker, since=since, until=until, text=text, stamp=stamp,
             root_id=root_id, error=error, periodic=periodic, after=after,
         )  # fmt: skip
+        questions = _asked(search)
         return [past_task(row) for row in self.index.select(*questions, limit=max(1, limit))]
 
     def page(self, *, limit: int = 50, is_whole: bool = False, **search: Unpack[Search]) -> Page:
@@ -261,7 +262,7 @@ class History:
         A few searches take longer (words that many tasks have, but not next to each other): they look through some of the newest
         tasks, and say how far. `is_whole` looks through all, as `find` does. Raises: ConfigurationError.
         """
-        questions = _asked(**search)
+        questions = _asked(search)
         if is_whole:
             rows, bottom = self.index.select(*questions, limit=limit + 1), None
         else:
@@ -277,7 +278,7 @@ class History:
         With `most` the newest ones are counted, so many and one, as far back as a quarter of a second allows: to count millions
         takes seconds. Raises: ConfigurationError.
         """
-        questions = _asked(**search)
+        questions = _asked(search)
         if most is None:
             return StateCounts(self.index.count_states(*questions))
         counts, bottom = self.index.count_newest(*questions, most=most)
@@ -409,30 +410,18 @@ class History:
             self.index.close()
 
 
-def _asked(
-    *,
-    state: str | Sequence[str] | None = None,
-    task: str | None = None,
-    queue: str | None = None,
-    worker: str | None = None,
-    since: Moment | None = None,
-    until: Moment | None = None,
-    text: str | None = None,
-    stamp: tuple[str, str] | None = None,
-    root_id: str | None = None,
-    error: str | None = None,
-    periodic: str | None = None,
-    after: str | None = None,
-) -> list[Question]:
+def _asked(search: Search) -> list[Question]:
     """What a search asks for: a question for each of its states."""
     # As they are kept.
-    task, queue, text, root_id = short(task), short(queue), as_text(text, LONG), short(root_id)
+    task, queue, root_id = short(search.get("task")), short(search.get("queue")), short(search.get("root_id"))
+    text, stamp, state = as_text(search.get("text"), LONG), search.get("stamp"), search.get("state")
+    since, until, after = search.get("since"), search.get("until"), search.get("after")
     named = (
         ("name", task),
         ("queue", queue),
-        ("worker", short(worker)),
-        ("error", short(error)),
-        ("periodic", short(periodic)),
+        ("worker", short(search.get("worker"))),
+        ("error", short(search.get("error"))),
+        ("periodic", short(search.get("periodic"))),
     )
     ends = [key_at(_unix(until))] if until is not None else []
     ends += [_key(after)] if after is not None else []
@@ -462,40 +451,26 @@ def _with_state(question: Question, state: str) -> Question:
     return replace(question, equal={**question.equal, "state": state}, marks=marks)
 
 
+# What a task has as its row has it.
+_AS_KEPT = (
+    "id", "name", "state", "queue", "worker", "args", "kwargs", "retries", "root_id", "parent_id", "rerun_of", "group_id",
+    "group_index", "joins", "periodic", "eta", "expires", "runtime", "result", "exception", "error", "traceback",
+)  # fmt: skip
+
+
 def past_task(row: TaskRow) -> PastTask:
     """A row of the index, for people."""
     begun = row.received_at if row.sent_at is None else row.sent_at
     waited = None if row.started_at is None or begun is None else max(0.0, row.started_at - begun)
     return PastTask(
-        id=row.id,
-        name=row.name,
-        state=row.state,
-        queue=row.queue,
-        worker=row.worker,
-        args=row.args,
-        kwargs=row.kwargs,
-        retries=row.retries,
-        root_id=row.root_id,
-        parent_id=row.parent_id,
-        rerun_of=row.rerun_of,
-        group_id=row.group_id,
-        group_index=row.group_index,
-        joins=row.joins,
-        periodic=row.periodic,
+        **{name: getattr(row, name) for name in _AS_KEPT},
         follows=_following(row.follows),
-        eta=row.eta,
-        expires=row.expires,
         first=_of_key(row.key),
         sent=_time(row.sent_at),
         received=_time(row.received_at),
         started=_time(row.started_at),
         ended=_time(row.ended_at),
         waited=waited,
-        runtime=row.runtime,
-        result=row.result,
-        exception=row.exception,
-        error=row.error,
-        traceback=row.traceback,
         stamps=json.loads(row.stamps) if row.stamps else {},
         steps=tuple(Step(_at(at), event, worker) for at, event, worker in json.loads(row.steps)),
         can_run_again=row.message is not None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from amqtask.schemas.contract import Contracts, TaskContract
+from amqtask.schemas import Contracts, TaskContract
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject

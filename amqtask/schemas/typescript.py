@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
-    from amqtask.schemas.contract import Contracts, TaskContract
+    from amqtask.schemas import Contracts, TaskContract
 
 REFS = "#/$defs/"
 _IDENTIFIER = re.compile(r"[A-Za-z_$][\w$]*\Z")

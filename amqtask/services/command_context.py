@@ -188,13 +188,8 @@ class ConsumerView:
         **options: object,
     ) -> None:
         """Consume one more queue; for the options see `asked_queue`."""
-        queue_options = {
-            "queue": queue,
-            "exchange": exchange,
-            "exchange_type": exchange_type,
-            "routing_key": routing_key,
-        }
-        self._control.operations.consume(*self._control.make_queue({**queue_options, **options}))
+        place = {"queue": queue, "exchange": exchange, "exchange_type": exchange_type, "routing_key": routing_key}
+        self._control.operations.consume(*self._control.make_queue({**place, **options}))
 
     def cancel_task_queue(self, queue: str) -> None:
         """Stop consuming a queue."""

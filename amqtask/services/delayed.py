@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.protocol.task import timestamp
@@ -100,7 +101,7 @@ def release(app: AmqTask, which: Which, *, revoked: bool = False) -> int:
         released = _ask_workers(app, which, revoked=revoked)
         for level, name in delay_queues(app, admin):
             # Messages that this puts back meanwhile are none of those that were ready before.
-            done = admin.move(name, app.publisher, _Releasing(app, which, level, revoked=revoked))
+            done = admin.move(name, app.publisher, partial(_released, app, which, level, revoked))
             released += done.moved
             if done.failure is not None:
                 raise done.failure
@@ -115,19 +116,11 @@ def _ask_workers(app: AmqTask, which: Which, *, revoked: bool) -> int:
     return sum(number for number in numbers if isinstance(number, int))
 
 
-class _Releasing:
-    """What `move` calls for each delivery of a delay queue."""
-
-    def __init__(self, app: AmqTask, which: Which, level: int, *, revoked: bool) -> None:
-        self._delays = app.delays
-        self._which = which
-        self._level = level
-        self._revoked = revoked
-
-    def __call__(self, delivery: Delivery) -> Message | None:
-        if not self._which.has(as_task(delivery, self._level)):
-            return None
-        return replace(self._delays.released(delivery, revoked=self._revoked), exchange=address_of(delivery)[0])
+def _released(app: AmqTask, which: Which, level: int, revoked: bool, delivery: Delivery) -> Message | None:
+    """What `move` publishes for a delivery of a delay queue; None: it stays."""
+    if not which.has(as_task(delivery, level)):
+        return None
+    return replace(app.delays.released(delivery, revoked=revoked), exchange=address_of(delivery)[0])
 
 
 def as_task(delivery: Delivery, level: int = 0) -> DelayedTask:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,29 +209,29 @@ def try_again() -> None:
     raise Retry(exc=ValueError("not yet"), when=1.5)
 
 
-def wait_for(folder: str, name: str, until: str, seconds: float = 60.0) -> str:
-    """Say that it runs, then wait until a file appears."""
+def _looks(folder: str, name: str, until: str, seconds: float) -> Iterator[None]:
+    """Say that it runs, and look until a file appears; whoever asks for the next look waits meanwhile."""
     directory = Path(folder)
     (directory / f"{name}.started").touch()
     deadline = time.monotonic() + seconds
     while not (directory / until).exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{until} did not appear")
-        time.sleep(0.005)
+        yield
     (directory / f"{name}.ended").touch()
+
+
+def wait_for(folder: str, name: str, until: str, seconds: float = 60.0) -> str:
+    """Say that it runs, then wait until a file appears."""
+    for _ in _looks(folder, name, until, seconds):
+        time.sleep(0.005)
     return name
 
 
 async def wait_for_async(folder: str, name: str, until: str, seconds: float = 60.0) -> str:
     """`wait_for` as a coroutine."""
-    directory = Path(folder)
-    (directory / f"{name}.started").touch()
-    deadline = time.monotonic() + seconds
-    while not (directory / until).exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{until} did not appear")
+    for _ in _looks(folder, name, until, seconds):
         await asyncio.sleep(0.005)
-    (directory / f"{name}.ended").touch()
     return name
 
 

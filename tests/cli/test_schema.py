@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from amqtask import AmqTask, Batch
 from amqtask.cli.main import run
-from amqtask.schemas.contract import read_contracts
+from amqtask.schemas import read_contracts
 
 
 class Line(BaseModel):

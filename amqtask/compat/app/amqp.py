@@ -218,7 +218,7 @@ class Router:
         route = self.app.router.route(name, args, kwargs, options, task_type)
         if route.queue is None:
             return {**route.options, "exchange": route.exchange, "routing_key": route.routing_key}
-        return {**route.options, "queue": self.app.amqp.queues[route.queue.name]}  # type: ignore[attr-defined] # of attributes.app
+        return {**route.options, "queue": self.app.amqp.queues[route.queue.name]}  # type: ignore[attr-defined] # of app_attributes
 
 
 class AMQP:
@@ -260,7 +260,7 @@ class AMQP:
     @property
     def producer_pool(self) -> Any:
         """Producers to acquire."""
-        return self.app.producer_pool  # type: ignore[attr-defined] # of amqtask.compat.attributes.app
+        return self.app.producer_pool  # type: ignore[attr-defined] # of amqtask.compat.app_attributes
 
     def flush_routes(self) -> None:
         """Do nothing: routes are read again when settings change."""

@@ -194,21 +194,6 @@ class OfSettings(Settings):
 _BELOW = "request_below"
 
 
-def push(task: Task[..., Any], context: Context) -> None:
-    """Make a context `task.request` in this thread or coroutine."""
-    context.__dict__[_BELOW] = current.get()
-    context.__dict__.setdefault("task", task.name)
-    current.set(context)
-
-
-def pop() -> Context | None:
-    """Undo `push`; returns the request that ended."""
-    context = current.get()
-    if context is not None:
-        current.set(context.__dict__.get(_BELOW))
-    return context
-
-
 class RequestStack:
     """`task.request_stack`."""
 
@@ -233,12 +218,17 @@ class RequestStack:
         return contexts
 
     def push(self, context: Any) -> None:
-        """Push a request."""
-        push(self._task, context)
+        """Make a context `task.request` in this thread or coroutine."""
+        context.__dict__[_BELOW] = current.get()
+        context.__dict__.setdefault("task", self._task.name)
+        current.set(context)
 
     def pop(self) -> Context | None:
-        """Pop the last request."""
-        return pop()
+        """Undo `push`; returns the request that ended."""
+        context = current.get()
+        if context is not None:
+            current.set(context.__dict__.get(_BELOW))
+        return context
 
     def __len__(self) -> int:
         return len(self.stack)
@@ -255,11 +245,11 @@ class OfTask(Task[..., Any]):
 
     def push_request(self, *args: object, **kwargs: object) -> None:
         """Have `task.request` be one with these fields."""
-        push(self, Context(**dict(*args, **kwargs)))
+        RequestStack(self).push(Context(**dict(*args, **kwargs)))
 
     def pop_request(self) -> Context | None:
         """End what `push_request` began."""
-        return pop()
+        return RequestStack(self).pop()
 
     @property
     def request_stack(self) -> RequestStack:
