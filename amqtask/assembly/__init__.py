@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import fields
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -52,7 +51,7 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
             sender=hostname,
             instance=SimpleNamespace(app=app, hostname=hostname),  # there is no worker yet
             conf=app.conf,
-            options={field.name: getattr(options, field.name) for field in fields(options)},
+            options=options._asdict(),
         )
     _load_tasks(app, options)
     pool_class = find_pool(options.pool or app.conf.worker_pool)

@@ -29,7 +29,7 @@ PROGRAM = "amqtask"
 COMPLETE_VARIABLE = "_AMQTASK_COMPLETE"
 
 
-@dataclass
+@dataclass(eq=False)
 class Globals:
     """The options before the sub-command, and the app they lead to."""
 
@@ -104,7 +104,7 @@ json_option = click.option("-j", "--json", "as_json", is_flag=True, help="Print 
 
 
 # JSON of ours is escaped where it must be; a terminal takes more than that for commands.
-_RAW = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_RAW = "[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
@@ -120,7 +120,7 @@ def echo_text(text: str, *, err: bool = False, nl: bool = True) -> None:
 def print_json(data: object, *, one_line: bool = False) -> None:
     """The data as one JSON document; what JSON has no form for (bytes, times) as text."""
     text = json.dumps(data, default=_as_text, indent=None if one_line else 2, ensure_ascii=False)
-    click.echo(_RAW.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+    click.echo(re.sub(_RAW, lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def tell(document: object, line: str, *, as_json: bool) -> None:

@@ -150,12 +150,14 @@ class Extensible(click.Command):
 def own_options(app: AmqTask, ctx: click.Context, params: dict[str, object]) -> dict[str, object]:
     """The application's own options with their values; receivers of `user_preload_options` are told of them."""
     options = _options(app, ctx.command.name)
+    if not options:
+        return {}
     absent = [option for option in options if option.name not in params]
     values = {
         **{str(option.name): params.pop(str(option.name)) for option in options if option not in absent},
         **click.Command("defaults", params=list(absent), add_help_option=False).make_context("defaults", []).params,
     }
-    if options and signals.user_preload_options:
+    if signals.user_preload_options:
         signals.user_preload_options.send(sender=ctx.command, app=app, options=values)
     return values
 

@@ -159,7 +159,7 @@ def _pause_or_resume(
         answers = {name: order(app.control, name) for name in names}
         paused = app.control.pauses.read()
     if as_json:
-        print_json({"paused": [asdict(pause) for pause in paused.values()], "answers": answers})
+        print_json({"paused": [pause._asdict() for pause in paused.values()], "answers": answers})
         return
     for name, replies in answers.items():
         echo(f"{name} is {'paused' if name in paused else 'not paused'}; {count(len(replies), 'worker')} answered")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,7 +188,7 @@ def command(settings: Globals, /, **params: Any) -> int:
         return _reloaded(settings, params)
     app = settings.load(params["told_app"])
     of_app = own_options(app, click.get_current_context(), params)
-    options = replace(_worker_options(app, params), of_app=of_app)
+    options = _worker_options(app, params)._replace(of_app=of_app)
     _check_pool_options(params)
     if handover.is_child():
         app.import_modules()
@@ -263,7 +262,7 @@ def _worker_options(app: AmqTask, params: OptionDict) -> WorkerOptions:
     logfile, pidfile, statedb = (
         expand(paths[key], node) if paths[key] else None for key in ("logfile", "pidfile", "statedb")
     )
-    options: OptionDict = {field.name: params[field.name] for field in fields(WorkerOptions) if field.name in params}
+    options: OptionDict = {name: params[name] for name in WorkerOptions._fields if name in params}
     for flag in ("disable_prefetch", "task_events", "relay"):  # not given: as the settings say
         options[flag] = options[flag] or None
     options.update(pool=pool, hostname=node, loglevel=params["loglevel"].upper())

@@ -117,7 +117,7 @@ class made(Generic[T]):
         app.runtime.__dict__.pop(self._name, None)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Kept:
     """What outlives a change of settings: results are on their way to the store, and queues in this process have messages."""
 

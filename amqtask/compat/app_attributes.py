@@ -6,7 +6,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 # -- `app.Worker(…)`, `app.Beat(…)`: a worker and a beat that are started by hand.
 
-_KNOWN = frozenset(field.name for field in fields(WorkerOptions))
+_KNOWN = frozenset(WorkerOptions._fields)
 _LISTS = frozenset({"queues", "exclude_queues", "include"})
 
 

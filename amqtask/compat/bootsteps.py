@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
@@ -328,7 +327,7 @@ class Draining:
 
 def service(app: AmqTask, worker: Worker, options: Any) -> Steps:
     """The service that runs a worker's bootsteps, for amqtask.assembly."""
-    parameters = {field.name: getattr(options, field.name) for field in fields(options)}
+    parameters = options._asdict()
     return Steps(app, worker, app.steps, {**parameters, **parameters.pop("of_app")})  # type: ignore[attr-defined] # of app_attributes
 
 

@@ -194,7 +194,7 @@ def queues(app: AmqTask) -> JsonObject:
         if pause is not None:
             row["paused"] = {"by": pause.by, "since": pause.began}
         rows.append(row)
-    paused_elsewhere = [asdict(pause) for name, pause in paused.items() if name not in {row["queue"] for row in rows}]
+    paused_elsewhere = [pause._asdict() for name, pause in paused.items() if name not in {row["queue"] for row in rows}]
     return {"queues": rows, "paused_elsewhere": paused_elsewhere}
 
 

@@ -6,7 +6,7 @@ import fnmatch
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from amqtask.exceptions import Undecodable
@@ -36,8 +36,7 @@ _MOST_TRIES = 10**7
 _NAME = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """A command to workers. `destination` None: all of them, or those that `pattern` fits (`matcher` glob or pcre).
 
     With a `ticket` each addressed worker replies to `reply_exchange` under `reply_key`. `expires` is the Unix time until which
@@ -46,7 +45,7 @@ class Command:
     """
 
     method: str
-    arguments: CommandArguments = field(default_factory=dict)
+    arguments: CommandArguments = MappingProxyType({})
     destination: tuple[str, ...] | None = None
     pattern: str | None = None
     matcher: str | None = None

@@ -23,7 +23,7 @@ MOST_PLACES = 10_000
 _LONGEST = 86_400.0
 # Turns in a round of one key.
 MOST_WEIGHT = 16
-_RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*", re.IGNORECASE)
+_RATE = r"(?i)\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*"
 # Seconds between two runs, and runs at once, of a Rate.
 _SLOWEST, _MOST_BURST = 366 * 86_400.0, 10**9
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -121,7 +121,7 @@ class Rate:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", _by("Rate", self.by))
-        match = _RATE.fullmatch(self.rate) if isinstance(self.rate, str) else None
+        match = re.fullmatch(_RATE, self.rate) if isinstance(self.rate, str) else None
         interval = _SECONDS[match[2].lower()] / float(match[1]) if match is not None and float(match[1]) else 0.0
         if not 0 < interval <= _SLOWEST:
             raise WrongValue(

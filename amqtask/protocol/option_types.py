@@ -34,7 +34,7 @@ LONGEST = 4e9
 # The broker counts its times to live in milliseconds with 32 bits.
 LONGEST_IN_BROKER = (2**32 - 1) / 1000
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-_RATE = re.compile(r"\s*\d+(\.\d*)?\s*(/\s*[smh])?\s*", re.IGNORECASE)
+_RATE = r"(?i)\s*\d+(\.\d*)?\s*(/\s*[smh])?\s*"
 _SHOWN = 100
 
 
@@ -160,7 +160,7 @@ EXPIRY = Kind("seconds from now, a timedelta, a datetime, or text in ISO 8601", 
 
 def _rate(value: object) -> object:
     if isinstance(value, str):
-        if value and _RATE.fullmatch(value) is None:
+        if value and re.fullmatch(_RATE, value) is None:
             raise ValueError
         return value
     return FACTOR.convert(value)

@@ -79,7 +79,7 @@ _TEXT_TYPES, _NUMBER_TYPES = frozenset({type(None), str}), frozenset({type(None)
 NO_FOLLOW_UPS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class TaskCall:
     """One call of a task, before it is a message. `eta` and `expires` are aware datetimes; limits are seconds.
 

@@ -7,14 +7,12 @@ more if somebody else's change came in between, so that two people who pause two
 
 from __future__ import annotations
 
-import getpass
 import json
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from amqtask.exceptions import OperationalError
 from amqtask.ground.printable import bounded_logger
@@ -38,8 +36,7 @@ class NotOurs(OperationalError):
     """Somebody else has written the note."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(NamedTuple):
     """A queue (or a periodic task) that is paused: since when (Unix time), and by whom."""
 
     queue: str
@@ -54,6 +51,8 @@ class Pause:
 
 def here() -> str:
     """Who does something: user@host."""
+    import getpass
+
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
@@ -82,7 +81,7 @@ class Pauses:
     def pause(self, queue: str, by: str | None = None) -> bool:
         """Have no worker consume the queue (no beat send the task). False: it was paused already."""
         pause = Pause(queue, time.time(), by or here())
-        return self._change(lambda paused: {**paused, queue: asdict(pause)} if queue not in paused else None)
+        return self._change(lambda paused: {**paused, queue: pause._asdict()} if queue not in paused else None)
 
     def resume(self, queue: str) -> bool:
         """Go on with it. False: it was not paused."""

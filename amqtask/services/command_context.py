@@ -101,7 +101,7 @@ class Release(Protocol):
     def __call__(self, is_meant: Callable[[Delivery], bool], *, revoked: bool = False) -> int: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Control:
     """The worker and its parts, for commands. `settings()` is the app's configuration; `make_queue` makes a queue for
     `add_consumer`, `report()` is the text for a bug report, `accept` has the content types that may be decoded,

@@ -21,7 +21,6 @@ from amqtask.protocol.control import Command, mailbox, read_command, reply_excha
 from amqtask.protocol.serialization import signs
 from amqtask.remote.commands import find_custom
 from amqtask.services.command_context import Control, Later, PanelState
-from amqtask.services.commands import COMMANDS
 from amqtask.services.revoking import Mingle
 from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import QueueLocked
@@ -178,6 +177,8 @@ class Panel(ConsumerListener):
             self._reply(command, self._answer(command, answer))
 
     def _run(self, command: Command) -> object:
+        from amqtask.services.commands import COMMANDS
+
         custom = find_custom(command.method)
         if custom is not None:
             return custom(self._state, **command.arguments)

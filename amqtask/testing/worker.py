@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from amqtask import signals
@@ -41,7 +40,7 @@ _CELERYS = {
 }  # fmt: skip
 _LISTS = frozenset({"queues", "exclude_queues", "include"})
 # Names of options that a worker has.
-OPTIONS = frozenset(field.name for field in fields(WorkerOptions))
+OPTIONS = frozenset(WorkerOptions._fields)
 
 
 def options_of_celery(parameters: SettingValues) -> OptionDict:

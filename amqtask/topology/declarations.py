@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
 from amqtask.protocol.entities import Arguments, Binding, Declaration, Exchange, Queue, arguments
@@ -34,17 +34,16 @@ _NO_LIMIT = 1_000_000
 DISCONNECTED = {"x-consumer-disconnected-timeout": 500}
 
 # Mailboxes of remote control, and the queues in which this library keeps what is its own.
-_NO_TASKS = re.compile(r".*\.pidbox|amqtask\.(beat|cancel|chord|config|delay)(\..*)?", re.DOTALL)
+_NO_TASKS = r"(?s).*\.pidbox|amqtask\.(beat|cancel|chord|config|delay)(\..*)?"
 
 
 def may_hold_tasks(name: str) -> bool:
     """Whether a queue of that name may be one of tasks: for a name that only a message gives, whose body anybody may have
     written, before it is published there with the rights of whoever runs it again."""
-    return bool(name) and _NO_TASKS.fullmatch(name) is None and not is_reply_queue(name)
+    return bool(name) and re.fullmatch(_NO_TASKS, name) is None and not is_reply_queue(name)
 
 
-@dataclass(frozen=True, slots=True)
-class QueueDefaults:
+class QueueDefaults(NamedTuple):
     """The default arguments of a queue.
 
     `delivery_limit` is how often workers run a message whose process dies; None leaves the limit to the broker. `max_priority` is

@@ -55,7 +55,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -178,8 +178,7 @@ class HeldQueue(NamedTuple):
     declare: tuple[Declaration, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class DelayPlan:
+class DelayPlan(NamedTuple):
     """Makes delayed messages, and the messages that forward them. `queue_type` is "quorum" or "classic"."""
 
     prefix: str = "amqtask.delay"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from amqtask.exceptions import ConfigurationError
 
-_FORM = re.compile(r"(?P<first>\d+)(?P<rest>\+|-(?P<most>\d+))?", re.ASCII)
+_FORM = r"(?a)(?P<first>\d+)(?P<rest>\+|-(?P<most>\d+))?"
 WANTED = "2 (at most 2 slots), 2+ (2 are kept free for it, and it may take more) or 1-4 (1 is kept free, at most 4)"
 
 
@@ -26,7 +26,7 @@ class QueueSlots(NamedTuple):
 
 def queue_slots(value: object) -> QueueSlots:
     """What a number or a text like `2+` means. Raises: ValueError."""
-    match = _FORM.fullmatch(str(value)) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+    match = re.fullmatch(_FORM, str(value)) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
     if match is None:
         raise ValueError
     first = int(match["first"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from amqtask.exceptions import (
@@ -448,8 +449,7 @@ class SharedEnds(Protocol):
         """`nack_patience`: for so many seconds a message that the broker refuses is tried again (None: the publisher's own)."""
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerOptions:
+class BrokerOptions(NamedTuple):
     """What a broker is opened with; the settings' values. Times are seconds."""
 
     urls: str | Sequence[str] | None
@@ -461,5 +461,5 @@ class BrokerOptions:
     heartbeat: int | None = 60
     pool_limit: int | None = 10
     # Celery's broker_transport_options, and the exchange of events, which is a fanout where there is no topic for it.
-    transport_options: Mapping[str, Any] = field(default_factory=dict)
+    transport_options: Mapping[str, Any] = MappingProxyType({})
     event_exchange: str = "celeryev"

@@ -211,7 +211,7 @@ def _unwritable(entity: Declaration, error: Exception) -> PublishError:
     return PublishError(f"{entity_name(entity)} cannot be declared: {type(error).__name__}: {error}")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Run:
     """A list of entities to declare, for one caller."""
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pika
 from pika.exceptions import AMQPError
@@ -146,8 +146,7 @@ class Watch:
         return True
 
 
-@dataclass(slots=True)
-class Watched:
+class Watched(NamedTuple):
     """A queue with confirmed consumers, and how many more deliveries they may get."""
 
     queue: Queue

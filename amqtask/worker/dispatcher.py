@@ -396,7 +396,7 @@ class Dispatcher:
 FIRST_SECONDS, PORTION_SECONDS = 0.2, 0.4
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Closed:
     """A queue whose window has closed: the number of the last request before that, the size of the next portion (0: all of them
     for the second time; None: no more), and when it is due."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from amqtask.execution.stops import Perhaps, Stops
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 # -- WorkerOptions: the options of `amqtask worker`, checked once and frozen; and the default number of slots.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
+class WorkerOptions(NamedTuple):
     """None means "not given": the app's setting decides. Times are seconds, memory is KiB (as in Celery).
 
     `queues` may have slots (amqtask.topology.slots). `autoscale` is (max, min), in Celery's order. `prefetch` is the number of
@@ -78,7 +77,7 @@ class WorkerOptions:
     schedule: str | None = None
     scheduler: str | None = None
     # Options that the application adds (app.user_options).
-    of_app: SettingValues = field(default_factory=dict)
+    of_app: SettingValues = MappingProxyType({})
 
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -176,8 +175,7 @@ class Endings(Protocol):
     def expired(self, request: Request) -> Outcome: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSetup:
+class WorkerSetup(NamedTuple):
     """Times are seconds. `prefetch` None lets the window adapt. The time limits are for tasks that set none.
 
     `most_slots` is autoscale's maximum: the windows are sized for it, so that the backlog can be seen.
@@ -187,10 +185,12 @@ class WorkerSetup:
     queues: tuple[WorkQueue, ...]
     tasks: Mapping[str, TaskLike]
     delays: Delays
+    # Running requests that are asked to end.
+    stops: Stops
     # Queues that are not consumed before somebody resumes them.
     paused: frozenset[str] = frozenset()
     # Slots of queues; also of some that this worker does not consume.
-    queue_slots: Mapping[str, QueueSlots] = field(default_factory=dict)
+    queue_slots: Mapping[str, QueueSlots] = MappingProxyType({})
     most_slots: int | None = None
     prefetch: int | None = None
     delivery_limit: int | None = 5
@@ -201,13 +201,11 @@ class WorkerSetup:
     time_limit: float | None = None
     soft_time_limit: float | None = None
     # Task name to rate limit ('10/s'), for tasks that have one.
-    rate_limits: Mapping[str, str | float] = field(default_factory=dict)
+    rate_limits: Mapping[str, str | float] = MappingProxyType({})
     # For how many seconds a worker runs the steps of a chain without the broker; 0: each step goes through the broker.
     chain_seconds: float = 0.0
     # On while slots that are processes may do so, too.
     slot_steps: SharedFlag | None = None
-    # Running requests that are asked to end.
-    stops: Stops = field(default_factory=Stops)
     # Where slots look whether a next step may be revoked; None: they leave all steps to the worker once anything is.
     perhaps_revoked: Perhaps | None = None
     shutdown_timeout: float | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,7 +88,7 @@ def test_workers_of_one_name_are_told_of_each_other(is_first: bool, caplog: pyte
     if is_first:  # the other one starts now
         answer = worker.ask("hello", **{**hello.arguments, "from_node": "w@h"})
         assert answer["revoked"] == []
-        worker.tell(replace(hello, ticket="theirs", reply_key="theirs"))
+        worker.tell(hello._replace(ticket="theirs", reply_key="theirs"))
     else:
         worker.answer(hello, nodename="w@h", revoked=[])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -176,7 +175,7 @@ def test_a_difference_is_told_in_one_sentence(text: str, parts: list[str]) -> No
 
 def test_many_quorum_queues_are_worth_a_word_and_few_or_classic_ones_are_not() -> None:
     quorum = [work_queue(f"q{number}", DEFAULTS) for number in range(300)]
-    classic = [work_queue(f"q{number}", replace(DEFAULTS, queue_type="classic")) for number in range(300)]
+    classic = [work_queue(f"q{number}", DEFAULTS._replace(queue_type="classic")) for number in range(300)]
 
     assert too_many(quorum).startswith("300 quorum queues")
     assert too_many(quorum[:100]) == too_many(classic) == ""

@@ -7,6 +7,7 @@ from typing import Any
 from amqtask import states
 from amqtask.exceptions import WorkerLostError
 from amqtask.execution.request import Answer, Outcome, Request
+from amqtask.execution.stops import Stops
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.topology.delays import DelayPlan
@@ -91,6 +92,7 @@ class Bench:
                 queues=(WorkQueue(queue, dead_letter),),
                 tasks=tasks,
                 delays=DelayPlan(),
+                stops=Stops(),
                 install_signals=False,
                 **setup,
             ),
