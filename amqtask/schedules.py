@@ -37,7 +37,7 @@ from amqtask.cron.fields import (
 )
 from amqtask.cron.solar import EVENTS, event_after, load_ephem
 from amqtask.exceptions import ConfigurationError
-from amqtask.ground.printable import count
+from amqtask.ground.printable import count, described
 
 __all__ = [
     "BaseSchedule", "ParseException", "clocked", "crontab", "crontab_parser", "maybe_schedule", "schedstate",
@@ -119,21 +119,21 @@ class BaseSchedule:
 
     def first_due(self, appeared_at: datetime, zone: tzinfo) -> datetime | None:
         """The first due time of an entry that appeared at `appeared_at` and never ran."""
-        return self.next_due(appeared_at, zone)
+        return due_after(self, appeared_at, zone)
 
     def latest_due(self, after: datetime, until: datetime, zone: tzinfo) -> datetime | None:
         """The last due time after `after` that is not after `until`: the one to catch up with; None when there is none."""
-        latest = self.next_due(after, zone)
+        latest = due_after(self, after, zone)
         if latest is None or latest > until:
             return None
         span = _MINUTE
         while until - span > latest:
-            late = self.next_due(until - span, zone)
+            late = due_after(self, until - span, zone)
             if late is not None and late <= until:
                 latest = late
                 break
             span *= 2
-        while (following := self.next_due(latest, zone)) is not None and following <= until:
+        while (following := due_after(self, latest, zone)) is not None and following <= until:
             latest = following
         return latest
 
@@ -452,6 +452,22 @@ class solar(BaseSchedule):
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+
+def due_after(every: BaseSchedule, after: datetime, zone: tzinfo) -> datetime | None:
+    """What a schedule, which may be of one's own, says of the first due time after a moment. Raises: ValueError for an answer that
+    is none (who goes on from it would never come to an end); what the schedule raises."""
+    due = checked_due(every.next_due(after, zone), "next_due")
+    if due is not None and due <= after:
+        raise ValueError(f"next_due gave {due}, which is not after {after}")
+    return due
+
+
+def checked_due(due: datetime | None, method: str) -> datetime | None:
+    """A due time, as `method` of a schedule gave it. Raises: ValueError for what is none."""
+    if due is None or (isinstance(due, datetime) and due.tzinfo is not None):
+        return due
+    raise ValueError(f"{method} gave {described(due)}, not a datetime with a time zone, nor None")
 
 
 def maybe_schedule(spec: Any, relative: bool = False, app: ScheduleApp | None = None) -> Any:

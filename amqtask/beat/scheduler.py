@@ -16,13 +16,14 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone, tzinfo
+from functools import partial
 from typing import Any, NamedTuple
 
 from amqtask.beat.contract import Entry
 from amqtask.ground.printable import bounded_logger
-from amqtask.schedules import clocked, crontab, schedule
+from amqtask.schedules import checked_due, clocked, crontab, due_after, schedule
 
 # -- Positions of entries (their last due times), and the form in which beats hand them to each other through the broker.
 #
@@ -278,11 +279,16 @@ class Scheduler:
                 self._skip(entry.name, due)
             if entry.one_off:
                 return
-            due = self._following(entry, due)
+            due = self._answer(entry, partial(self._following, entry, due))
 
     def _latest(self, entry: Entry, first: datetime, now: datetime) -> datetime:
         end = now if entry.expires is None else min(now, entry.expires - _INSTANT)
-        return entry.schedule.latest_due(first, end, self._zone) or first
+        latest = self._answer(entry, partial(self._latest_due, entry, first, end))
+        return first if latest is None else latest
+
+    def _latest_due(self, entry: Entry, after: datetime, until: datetime) -> datetime | None:
+        latest = checked_due(entry.schedule.latest_due(after, until, self._zone), "latest_due")
+        return latest if latest is None or after < latest <= until else None
 
     def _is_in_time(self, entry: Entry, due: datetime, now: datetime) -> bool:
         if self._deadline is None or not isinstance(entry.schedule, crontab) or now - due <= self._deadline:
@@ -303,16 +309,19 @@ class Scheduler:
     def _plan(self, name: str) -> None:
         self._next.pop(name, None)
         entry, position = self._entries[name], self._positions[name]
-        try:
-            due = self._due_after(entry, position)
-        except Exception:
-            # A schedule of the user's own, or a library's; the other entries go on.
-            if name not in self._broken:
-                self._broken.add(name)
-                logger.exception("beat: cannot work out when %s is due; it is left out", name)
-            return
+        due = self._answer(entry, partial(self._due_after, entry, position))
         if due is not None:
             self._push(name, due)
+
+    def _answer(self, entry: Entry, question: Callable[[], datetime | None]) -> datetime | None:
+        """None where the schedule, which may be the user's own, or a library's, cannot answer: the other entries go on."""
+        try:
+            return question()
+        except Exception:
+            if entry.name not in self._broken:
+                self._broken.add(entry.name)
+                logger.exception("beat: cannot work out when %s is due; it is left out", entry.name)
+            return None
 
     def _push(self, name: str, due: datetime) -> None:
         self._next[name] = due
@@ -327,19 +336,19 @@ class Scheduler:
         if start is not None and _counts_from_start(entry):
             if start > position.since:
                 return self._unless_ended(entry, start)
-            last = entry.schedule.latest_due(start, position.since, self._zone) or start
-            return self._following(entry, last)
+            return self._following(entry, self._latest_due(entry, start, position.since) or start)
         if start is not None and start > position.since:
             return self._following(entry, start - _INSTANT)
-        return self._unless_ended(entry, entry.schedule.first_due(position.since, self._zone))
+        first = checked_due(entry.schedule.first_due(position.since, self._zone), "first_due")
+        return self._unless_ended(entry, first)
 
     def _following(self, entry: Entry, since: datetime) -> datetime | None:
-        due = entry.schedule.next_due(since, self._zone)
+        due = due_after(entry.schedule, since, self._zone)
         if due is not None and entry.start_time is not None and due < entry.start_time:
             if _counts_from_start(entry):
                 due = entry.start_time
             else:
-                due = entry.schedule.next_due(entry.start_time - _INSTANT, self._zone)
+                due = due_after(entry.schedule, entry.start_time - _INSTANT, self._zone)
         return self._unless_ended(entry, due)
 
     def _unless_ended(self, entry: Entry, due: datetime | None) -> datetime | None:

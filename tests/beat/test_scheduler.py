@@ -257,3 +257,51 @@ def test_a_clock_that_was_ahead_holds_nothing_up(caplog: pytest.LogCaptureFixtur
     assert send(made, after(5)) == []
     assert "in the future: a clock was wrong" in caplog.text
     assert send(made, after(15)) == [("tick", 15.0)]
+
+
+class Answering(BaseSchedule):
+    """Answers as it is told."""
+
+    def __init__(self, next_due: Any, latest_due: Any = None) -> None:
+        super().__init__()
+        self._next, self._latest = next_due, latest_due
+
+    def next_due(self, after: datetime, zone: Any) -> Any:
+        return self._next(after)
+
+    def latest_due(self, after: datetime, until: datetime, zone: Any) -> Any:
+        return self._latest(after) if self._latest else super().latest_due(after, until, zone)
+
+
+def once(then: Any) -> Any:
+    """The first answer is a second later, those after it are `then`'s."""
+    return lambda moment: moment + timedelta(seconds=1) if moment < after(1) else then(moment)
+
+
+NO_ANSWERS = {
+    "without a zone": lambda moment: (moment + timedelta(seconds=1)).replace(tzinfo=None),
+    "the same moment": lambda moment: moment,
+    "an earlier one": lambda moment: moment - timedelta(days=1),
+    "one moment for ever": lambda moment: after(-100),
+    "a number": lambda moment: 1.0,
+    "an exception": lambda moment: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("answer", NO_ANSWERS.values(), ids=NO_ANSWERS)
+@pytest.mark.parametrize("begins", [lambda then: then, once], ids=["from the beginning", "later"])
+def test_a_schedule_of_ones_own_that_gives_no_later_moment_leaves_out_its_entry_only(
+    caplog: pytest.LogCaptureFixture, begins: Any, answer: Any
+) -> None:
+    made = scheduler(entry(Answering(begins(answer)), "odd"), entry(1, "good"))
+    made.resume([], START)
+    sent = [*send(made, after(1)), *send(made, after(2)), *send(made, after(100))]
+    assert [due for name, due in sent if name == "good"] == [1, 2, 100]
+    assert [due for name, due in sent if name == "odd"] == ([1] if begins is once else [])
+    assert caplog.text.count("cannot work out when odd is due") == 1
+
+
+def test_a_catch_up_of_a_schedule_of_ones_own_that_gives_no_moment_is_its_first_missed_due_time() -> None:
+    later = entry(Answering(lambda moment: moment + timedelta(seconds=10), lambda moment: 5), "odd")
+    made = scheduler(later, entry(10, "good"))
+    assert sorted(send(made, after(105))) == [("good", 100), ("odd", 10)]
