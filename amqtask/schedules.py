@@ -455,8 +455,8 @@ class solar(BaseSchedule):
 
 
 def due_after(every: BaseSchedule, after: datetime, zone: tzinfo) -> datetime | None:
-    """What a schedule, which may be of one's own, says of the first due time after a moment. Raises: ValueError for an answer that
-    is none (who goes on from it would never come to an end); what the schedule raises."""
+    """What a schedule, which may be of one's own, says of the first due time after a moment. Raises: ValueError for an answer
+    that is none (who goes on from it would never come to an end); what the schedule raises."""
     due = checked_due(every.next_due(after, zone), "next_due")
     if due is not None and due <= after:
         raise ValueError(f"next_due gave {due}, which is not after {after}")

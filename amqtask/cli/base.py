@@ -40,7 +40,7 @@ class Globals:
     color: bool = True
     quiet: bool = False
     # Where the command was started, before --workdir.
-    started_in: Path = field(default_factory=Path.cwd)
+    started_in: Path = field(default_factory=Path)
     loaded: Any = field(default=None, repr=False)
     _is_told: bool = False
 

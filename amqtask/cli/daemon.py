@@ -313,8 +313,12 @@ def write_pidfile(path: Path) -> None:
         number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise _unusable(path, error) from error
-    with open(number, "w") as file:
-        file.write(f"{os.getpid()}\n")
+    try:
+        with open(number, "w") as file:
+            file.write(f"{os.getpid()}\n")
+    except OSError as error:  # a full disk: an empty file would be in the way when there is room again
+        path.unlink(missing_ok=True)
+        raise _unusable(path, error) from error
     atexit.register(_remove, path, os.getpid())
 
 

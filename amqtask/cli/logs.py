@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -24,6 +24,8 @@ from amqtask.log import ColorFormatter as PlainFormatter
 from amqtask.protocol import option_types
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from amqtask.ground.shapes import JsonObject
     from amqtask.settings import Settings
 
@@ -139,8 +141,9 @@ def _handler(file: str | None, file_of: FileOf | None) -> logging.Handler:
     from logging.handlers import WatchedFileHandler
 
     class RotatedFileHandler(WatchedFileHandler):
-        """Opens the file again when logrotate has moved it. While it cannot be opened lines go to standard error: a log that
-        is gone must not end the worker. A process of a pool may have a file of its own."""
+        """Opens the file again when logrotate has moved it. While it cannot be opened, or written to, lines go to standard error:
+        a log that is gone, or on a full disk, must not end the worker, nor drown it in tracebacks. A process of a pool may have
+        a file of its own."""
 
         index = 0
 
@@ -151,7 +154,21 @@ def _handler(file: str | None, file_of: FileOf | None) -> logging.Handler:
             try:
                 super().emit(record)
             except OSError as error:
-                self.stream = None  # the next line tries again
+                self._tell(record, error)
+
+        def handleError(self, record: logging.LogRecord) -> None:
+            error = sys.exc_info()[1]
+            if isinstance(error, OSError):
+                self._tell(record, error)
+            else:
+                super().handleError(record)
+
+        def _tell(self, record: logging.LogRecord, error: OSError) -> None:
+            stream, self.stream = self.stream, None  # the next line tries again
+            with suppress(OSError):
+                if stream is not None:
+                    stream.close()
+            with suppress(OSError, ValueError):
                 sys.__stderr__ and sys.__stderr__.write(f"{self.format(record)} (not in the log file: {error})\n")
 
     handler: logging.Handler = RotatedFileHandler(file, encoding="utf-8", delay=True)
@@ -228,6 +245,17 @@ LONGEST_LINE = 65_536
 _is_logging: ContextVar[bool] = ContextVar("amqtask_is_logging", default=False)
 
 
+def _is_complaint() -> bool:
+    """Whether a handler whose file, disk or server fails prints that: as log lines it would come to the handler again, each
+    with a traceback of its own."""
+    if not isinstance(sys.exc_info()[1], OSError):
+        return False
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not logging.Handler.handleError.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
 class LoggedStream(io.TextIOBase):
     """A text stream whose lines are logged; whoever needs a real file (`fileno`, `buffer`) gets the original's.
 
@@ -291,7 +319,7 @@ class LoggedStream(io.TextIOBase):
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if _is_logging.get():
+        if _is_logging.get() or _is_complaint():
             return self._original.write(text)
         held, owner = self._held.get()
         context = current_context()

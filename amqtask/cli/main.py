@@ -136,11 +136,25 @@ def cli(
     """amqtask: a RabbitMQ-first task queue with Celery's names and messages."""
     if loader:
         os.environ["CELERY_LOADER"] = loader
-    started_in = Path.cwd()
+    started_in = _start_folder(workdir)
     if workdir is not None:
-        os.chdir(workdir)
+        try:
+            os.chdir(workdir)
+        except OSError as error:
+            raise click.ClickException(f"--workdir {workdir}: {error.strerror}") from None
     loaded = ctx.obj.loaded if isinstance(ctx.obj, Globals) else None
     ctx.obj = Globals(color=not no_color, started_in=started_in, loaded=loaded, **options)
+
+
+def _start_folder(workdir: Path | None) -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:  # a deployment has replaced it
+        if workdir is None or not workdir.is_absolute():
+            raise click.ClickException(
+                "the current folder is gone: change to another one, or name one with --workdir"
+            ) from None
+        return workdir
 
 
 def run(argv: Sequence[str], app: AmqTask | None = None) -> int:

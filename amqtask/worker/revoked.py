@@ -18,6 +18,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -272,6 +273,8 @@ class StateFile:
             new.replace(self._path)
             self._has_complained = False
         except OSError as error:
+            with suppress(OSError):
+                new.unlink()
             if not self._has_complained:
                 self._has_complained = True
                 logger.error("worker: the state file %s cannot be written: %s", self._path, error)

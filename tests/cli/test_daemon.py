@@ -61,6 +61,35 @@ def test_a_pid_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "1\n"
 
 
+@pytest.mark.usefixtures("no_room")
+def test_a_pid_file_for_which_the_disk_has_no_room_is_none(tmp_path: Path) -> None:
+    with pytest.raises(click.UsageError, match="cannot be used: File too large"):
+        daemon.write_pidfile(tmp_path / "pid")
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_gone_is_said(tmp_path: Path, app: AmqTask, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path.cwd()
+    (folder := tmp_path / "release").mkdir()
+    os.chdir(folder)
+    folder.rmdir()
+    try:
+        assert run(["report"], app) == 1
+        assert "the current folder is gone" in capsys.readouterr().err
+        assert run(["--workdir", str(tmp_path), "report"], app) == 0
+    finally:
+        os.chdir(before)
+
+
+def test_a_folder_that_is_none_is_said(tmp_path: Path, app: AmqTask, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(fifo := tmp_path / "fifo")
+
+    assert run(["--workdir", str(fifo), "report"], app) == 1
+
+    assert "Not a directory" in capsys.readouterr().err
+
+
 def test_a_dangling_link_makes_no_file_elsewhere(tmp_path: Path) -> None:
     elsewhere, link = tmp_path / "elsewhere", tmp_path / "pid"
     link.symlink_to(elsewhere)

@@ -13,7 +13,7 @@ import pytest
 
 from amqtask import signals, states
 from amqtask.cli.daemon import expand
-from amqtask.cli.logs import LogStyle, enable_own_loggers, setup_logging
+from amqtask.cli.logs import LogStyle, enable_own_loggers, redirected, setup_logging
 from amqtask.execution.context import Context, current
 from amqtask.execution.request import Outcome, Request
 from amqtask.ground.processes import POOL_INDEX
@@ -244,6 +244,44 @@ def test_a_log_whose_folder_is_gone_ends_nothing(tmp_path: Path, capfd: pytest.C
 
     assert [line.rpartition("] ")[2] for line in log.lines] == ["after"]
     assert "while it is gone (not in the log file" in capfd.readouterr().err
+
+
+def test_a_line_for_which_the_disk_has_no_room_is_one_line_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    setup_logging("INFO", file="/dev/full", style=LogStyle(format="%(message)s"))
+    with redirected("WARNING"):
+        logging.getLogger("amqtask.worker").info("ready")
+        print("printed by a task")
+
+    assert capfd.readouterr().err.splitlines() == [
+        f"{line} (not in the log file: [Errno 28] No space left on device)" for line in ("ready", "printed by a task")
+    ]
+
+
+def test_what_a_handler_of_ones_own_says_of_its_server_is_told_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class ToServer(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                raise ConnectionRefusedError("no log server")
+            except OSError:
+                self.handleError(record)
+
+    log = LogFile(tmp_path, format="%(message)s")
+    logging.getLogger().addHandler(ToServer())
+    with redirected("WARNING"):
+        logging.getLogger("amqtask.worker").info("ready")
+
+    assert log.lines == ["ready"]
+    assert capfd.readouterr().err.count("ConnectionRefusedError: no log server") == 1
+
+
+def test_what_is_wrong_with_a_log_call_is_in_the_log(tmp_path: Path) -> None:
+    log = LogFile(tmp_path, format="%(message)s")
+    with redirected("WARNING"):
+        logging.getLogger("shop").info("%d orders", "no number")
+
+    assert any(line.startswith("TypeError: %d format") for line in log.lines)
 
 
 def test_a_configuration_that_turns_loggers_off_leaves_ours_on() -> None:

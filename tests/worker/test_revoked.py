@@ -87,6 +87,19 @@ def test_it_survives_a_worker_that_is_killed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_is_told_once_and_leaves_no_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, no_room: None
+) -> None:
+    file = StateFile(str(tmp_path / "state"), Revocations())
+    file.load()
+
+    file.save()
+    file.save()
+
+    assert not list(tmp_path.iterdir())
+    assert caplog.text.count("cannot be written") == 1
+
+
 def test_a_file_that_is_no_state_file_is_kept_aside_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "state"
     path.write_bytes(b"\x00GDBM of somebody else")
