@@ -15,7 +15,7 @@ from amqtask.beat.contract import BeatOptions, KeepsTime, StoreOptions
 from amqtask.beat.leader import leader_queue
 from amqtask.beat.scheduler import Due, encode_positions
 from amqtask.beat.sender import AppSender
-from amqtask.exceptions import ConfigurationError
+from amqtask.exceptions import AlreadyQueued, ConfigurationError, PublishError
 from amqtask.protocol.message import Message, Properties
 
 if TYPE_CHECKING:
@@ -86,12 +86,20 @@ class Schedules:
         return was_paused
 
     def run(self, name: str) -> str:
-        """Send the task of an entry now, beside its schedule; the task's id. Raises: ConfigurationError, PublishError; what is
-        wrong with the entry's task, arguments or options."""
+        """Send the task of an entry now, beside its schedule; the task's id. Raises: ConfigurationError, PublishError,
+        AlreadyQueued; what is wrong with the entry's task, arguments or options."""
         sender = AppSender(self._app, self.leader)
         due = Due(datetime.now(timezone.utc), self._entry(name))
         message = sender.compose(due)
-        self._app.publisher.publish(message)
+        holder = sender.claim(message)
+        if holder is not None:
+            raise AlreadyQueued(f"{name} is not sent: call {holder}, which waits or runs, has its unique key", holder)
+        try:
+            self._app.publisher.publish(message)
+        except PublishError as error:
+            sender.claimed(message, error)
+            raise
+        sender.claimed(message, None)
         sender.settled(message, None)
         sender.published([message])
         return sender.task_id(due)

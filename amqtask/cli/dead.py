@@ -14,7 +14,6 @@ from amqtask.cli import params
 from amqtask.cli.base import Globals, echo, echo_text, json_option, print_json
 from amqtask.cli.broker import known_queues, open_admin
 from amqtask.exceptions import SecurityError
-from amqtask.flow.keys import UNIQUE
 from amqtask.ground.printable import count
 from amqtask.protocol.encryption import key_id_of
 from amqtask.protocol.message import Delivery, Message
@@ -281,7 +280,7 @@ def _retrying(
             expired.append(str(headers.get("id")))
             return None
         message = back_to_work(delivery, to or work_queue_of(delivery, suffix), without_expiry=is_late)
-        holder = app.caller.key_holder(message) if UNIQUE in headers else None
+        holder = app.caller.key_holder(message)
         if holder is not None:
             held[str(headers["id"])] = holder
             return None

@@ -85,16 +85,24 @@ class Caller:
         return signature(task, *args, app=self._app, **kwargs)
 
     def publish_call(
-        self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: CalledTask | None = None
+        self,
+        name: str,
+        args: Arguments,
+        kwargs: KeywordDict,
+        options: Options,
+        task: CalledTask | None = None,
+        *,
+        refuses_held: bool = False,
     ) -> UntypedResult:
-        """Publish one call, or run it here when task_always_eager says so."""
+        """Publish one call, or run it here when task_always_eager says so. `refuses_held`: AlreadyQueued for a unique one whose
+        key another call has, whatever its task says of that."""
         if self._app.runtime.is_eager:
             return self.eager(name, args, kwargs, options)
         began = time.monotonic()
         message = self.compose(name, args, kwargs, options, task)
         pipeline = self.open_pipeline
         if UNIQUE in message.properties.headers:
-            earlier_result = self.claimed(message, at_once=pipeline is None)
+            earlier_result = self.claimed(message, at_once=pipeline is None, refuses_held=refuses_held)
             if earlier_result is not None:
                 return earlier_result
         if pipeline is not None:
@@ -124,7 +132,7 @@ class Caller:
         await self.sender.asend(message, self.rest_of(timeout_of(options), time.monotonic() - began))
         return self.result_of(message)
 
-    def claimed(self, message: Message, *, at_once: bool = True) -> UntypedResult | None:
+    def claimed(self, message: Message, *, at_once: bool = True, refuses_held: bool = False) -> UntypedResult | None:
         """Take the key of a unique call that is to be published. If another call has the key: the result to return instead.
 
         In a transaction the key is taken when the task is to run: a rollback would leave it behind.
@@ -136,7 +144,7 @@ class Caller:
         if other is None:
             return None
         on_conflict = plan.unique.on_conflict
-        if on_conflict == "raise":
+        if on_conflict == "raise" or refuses_held:
             raise AlreadyQueued(f"task {plan.name}: a call with the same unique key waits or runs: {other}", other)
         if on_conflict == "drop":
             return self._result(message.properties.headers["id"], plan.name, ignored=True)
@@ -318,8 +326,10 @@ class Caller:
         return other
 
     def key_holder(self, message: Message) -> str | None:
-        """The id of the call that has the key of this unique one, which is to run again. Asks the store."""
+        """The id of the call that has the key of this one, which is to run again; None where it has none, too. Asks the store."""
         headers = message.properties.headers
+        if UNIQUE not in headers:
+            return None
         task = self._registered(headers["task"]) if isinstance(headers.get("task"), str) else None
         plan = None if task is None else task.flow_plan
         if plan is None or plan.unique is None or not isinstance(headers.get("id"), str):
@@ -331,8 +341,9 @@ class Caller:
         return holder
 
     def periodic_claimed(self, message: Message, error: PublishError | None) -> None:
-        """Tell the store of keys that the broker has stored a periodic task's message, or has not."""
-        self._app.runtime.claims.settled(message, error)
+        """Tell the store of keys that the broker has stored the message of a periodic task that took its key, or has not."""
+        if TAKEN in message.properties.headers:
+            self._app.runtime.claims.settled(message, error)
 
     def periodic_settled(self, message: Message, error: PublishError | None) -> None:
         """Tell receivers of signals the same."""

@@ -21,13 +21,13 @@ from amqtask.console.pages import (
     which_delayed,
     whole_number,
 )
-from amqtask.exceptions import AmqTaskError, ConfigurationError, QueueNotFound
+from amqtask.exceptions import AlreadyQueued, AmqTaskError, ConfigurationError, QueueNotFound
 from amqtask.ground.printable import count
 from amqtask.protocol.entities import Queue
 from amqtask.remote.pauses import pause_of
 from amqtask.services.commands import MOST_MORE
 from amqtask.services.delayed import Which, release
-from amqtask.services.rerunning import Pace, back_to_work, run_all_again, run_edited, work_queue_of
+from amqtask.services.rerunning import Pace, back_to_work, check_key, run_all_again, run_edited, work_queue_of
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
@@ -109,18 +109,30 @@ def retry_dead(app: AmqTask, form: Form, user: str) -> str:
     suffix: str = app.conf.task_dead_letter_suffix
     pace = Pace(app, rate_of(form))
     is_all = form.get("all") == "yes"
+    held: list[AlreadyQueued] = []
 
     def convert(delivery: Delivery) -> Message | None:
         is_meant = is_all or is_dead_letter(
             delivery, task_id=form.get("id"), task=form.get("task") or None, reason=form.get("reason")
         )
-        return pace(back_to_work(delivery, work_queue_of(delivery, suffix), without_expiry=True)) if is_meant else None
+        if not is_meant:
+            return None
+        message = back_to_work(delivery, work_queue_of(delivery, suffix), without_expiry=True)
+        try:
+            check_key(app, message)
+        except AlreadyQueued as error:
+            held.append(error)
+            return None
+        return pace(message)
 
     with app.broker.admin() as admin:
         done = admin.move(form["queue"], app.publisher, convert)
     if done.failure is not None:
         raise ConfigurationError(f"{count(done.moved, 'message')} back to work, the others stay: {done.failure}")
-    return f"{count(done.moved, 'message')} back to work"
+    if held and not done.moved:
+        raise held[0]
+    stays = f"; {count(len(held), 'message')} not, the first because {held[0]}" if held else ""
+    return f"{count(done.moved, 'message')} back to work{stays}"
 
 
 # -- orders for one worker, ours or Celery's: the commands of remote control, and what it answers

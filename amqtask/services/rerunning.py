@@ -13,7 +13,7 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from amqtask.exceptions import AmqTaskError, MessageError, QueueNotFound
+from amqtask.exceptions import AlreadyQueued, AmqTaskError, MessageError, QueueNotFound
 from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.flow.keys import OF_ONE_RUN
 from amqtask.protocol.event import RERUN_OF
@@ -152,32 +152,49 @@ def run_all_again(
     suffix: str = app.conf.task_dead_letter_suffix
     # Ids and queues only: tasks have their messages with them.
     meant = {task.id: task.queue for task in tasks}
-    buried = _from_dead_letters(
-        app,
-        meant,
-        lambda delivery: pace(back_to_work(delivery, queue or work_queue_of(delivery, suffix), without_expiry=True)),
-    )
-    done.done += buried
+
+    def from_grave(delivery: Delivery) -> Message:
+        message = back_to_work(delivery, queue or work_queue_of(delivery, suffix), without_expiry=True)
+        check_key(app, message)
+        return pace(message)
+
+    moved, held = _from_dead_letters(app, meant, from_grave)
+    done.done += moved
+    done.failed += held.items()
     # Searches have the newest first.
-    remaining = iter([task_id for task_id in reversed(meant) if task_id not in buried])
+    remaining = iter([task_id for task_id in reversed(meant) if task_id not in moved and task_id not in held])
     while task_ids := list(islice(remaining, AT_ONCE)):
         _publish(app, task_ids, queue, pace, done)
     return done
 
 
+def check_key(app: AmqTask, message: Message) -> None:
+    """Raises: AlreadyQueued for a unique call that is to run again while another one has its key: it would end REVOKED."""
+    holder = app.caller.key_holder(message)
+    if holder is not None:
+        task_id = message.properties.headers["id"]
+        raise AlreadyQueued(f"the unique key of task {task_id} is that of {holder}, which waits or runs", holder)
+
+
 def _from_dead_letters(
     app: AmqTask, meant: dict[str, str | None], convert: Callable[[Delivery], Message]
-) -> dict[str, None]:
-    """Move those that are dead letters; their ids."""
+) -> tuple[dict[str, None], dict[str, AlreadyQueued]]:
+    """Move those that are dead letters; the ids of those that were, and of those that stay, as another call has their key."""
     suffix: str = app.conf.task_dead_letter_suffix
     moved: dict[str, None] = {}
+    held: dict[str, AlreadyQueued] = {}
 
     def wanted(delivery: Delivery) -> Message | None:
         task_id = (delivery.properties.headers or {}).get("id")
         if not isinstance(task_id, str) or task_id not in meant:
             return None
+        try:
+            message = convert(delivery)
+        except AlreadyQueued as error:
+            held[task_id] = error
+            return None
         moved[task_id] = None
-        return convert(delivery)
+        return message
 
     names = sorted({f"{base_of(queue)}{suffix}" for queue in meant.values() if queue})
     with app.broker.admin() as admin:
@@ -188,15 +205,17 @@ def _from_dead_letters(
                 continue
             if done.failure is not None:
                 raise done.failure
-    return moved
+    return moved, held
 
 
 def _publish(app: AmqTask, ids: list[str], queue: str | None, pace: Pace, done: Rerun) -> None:
     messages: list[tuple[str, Message]] = []
     for task in app.history.by_ids(ids):
         try:
-            messages.append((task.id, prepared(app, task, queue=queue)))
-        except AmqTaskError as error:  # it is not kept, or its queue is none
+            message = prepared(app, task, queue=queue)
+            check_key(app, message)
+            messages.append((task.id, message))
+        except AmqTaskError as error:  # it is not kept, its queue is none, or another call has its key
             done.failed.append((task.id, error))
     if not messages:
         return
@@ -271,14 +290,17 @@ def run_edited(
     *,
     queue: str | None = None,
 ) -> str:
-    """Call the task with these arguments; those that are None are as they were. The new id. Raises: NotKept, PublishError."""
+    """Call the task with these arguments; those that are None are as they were. The new id.
+
+    Raises: NotKept, AlreadyQueued, PublishError."""
     if not task.name:
         raise NotKept(f"no event has told the name of task {task.id}")
     if args is None:
         args = _as_it_was(app, task, "args")
     if kwargs is None:
         kwargs = _as_it_was(app, task, "kwargs")
-    result = app.send_task(task.name, args, kwargs, queue=queue or task.queue, headers={RERUN_OF: task.id})
+    options = {"queue": queue or task.queue, "headers": {RERUN_OF: task.id}}
+    result = app.caller.publish_call(task.name, tuple(args), dict(kwargs), options, refuses_held=True)
     return str(result.id)
 
 

@@ -30,6 +30,7 @@ from amqtask.contrib.django.project import project_app
 from amqtask.contrib.django.schedulers import options_of
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.plugins import near_names
+from amqtask.protocol.option_types import arguments
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -351,7 +352,8 @@ class PeriodicTaskAdmin(_Admin):
         for periodic in queryset:
             try:
                 args, kwargs = json.loads(periodic.args or "[]"), json.loads(periodic.kwargs or "{}")
-                project_app().send_task(periodic.task, args, kwargs, **options_of(periodic))
+                call = (periodic.task, *arguments(periodic.task, args, kwargs), options_of(periodic))
+                project_app().caller.publish_call(*call, refuses_held=True)
             except (AmqTaskError, TypeError, ValueError) as error:
                 text = _("Periodic task “%(name)s” was not published: %(error)s")
                 self.message_user(request, text % {"name": periodic.name, "error": error}, messages.ERROR)

@@ -209,6 +209,20 @@ def test_run_now_publishes_as_the_row_says(browser: Any, app: Any, models: Any, 
     assert "“b” was not published" in page
 
 
+def test_run_now_publishes_no_unique_task_whose_key_another_call_has(
+    browser: Any, app: Any, models: Any, every: Any
+) -> None:
+    app.task(name=f"{SHOP}.once", unique=True)(lambda: None)
+    row = models.PeriodicTask.objects.create(name="a", task=f"{SHOP}.once", interval=every, queue="fast")
+
+    for _ in range(2):
+        response = browser.post(PERIODIC, {"action": "run_now", "_selected_action": [row.pk]}, follow=True)
+
+    [(properties, _body)] = app.memory_broker.messages("fast")
+    page = response.content.decode()
+    assert ("“a” was not published" in page, properties.headers["id"] in page) == (True, True)
+
+
 def test_who_may_only_look_has_no_actions(models: Any, app: Any, every: Any) -> None:
     from django.contrib.auth.models import Permission, User
     from django.test import Client
