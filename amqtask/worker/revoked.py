@@ -204,7 +204,8 @@ class StateFile:
     """One file and the revokes that it keeps. `save_soon` may be called often; it writes only after a change."""
 
     def __init__(self, path: str, revoked: Revocations) -> None:
-        self._path = Path(path).absolute()
+        # What a symbolic link names is replaced, not the link.
+        self._path = Path(path).resolve()
         self._revoked = revoked
         self._saved_version = revoked.version
         self._writer: threading.Thread | None = None
@@ -216,6 +217,8 @@ class StateFile:
         folder = self._path.parent
         if not os.access(folder, os.W_OK):
             raise ConfigurationError(f"the state file {self._path} cannot be written: is {folder} a folder of yours?")
+        if self._path.exists() and not self._path.is_file():  # it would be replaced: /dev/null for the whole machine
+            raise ConfigurationError(f"the state file {self._path} is no regular file: name another one, or none")
         self._is_loaded = True
         try:
             state = json.loads(self._path.read_bytes())

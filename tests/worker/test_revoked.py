@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -128,6 +129,28 @@ def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 def test_a_file_that_could_never_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be written"):
         StateFile(str(tmp_path / "nowhere" / "state"), Revocations()).load()
+
+
+def test_what_is_no_regular_file_is_refused_at_the_start_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        StateFile(str(path), Revocations()).load()
+
+    assert path.is_fifo()
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    path, link = tmp_path / "state", tmp_path / "link"
+    link.symlink_to(path)
+    file = StateFile(str(link), Revocations())
+    file.load()
+
+    file.save()
+
+    assert link.is_symlink()
+    assert path.is_file()
 
 
 def test_what_belongs_to_a_cancelled_tree_is_found_and_takes_no_place_of_others() -> None:
