@@ -6,7 +6,9 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +21,8 @@ from amqtask.ground.printable import printable, printable_lines
 from amqtask.ground.startup import no_collection
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from amqtask.app import AmqTask
 
     ParamType = click.ParamType[Any]
@@ -160,3 +164,14 @@ def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def signals_to(handler: Callable[[int, FrameType | None], object], *signums: signal.Signals) -> Iterator[None]:
+    """Have the handler called for them, until the end of the block."""
+    before = {signum: signal.signal(signum, handler) for signum in signums}
+    try:
+        yield
+    finally:
+        for signum, handler_before in before.items():
+            signal.signal(signum, handler_before)

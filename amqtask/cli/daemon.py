@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from amqtask.cli.base import Decorator, gathered
+from amqtask.cli.base import Decorator, gathered, signals_to
 from amqtask.cli.logs import LEVELS, check_logfile, set_up
 from amqtask.ground import systemd
 from amqtask.ground.printable import bounded_logger
@@ -140,13 +140,9 @@ def _until_told(run: Callable[[], object], stop: Callable[[], None]) -> None:
         # In a thread: the main one may be in the middle of waiting for this very event.
         threading.Thread(target=stop, name="amqtask stop").start()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    systemd.notify("READY=1")
-    try:
+    with signals_to(on_signal, signal.SIGTERM, signal.SIGINT):
+        systemd.notify("READY=1")
         run()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def go_to_background() -> None:

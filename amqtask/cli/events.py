@@ -16,7 +16,7 @@ import click
 
 from amqtask import states
 from amqtask.cli import daemon
-from amqtask.cli.base import Globals, echo, json_option, print_json
+from amqtask.cli.base import Globals, echo, json_option, print_json, signals_to
 from amqtask.exceptions import AmqTaskError
 from amqtask.ground.plugins import load_path
 from amqtask.ground.printable import printable
@@ -201,13 +201,12 @@ def _when(moment: Any) -> str:
 
 def _snapshots(app: AmqTask, camera_class: type[Polaroid], frequency: float, maxrate: str | None) -> None:
     """Take snapshots until Ctrl-C or TERM, and then a last one."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        state = app.events.State()
-        with camera_class(state, freq=frequency, maxrate=maxrate, app=app):
-            app.events.Receiver(handlers={"*": state.event}).capture()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    state = app.events.State()
+    with (
+        signals_to(signal.default_int_handler, signal.SIGTERM),
+        camera_class(state, freq=frequency, maxrate=maxrate, app=app),
+    ):
+        app.events.Receiver(handlers={"*": state.event}).capture()
 
 
 def _find_camera(path: str) -> type[Polaroid]:

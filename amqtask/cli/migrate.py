@@ -14,7 +14,7 @@ import click
 
 from amqtask.app import AmqTask
 from amqtask.cli import params
-from amqtask.cli.base import Globals, echo, json_option, print_json
+from amqtask.cli.base import Globals, echo, json_option, print_json, signals_to
 from amqtask.cli.broker import api_option, known_queues, refuse_memory
 from amqtask.cli.params import CommaList
 from amqtask.exceptions import AppNotFound, OperationalError, QueueNotFound
@@ -288,12 +288,8 @@ def _stopping() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         received.append(signum)
 
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_to(stop, signal.SIGINT, signal.SIGTERM):
         yield lambda: bool(received)
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _show(transfer: Transfer, done: Moved) -> None:

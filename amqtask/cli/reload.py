@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
-from amqtask.cli.base import echo_text
+from amqtask.cli.base import echo_text, signals_to
 from amqtask.cli.handover import GO, LOAD, LOADED, REPEATED
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load
@@ -195,19 +195,17 @@ class Reloader:
 
     def run(self) -> int:
         """Until a signal, or until the command ends by itself with 0; its exit code."""
-        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
-        self._watcher.start()
-        self._load_next()
-        try:
-            while self._exit_code is None:
-                self._turn()
-        finally:
-            self._watcher.stop()
-            for child in (self._current, self._next):
-                if child is not None:
-                    child.kill()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with signals_to(self._on_signal, *_SIGNALS):
+            self._watcher.start()
+            self._load_next()
+            try:
+                while self._exit_code is None:
+                    self._turn()
+            finally:
+                self._watcher.stop()
+                for child in (self._current, self._next):
+                    if child is not None:
+                        child.kill()
         return self._exit_code
 
     # -- events and timers

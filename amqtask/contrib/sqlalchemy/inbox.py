@@ -25,7 +25,6 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
-    create_engine,
     delete,
     insert,
     select,
@@ -131,9 +130,7 @@ class SqlAlchemyInbox:
 
     def cleanup(self, before: datetime) -> int:
         """See the contract."""
-        engine = self._engine if self._engine is not None else engine_of(self._sessions)
-        if isinstance(engine, str):
-            engine = create_engine(engine)
+        engine = engine_of(self._engine, self._sessions)
         if not isinstance(engine, Engine):
             raise ConfigurationError(
                 "the inbox knows no ordinary engine to delete old rows with: SqlAlchemyInbox(…, engine='postgresql+psycopg://…')"

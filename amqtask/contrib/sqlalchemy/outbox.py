@@ -170,12 +170,7 @@ class SqlAlchemyOutbox:
 
     @lazy
     def _relay_engine(self) -> Engine:
-        configured = self._engine
-        if isinstance(configured, str):
-            return create_engine(configured)
-        if isinstance(configured, Engine):
-            return configured
-        engine = configured() if configured is not None else engine_of(self._sessions)
+        engine = engine_of(self._engine, self._sessions)
         if is_async_kind(engine, "AsyncEngine"):
             raise ConfigurationError(
                 f"the outbox's sessions use the async engine {engine.url!r}, and a relay needs an ordinary one: "
@@ -356,7 +351,12 @@ def _scoped(sessions: Any) -> Session | None:
     return session if session.in_transaction() else None
 
 
-def engine_of(sessions: Sessions | None) -> Any:
+def engine_of(configured: object, sessions: Sessions | None) -> Any:
+    """The configured one, an engine, its URL or a function that returns it, or that of the sessions, which may be no Engine."""
+    if isinstance(configured, str):
+        return create_engine(configured)
+    if configured is not None:
+        return configured() if callable(configured) else configured
     factory: Any = sessions
     return getattr(factory.session_factory if is_scoped(sessions) else factory, "kw", {}).get("bind")
 
