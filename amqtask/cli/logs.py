@@ -262,11 +262,14 @@ class LoggedStream(io.TextIOBase):
     Threads, greenlets and coroutines do not mix their lines; what a task leaves without a newline is logged as its.
     """
 
+    line_buffering, write_through, mode = True, False, "w"
+
     def __init__(self, level: int, original: TextIO) -> None:
         self._level = level
         self._original = original
         self._logger = unbroken_logger(LOGGER)
         self._held: ContextVar[tuple[str, Context | None]] = ContextVar("amqtask_held_line", default=("", None))
+        self.name = str(getattr(original, "name", "<logged>"))
 
     @property
     def encoding(self) -> str:  # type: ignore[override] # the base class has it writable
@@ -279,26 +282,6 @@ class LoggedStream(io.TextIOBase):
     @property
     def errors(self) -> str | None:  # type: ignore[override]
         return self._original.errors
-
-    @property
-    def newlines(self) -> object:  # type: ignore[override]
-        return self._original.newlines
-
-    @property
-    def line_buffering(self) -> bool:
-        return True
-
-    @property
-    def write_through(self) -> bool:
-        return False
-
-    @property
-    def name(self) -> str:
-        return str(getattr(self._original, "name", "<logged>"))
-
-    @property
-    def mode(self) -> str:
-        return "w"
 
     def reconfigure(self, **_: object) -> None:
         """Accepted: lines are logged as they come, in the log's encoding."""
