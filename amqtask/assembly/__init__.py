@@ -26,7 +26,7 @@ from amqtask.services.flow import warn_of_deadlines
 from amqtask.services.kept_orders import read_pauses
 from amqtask.topology.declarations import as_consumed, base_of, dead_letter_queue, direct_queue, too_many
 from amqtask.topology.slots import QueueSlots, queue_slots, with_slots
-from amqtask.transport.declare import LONGEST_NAME, has_line_end
+from amqtask.transport.declare import LONGEST_NAME, wrong_name
 from amqtask.worker.options import WorkQueue
 from amqtask.worker.worker import Worker
 
@@ -179,10 +179,8 @@ def _check_protection(app: AmqTask) -> None:
 def _check_hostname(name: str, prefix: str) -> None:
     """Raises: ConfigurationError for a node name whose queues cannot be declared."""
     added = len(mailbox("", prefix).name)
-    size, room = len(name.encode()), LONGEST_NAME - added
-    if size > room or has_line_end(name):
-        reason = f"it has {size} bytes, and can have {room}" if size > room else "it has a line end"
-        raise ConfigurationError(f"the node name {printable(name, 60)} cannot be used: {reason} (-n, --hostname)")
+    if reason := wrong_name(name, LONGEST_NAME - added):
+        raise ConfigurationError(f"the node name {printable(name, 60)} cannot be used: it {reason} (-n, --hostname)")
 
 
 def _queue_slots(app: AmqTask, options: WorkerOptions) -> dict[str, QueueSlots]:
@@ -205,7 +203,11 @@ def _selected(app: AmqTask, hostname: str) -> tuple[WorkQueue, ...]:
     queues = [as_consumed(queue) for queue in app.queues.consumed]
     if app.conf.worker_direct:
         queues.append(direct_queue(hostname))
-    return tuple(WorkQueue(queue, dead_letter_queue(queue, app.queue_defaults)) for queue in queues)
+    works = tuple(WorkQueue(queue, dead_letter_queue(queue, app.queue_defaults)) for queue in queues)
+    for name in (queue.name for work in works for queue in work if queue is not None):
+        if reason := wrong_name(name):
+            raise ConfigurationError(f"the queue {printable(name, 60)!r} cannot be consumed: its name {reason}")
+    return works
 
 
 def _check_shares(pool_class: type[Pool], queues: Sequence[WorkQueue]) -> None:

@@ -19,11 +19,11 @@ from amqtask.exceptions import (
     PublishError,
     QueueNotFound,
 )
-from amqtask.ground.printable import bounded_logger
+from amqtask.ground.printable import bounded_logger, printable
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.transport.contract import BATCH, OFFSET, PREFETCH, Moved, QueueState
-from amqtask.transport.declare import entity_name
+from amqtask.transport.declare import entity_name, wrong_name
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away, lacks, unreachable
 from amqtask.transport.link import AnswerClasses, Link, LinkLost, delivery_of
 from amqtask.transport.url import BrokerAddress, HostTurns
@@ -130,7 +130,7 @@ class QueueAdmin:
     def states(self, queues: Sequence[str]) -> dict[str, QueueState]:
         """Of those of these queues that are there. One that is not closes the channel: those behind it are asked about again."""
         found: dict[str, QueueState] = {}
-        waiting = list(queues)
+        waiting = [queue for queue in queues if not wrong_name(queue)]
         while waiting:
             asked = waiting[:ASKED_AT_ONCE]
             try:
@@ -274,6 +274,8 @@ class QueueAdmin:
     @contextmanager
     def channel(self, queue: str) -> Iterator[AdminLink]:
         """The connection, for a job on the queue; afterwards what is not answered goes back. Refusals become our errors."""
+        if reason := wrong_name(queue):  # with a line end RabbitMQ would take another queue
+            raise QueueNotFound(f"there is no queue {printable(queue, 60)!r}: its name {reason}.")
         deadline = time.monotonic() + ANSWER_SECONDS
         try:
             link = self._opened()

@@ -33,7 +33,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.message import Delivery
 from amqtask.transport.connection import LoopConnection
 from amqtask.transport.contract import QueuePresence
-from amqtask.transport.declare import has_line_end
+from amqtask.transport.declare import wrong_name
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away
 from amqtask.transport.link import delivery_of
 
@@ -103,7 +103,7 @@ class PikaCollector:
         has its messages), GONE when it is dealt with and deleted, AWAY when it cannot be reached. Not called while the broker
         itself is away.
         """
-        if has_line_end(queue):
+        if wrong_name(queue):
             self.loop.call_soon(lambda: on_done(QueuePresence.GONE))  # no queue can have this name
             return
         look = self._looks.get(queue)

@@ -183,19 +183,18 @@ def has_line_end(name: str) -> bool:
     return "\r" in name or "\n" in name
 
 
+def wrong_name(name: str, room: int = LONGEST_NAME) -> str:
+    """Why no queue or exchange can have this name, of so many bytes at most; nothing for one that can be."""
+    size = len(name.encode(errors="replace"))
+    if size > room:
+        return f"has {size} bytes, and can have {room}"
+    return "has a line end, which RabbitMQ takes out" if has_line_end(name) else ""
+
+
 def check_name(entity: Declaration) -> None:
     """Raises: PublishError for a name that no queue or exchange can have."""
-    if isinstance(entity, Binding):
-        return
-    if has_line_end(entity.name):
-        raise PublishError(
-            f"{entity_name(entity)} cannot be declared: its name has a line end, which RabbitMQ takes out"
-        )
-    size = len(entity.name.encode(errors="replace"))
-    if size > LONGEST_NAME:
-        raise PublishError(
-            f"{entity_name(entity)} cannot be declared: its name has {size} bytes, and can have {LONGEST_NAME}"
-        )
+    if not isinstance(entity, Binding) and (reason := wrong_name(entity.name)):
+        raise PublishError(f"{entity_name(entity)} cannot be declared: its name {reason}")
 
 
 def check_declarable(entity: Declaration) -> None:

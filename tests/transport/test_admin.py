@@ -156,3 +156,16 @@ def test_a_binding_to_nothing_is_refused_with_the_reason(office: Office) -> None
 
     assert finding.status == "refused"
     assert "no exchange 'nothing'" in finding.detail
+
+
+@pytest.mark.parametrize(("name", "said"), [("w" * 256, "has 256 bytes"), ("wo\nrk", "has a line end")])
+def test_a_name_that_no_queue_can_have_is_one_of_no_queue(office: Office, name: str, said: str) -> None:
+    """RabbitMQ takes line ends out: it would count, or purge, another queue."""
+    office.put(b"1")
+    for job in (office.admin.state, office.admin.count, office.admin.purge, office.admin.delete, office.admin.take):
+        with pytest.raises(QueueNotFound, match=said):
+            job(name)
+
+    assert not office.admin.has_exchange(name)
+    assert list(office.admin.states(["work", name, "other"])) == ["work", "other"]
+    assert office.bodies() == [b"1"]

@@ -25,3 +25,15 @@ def test_a_node_name_whose_mailbox_cannot_be_declared_is_refused(name: str, said
     build_worker(app, WorkerOptions(pool="solo", hostname="w@" + 239 * "h")).loop.close()
     with pytest.raises(ConfigurationError, match=said):
         build_worker(app, WorkerOptions(pool="solo", hostname=name))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("q" * 256, "has 256 bytes, and can have 255"), ("q" * 251, "has 256 bytes"), ("two\nlines", "line end")],
+    ids=["long", "long with .dead", "lines"],
+)
+def test_a_worker_does_not_start_for_a_queue_that_cannot_be(name: str, said: str) -> None:
+    app = AmqTask("names", broker="memory://", set_as_current=False)
+
+    with pytest.raises(ConfigurationError, match=said):
+        build_worker(app, WorkerOptions(pool="solo", queues=(name,)))
