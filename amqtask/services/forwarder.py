@@ -51,6 +51,8 @@ MOST_COMPLAINTS = 100
 # A publish that is not confirmed after STUCK_SECONDS needs another connection; how often to look, and the longest pause between
 # two new connections (seconds).
 STUCK_SECONDS, WATCH_SECONDS, LONGEST_RENEWAL_PAUSE = 3.0, 1.0, 60.0
+# A wall clock that falls back behind the monotonic one by more than this (seconds) was put back.
+CLOCK_STEP = 1.0
 # Seconds until the next attempt when queues or rights are missing.
 RETRY_SECONDS = 60.0
 # Its queues have many declarations: after so many seconds those of a worker that starts are not in the way of its first task.
@@ -98,11 +100,15 @@ class Forwarder:
         delays: DelayPlan,
         make_ends: Callable[[ConsumerListener], tuple[Consumer, LoopPublisher]],
         wall_clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loop = loop
         self._delays = delays
         self._make_ends = make_ends
         self._wall_clock = wall_clock
+        self._monotonic = monotonic
+        # How far the wall clock was ahead of the monotonic one when it was last looked at.
+        self._ahead = float("-inf")
         self._consumer: Consumer | None = None
         self._publisher: LoopPublisher | None = None
         self._windows: dict[str, _Window] = {}
@@ -214,7 +220,7 @@ class Forwarder:
         if TO_HEADER not in headers:
             self._drop(delivery)
             return
-        now = self._wall_clock()
+        now = self._look_at_clock()
         due, next_look = due_at(headers), leaves_at(headers, window.level)
         # A message that claims to be due later than its queue allows must not be held for ever.
         due = min(now if due is None else due, now + window.longest)
@@ -308,11 +314,30 @@ class Forwarder:
 
     def _on_time(self) -> None:
         self._timer_at = float("inf")
-        now = self._wall_clock()
+        now = self._look_at_clock()
         waiting = self._waiting
         while waiting and waiting[0][0] <= now:
             self._look(heapq.heappop(waiting)[2], now)
         self._set_timer()
+
+    def _look_at_clock(self) -> float:
+        """The wall clock; what waits here does not wait for as long as the clock was put back."""
+        now = self._wall_clock()
+        ahead_before, self._ahead = self._ahead, now - self._monotonic()
+        seconds = ahead_before - self._ahead
+        if seconds > CLOCK_STEP:
+            for _, _, held in self._waiting:
+                self._put_back(held, seconds, now)
+            self._waiting = [(held.next_look, number, held) for _, number, held in self._waiting]
+            heapq.heapify(self._waiting)
+        return now
+
+    def _put_back(self, held: _Held, seconds: float, now: float) -> None:
+        if not (held.delivery.properties.headers or {}).get("eta"):  # it waits for so long, and not until a time of day
+            held.due -= seconds
+            held.next_look -= seconds
+        held.due = min(held.due, now + self._windows[held.delivery.queue].longest)
+        held.next_look = min(held.next_look, held.due)
 
     def _look(self, held: _Held, now: float) -> None:
         """Forward a message that is due, or that should make room for others."""
@@ -355,7 +380,7 @@ class Forwarder:
 
     def _publish_again(self, held: _Held, message: Message) -> None:
         if self._publisher is not None and held.channel_key == self._channel_key:
-            self._attempts[held] = self._wall_clock()
+            self._attempts[held] = self._monotonic()
             if not self._watch.is_set:
                 self._watch.set(WATCH_SECONDS, self._look_at_attempts)
             self._publisher.publish(message, lambda error: self._published(held, message, error))
@@ -388,7 +413,7 @@ class Forwarder:
         oldest = next(iter(self._attempts.values()), None)
         if oldest is None:
             return
-        waited = self._wall_clock() - oldest
+        waited = self._monotonic() - oldest
         # While an alarm blocks us, written messages wait in the broker's socket; over a new connection they would be sent twice.
         could_be = self._publisher is not None and self._publisher.oldest is not None
         if (
@@ -402,7 +427,7 @@ class Forwarder:
     def _renew(self, reason: str) -> bool:
         """Go on over another connection, to another host if there is one: all held messages are delivered again. Not too often:
         the fault may be elsewhere."""
-        now = self._wall_clock()
+        now = self._monotonic()
         if self._consumer is None or self._is_stopped or now - self._renewed_at < self._renewal_pause:
             return False
         is_first = now - self._renewed_at > LONGEST_RENEWAL_PAUSE * 2

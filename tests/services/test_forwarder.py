@@ -27,15 +27,18 @@ class Place:
             delays=self.plan,
             make_ends=lambda listener: (self.consumer, self.publisher),
             wall_clock=self.now,
+            monotonic=lambda: self.loop.now,
         )
+        # Seconds by which the wall clock was set.
+        self.set_by = 0.0
         self.forwarder.start()
         self.loop.advance(forwarder.START_SECONDS)
 
     def now(self) -> float:
-        return 1_700_000_000 + self.loop.now
+        return 1_700_000_000 + self.loop.now + self.set_by
 
-    def message(self, seconds: float, *, to: str = "", body: bytes = b"") -> Message:
-        return self.plan.delayed(Message(body, Properties(headers={"task": "t"}), to, "work"), seconds)
+    def message(self, seconds: float, *, to: str = "", body: bytes = b"", eta: str | None = None) -> Message:
+        return self.plan.delayed(Message(body, Properties(headers={"task": "t", "eta": eta}), to, "work"), seconds)
 
     def deliver(self, message: Message, queue: str | None = None, *, epoch: int = 1) -> int:
         """As the broker does when the message is at the head of its queue; the tag."""
@@ -325,3 +328,31 @@ def test_what_it_holds_and_is_meant_runs_now_or_not_at_all() -> None:
     place.publisher.confirm_all()
     place.loop.advance(11)
     assert place.sent[-1] == ("", "work", b"later")
+
+
+def test_what_waits_for_so_long_does_not_wait_longer_when_the_clock_is_put_back() -> None:
+    place = Place()
+    place.deliver(place.message(10, body=b"so long"))
+    place.deliver(place.message(10, body=b"until then", eta="2023-11-14T22:30:10"))
+    place.loop.advance(5)
+    place.set_by = -86400.0
+    place.deliver(place.message(2, body=b"new"))
+
+    place.loop.advance(5.1)
+    assert [body for _, _, body in place.sent] == [b"new", b"so long"]
+    place.publisher.confirm()
+    place.publisher.confirm()
+    # No message stays longer than its queue's are to wait: the worker that gets it delays it again.
+    place.loop.advance(20)
+    assert [body for _, _, body in place.sent] == [b"new", b"so long", b"until then"]
+
+
+def test_a_clock_that_is_put_back_keeps_nobody_from_seeing_a_publish_without_a_confirm() -> None:
+    place = Place()
+    place.deliver(place.message(1))
+    place.loop.advance(2)
+    place.set_by = -86400.0
+
+    place.loop.advance(forwarder.STUCK_SECONDS + 2)
+
+    assert "leave" in place.consumer.words
