@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from amqtask import signals
 from amqtask.assembly.relay import build_relaying
 from amqtask.canvas import as_signature
-from amqtask.client.registry import uses_django
 from amqtask.events.dispatcher import LamportClock
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.chain_steps import SharedFlag, SlotSteps
 from amqtask.execution.stops import Perhaps, Stops
 from amqtask.ground import VERSION, systemd
+from amqtask.ground.django_project import uses_django
 from amqtask.ground.lazy import lazy
 from amqtask.ground.plugins import plugins
 from amqtask.ground.printable import bounded_logger, masked_plain

@@ -3,7 +3,6 @@ for whichever app there is."""
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol
 from amqtask.exceptions import ConfigurationError, NotRegistered, UnknownTaskOptionWarning
 from amqtask.execution.task_plan import pydantic_wrapper
 from amqtask.ground.current import current_app, find_current_app, note_shared
+from amqtask.ground.django_project import VARIABLE, uses_django
 from amqtask.ground.plugins import did_you_mean, load, load_path, others_names, plugins
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.option_types import near_option
@@ -30,7 +30,6 @@ Bind = TypeVar("Bind", bound=bool, covariant=True)
 # What the names of the tasks begin with that every worker has (amqtask.client.workflow_messages).
 BUILT_IN = ("celery.", "amqtask.")
 logger = bounded_logger("amqtask.worker")
-VARIABLE = "DJANGO_SETTINGS_MODULE"
 
 
 class TaskRegistry(Mapping[str, "RegisteredTask"]):
@@ -218,26 +217,12 @@ __getattr__ = others_names(__name__)
 # -- the modules that tasks are in: `autodiscover_tasks`, and the program that was started itself
 
 
-def uses_django() -> bool:
-    """Whether this is a Django project: DJANGO_SETTINGS_MODULE names its settings, or `settings.configure()` was called."""
-    if os.environ.get(VARIABLE):
-        return importlib.util.find_spec("django") is not None
-    conf = sys.modules.get("django.conf")
-    # Settings made by hand have no module.
-    return conf is not None and conf.settings.configured and conf.settings.SETTINGS_MODULE is None
-
-
 def prepare_django() -> None:
     """Load Django's applications if this is a Django project."""
     if uses_django():
         plugins().load_django()
     elif os.environ.get(VARIABLE):
         logger.warning("%s is %r, and Django is not installed here", VARIABLE, os.environ[VARIABLE])
-
-
-def django_time_zone() -> str | None:
-    """TIME_ZONE of a Django project's settings, else None."""
-    return plugins().django_time_zone() if uses_django() else None
 
 
 def django_apps() -> list[str]:

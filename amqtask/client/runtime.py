@@ -16,10 +16,10 @@ from urllib.parse import quote
 
 from amqtask.calls.application import Application
 from amqtask.client.message_builder import Calls
-from amqtask.client.registry import django_time_zone, uses_django
 from amqtask.client.workflow_messages import Workflows
 from amqtask.exceptions import BrokerUnreachable
 from amqtask.execution.inbox import runs_of
+from amqtask.ground.django_project import uses_django
 from amqtask.ground.lazy import lazy
 from amqtask.ground.plugins import plugins
 from amqtask.ground.printable import bounded_logger
@@ -197,7 +197,7 @@ class Runtime:
 
         Raises: ConfigurationError for one that is not known.
         """
-        name = self._conf.timezone or django_time_zone() or "UTC"
+        name = self._conf.timezone or "UTC"
         if isinstance(name, tzinfo):
             return name
         from amqtask.schedules import zone_named

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError, SettingUnknown, WrongValue
+from amqtask.ground.django_project import django_time_zone
 from amqtask.ground.plugins import load, near_names, plugins
 from amqtask.ground.printable import bounded_logger, described, is_secret, masked
 from amqtask.protocol import option_types
@@ -185,7 +186,9 @@ class Settings(MutableMapping[str, Any]):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self._get(name)
+        value = self._get(name)
+        # As in Celery, whose `conf["timezone"]` is what was set.
+        return value or django_time_zone() if name == "timezone" else value
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "on_change":

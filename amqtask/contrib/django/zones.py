@@ -93,8 +93,8 @@ def _choices() -> list[tuple[str, str]]:
 def default_zone() -> str:
     """The time zone of new schedules: the application's `timezone`, else Django's TIME_ZONE."""
     app = find_current_app()
-    named = app.conf.timezone if app is not None else None
-    return str(named or settings.TIME_ZONE or "UTC")
+    named = app.conf.timezone if app is not None else settings.TIME_ZONE
+    return str(named or "UTC")
 
 
 def zone(name: str) -> ZoneInfo:
