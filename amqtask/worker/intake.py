@@ -102,6 +102,8 @@ class Intake:
             except (TypeError, ValueError, AttributeError, ArithmeticError):
                 pass  # a time that is none, which is what the verdict says
         verdict = judge(request, time.time, delivery_limit=limit)
+        if self._report.sees_received and verdict.action is not Action.EXPIRED:
+            self._report.accepted(request)
         if verdict.deadline is not None and verdict.action is Action.RUN:
             watched[request.number] = verdict.deadline
         if strategy.batch is not None and verdict.action is Action.RUN:

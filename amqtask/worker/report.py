@@ -93,11 +93,17 @@ class Report:
         self.sees_started = bool(self._on_started)
         self.sees_success = self._info or bool(self._on_ended)
 
-    def received(self, request: Request) -> None:
+    def received(self, request: Request, *, is_to_run: bool) -> None:
+        """A message has come. Receivers of `task_received` are told of one that is to run, now or (see `accepted`) later."""
         if self._on_received:
             _notify(self._on_received, request)
         if self._info:
             logger.info("Task %s[%s] received", name_of(request), request.id, extra=fields(request))
+        if is_to_run and signals.task_received:
+            signals.task_received.send(sender=self.sender, request=request)
+
+    def accepted(self, request: Request) -> None:
+        """Called while `sees_received` for a request that was examined, and is neither unknown nor revoked nor too late."""
         if signals.task_received:
             signals.task_received.send(sender=self.sender, request=request)
 

@@ -288,15 +288,16 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
                 return
             strategy = self.strategies[name]
             request = read_request(delivery, self._number, name, strategy)
-            if self.report.sees_received:
-                self.report.received(request)
-            if (
+            is_common = not (
                 delivery.redelivered
                 or not strategy.is_plain
                 or (self.revoked and self.revoked.covers(request.id, headers))
                 or headers.get("eta") is not None
                 or headers.get("expires") is not None
-            ) and not self.intake.examine(request, strategy, self.dispatcher.watched):
+            )
+            if self.report.sees_received:
+                self.report.received(request, is_to_run=is_common)
+            if not (is_common or self.intake.examine(request, strategy, self.dispatcher.watched)):
                 return
             if not strategy.acks_late:
                 self.deliveries.acks_early.add(request.number)
@@ -325,7 +326,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         if request.soft_limit is None:
             request.soft_limit = strategy.soft_limit
         if self.report.sees_received:
-            self.report.received(request)
+            self.report.received(request, is_to_run=False)  # so far
         if self.intake.examine(request, strategy, self.dispatcher.watched):
             self._enqueue(request)
 
@@ -396,9 +397,10 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         if step is None:
             return False
         self._number += 1
+        is_revoked = self.revoked and self.revoked.covers(step.id, step.headers)
         if self.report.sees_received:
-            self.report.received(step)
-        if self.revoked and self.revoked.covers(step.id, step.headers):
+            self.report.received(step, is_to_run=not is_revoked)
+        if is_revoked:
             self.intake.examine(step, self.strategies[step.task], self.dispatcher.watched)
         else:
             self.dispatcher.add(step)
@@ -409,7 +411,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self.steps.gone_on(request, message, step)
         self.dispatcher.running[step.number] = step
         if self.report.sees_received:
-            self.report.received(step)
+            self.report.received(step, is_to_run=True)
         if self.report.sees_started:
             self.report.started(step)
 
