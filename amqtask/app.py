@@ -28,10 +28,9 @@ from amqtask.client.registry import (
 from amqtask.client.runtime import Kept, Runtime, made
 from amqtask.client.workflow_messages import BUILTINS
 from amqtask.exceptions import ConfigurationError, DuplicateTaskNameWarning
-from amqtask.execution.batched import BatchedExecutor
 from amqtask.execution.chain_steps import OFF
 from amqtask.execution.executor import Executor
-from amqtask.execution.gated import GatedExecutor
+from amqtask.execution.gated import BatchedExecutor, GatedExecutor
 from amqtask.execution.no_run import Bounds
 from amqtask.ground import current
 from amqtask.ground.plugins import WithOthersNames, load, others_names, plugins
@@ -48,11 +47,9 @@ if TYPE_CHECKING:
     from amqtask.events import BrokerConnection
     from amqtask.execution.chain_steps import Flag
     from amqtask.execution.contract import ChordStore
-    from amqtask.execution.inbox import Inbox, InboxRuns
     from amqtask.execution.task_plan import Wrapper
     from amqtask.flow.gate import Gate
     from amqtask.ground.shapes import CoroutineOf, KeywordDict, Keywords
-    from amqtask.outbox.contract import Outbox
     from amqtask.task import RegisteredTask
 
 # `amqtask.app.task` and the like are found in amqtask.compat, as if this were a package.
@@ -68,6 +65,7 @@ _PARTS_OF_CELERY = ("amqp", "autofinalize", "control", "events", "fixups", "log"
 
 
 _bursts: Callable[[AmqTask], Bursts] = attrgetter("bursts")
+_runtime: Callable[[AmqTask], Runtime] = attrgetter("runtime")
 
 
 class AmqTask(WithOthersNames):
@@ -205,13 +203,10 @@ class AmqTask(WithOthersNames):
         """The present time in the application's time zone."""
         return datetime.now(self.timezone)
 
-    def install_outbox(self, outbox: Outbox | None) -> None:
-        """Let calls that are made in one of its transactions wait there for the commit; None: no more."""
-        self.runtime.install_outbox(outbox)
-
-    def install_inbox(self, inbox: Inbox | None) -> None:
-        """Let tasks with inbox=True have their transactions there; None: no more."""
-        self.runtime.install_inbox(inbox)
+    install_outbox = delegated(Runtime.install_outbox, _runtime)
+    install_inbox = delegated(Runtime.install_inbox, _runtime)
+    # What puts runs of those with inbox=True into the inbox; None when none of these is one. Raises: ConfigurationError.
+    make_inbox_runs = delegated(Runtime.make_inbox_runs, _runtime)
 
     def connection(self, *_: object, **__: object) -> BrokerConnection:
         """For `app.events.Receiver(connection)`, which connects by itself, and health checks: opened when it is used."""
@@ -495,10 +490,6 @@ class AmqTask(WithOthersNames):
             inbox=self.make_inbox_runs(self.tasks),
         )
 
-    def make_inbox_runs(self, names: Iterable[str]) -> InboxRuns | None:
-        """What puts runs of those with inbox=True into the inbox; None when none of these is one. Raises: ConfigurationError."""
-        return self.runtime.make_inbox_runs(names)
-
     # -- running and closing
 
     def set_current(self) -> None:
@@ -522,13 +513,8 @@ class AmqTask(WithOthersNames):
         app = twin if isinstance(twin, AmqTask) else self
         return plugins().run_command_line(app, list(sys.argv[1:] if argv is None else argv))
 
-    def close(self) -> None:
-        """Close connections; they open again when they are used again."""
-        self.runtime.close()
-
-    async def aclose(self) -> None:
-        """Close this event loop's connection, and what `close` closes, without blocking the loop."""
-        await self.runtime.aclose()
+    close = delegated(Runtime.close, _runtime)
+    aclose = delegated(Runtime.aclose, _runtime)
 
     def clear_memory(self) -> None:
         """With `memory://` forget the broker and all that is in it, and stored results; for the next test."""

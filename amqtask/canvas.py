@@ -104,6 +104,9 @@ class Composition(Signature):
     def __iter__(self) -> Iterator[Any]:
         return dict.__iter__(self)
 
+    def __len__(self) -> int:
+        return len(self.kwargs["tasks"])
+
     def __bool__(self) -> bool:
         return True
 
@@ -152,9 +155,6 @@ class chain(Composition):
         for key in _OF_THE_END & self.options.keys():
             steps[-1].options.setdefault(key, self.options[key])
         return steps
-
-    def __len__(self) -> int:
-        return len(self.kwargs["tasks"])
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.tasks)) or "chain()"
@@ -207,9 +207,6 @@ class group(Composition):
             member.set(countdown=countdown if stop is None else min(countdown, stop))
         self.tasks = members
         return self
-
-    def __len__(self) -> int:
-        return len(self.kwargs["tasks"])
 
     def __bool__(self) -> bool:
         return len(self) > 0

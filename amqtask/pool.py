@@ -63,13 +63,18 @@ class PoolDefaults(Protocol):
     # Of several pools in one: which, and for which queues; the first is for all others.
     shares: ClassVar[tuple[Share, ...]] = ()
 
+    @classmethod
+    def prepare_process(cls) -> None:
+        """Called first of all in the process, before anything else is imported (monkey-patching)."""
+        return None  # noqa: RET501 - an empty body would be an abstract method
+
     def restart(self) -> None:
         """Replace all processes, each when its task has ended; called only where `can_restart`."""
         raise RuntimeError("this pool has no processes to replace")
 
     def cancel(self, number: int, reason: str) -> None:
         """Ask one running request to end, where its code can be told: raise CancelledError in a coroutine. It may go on."""
-        return None  # noqa: RET501 - an empty body would be an abstract method
+        return None  # noqa: RET501 - as above
 
     @property
     def can_restart(self) -> bool:
@@ -98,10 +103,6 @@ class Pool(PoolDefaults, Protocol):
     limits: ClassVar[frozenset[str]]
 
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None: ...
-
-    @classmethod
-    def prepare_process(cls) -> None:
-        """Called first of all in the process, before anything else is imported (monkey-patching)."""
 
     def start(self) -> None: ...
 
@@ -193,9 +194,6 @@ def _other_pool(name: str) -> Any:
 
     paths = {point.name: point.value for point in entry_points(group=GROUP)}
     if name not in paths:
-        raise PoolNotFound(_unknown(name, sorted({*OURS, *paths})))
+        names = sorted({*OURS, *paths})
+        raise PoolNotFound(f"no pool {name!r}.{did_you_mean(name, names, most=2)} There are: {', '.join(names)}.")
     return load_path(paths[name])
-
-
-def _unknown(name: str, names: list[str]) -> str:
-    return f"no pool {name!r}.{did_you_mean(name, names, most=2)} There are: {', '.join(names)}."

@@ -21,21 +21,8 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from amqtask.cron.fields import (
-    DAY_OF_MONTH,
-    DAY_OF_WEEK,
-    HOUR,
-    MINUTE,
-    MONTH_OF_YEAR,
-    Field,
-    FieldSpec,
-    ParseException,
-    Readings,
-    moments_of,
-    reading_at,
-    second_showing,
-)
-from amqtask.cron.solar import EVENTS, event_after, load_ephem
+from amqtask import cron
+from amqtask.cron import ParseException
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import count, described
 
@@ -253,7 +240,21 @@ class schedule(BaseSchedule):
         return hash(self.run_every)
 
 
-class crontab(BaseSchedule):
+class _AtTimes(BaseSchedule):
+    """A schedule that is equal to another one with the same key."""
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, type(self)) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+class crontab(_AtTimes):
     """As in crontab(5): `crontab(hour=7, minute=30, day_of_week="mon-fri")`; a field that is left out is `*`.
 
     Each field takes an int, an expression (`"*/15"`, `"1,13,30-45"`, `"mon-fri"`) or an iterable of ints; days of the week
@@ -262,11 +263,11 @@ class crontab(BaseSchedule):
 
     def __init__(
         self,
-        minute: FieldSpec = "*",
-        hour: FieldSpec = "*",
-        day_of_week: FieldSpec = "*",
-        day_of_month: FieldSpec = "*",
-        month_of_year: FieldSpec = "*",
+        minute: cron.FieldSpec = "*",
+        hour: cron.FieldSpec = "*",
+        day_of_week: cron.FieldSpec = "*",
+        day_of_month: cron.FieldSpec = "*",
+        month_of_year: cron.FieldSpec = "*",
         *,
         nowfun: Callable[[], datetime] | None = None,
         app: ScheduleApp | None = None,
@@ -276,12 +277,12 @@ class crontab(BaseSchedule):
         specs = [_kept(spec) for spec in (minute, hour, day_of_week, day_of_month, month_of_year)]
         self._orig_minute, self._orig_hour, self._orig_day_of_week = specs[:3]
         self._orig_day_of_month, self._orig_month_of_year = specs[3:]
-        self.minute = set(MINUTE.parse(specs[0]))
-        self.hour = set(HOUR.parse(specs[1]))
-        self.day_of_week = set(DAY_OF_WEEK.parse(specs[2]))
-        self.day_of_month = set(DAY_OF_MONTH.parse(specs[3]))
-        self.month_of_year = set(MONTH_OF_YEAR.parse(specs[4]))
-        self._readings = Readings(
+        self.minute = set(cron.MINUTE.parse(specs[0]))
+        self.hour = set(cron.HOUR.parse(specs[1]))
+        self.day_of_week = set(cron.DAY_OF_WEEK.parse(specs[2]))
+        self.day_of_month = set(cron.DAY_OF_MONTH.parse(specs[3]))
+        self.month_of_year = set(cron.MONTH_OF_YEAR.parse(specs[4]))
+        self._readings = cron.Readings(
             frozenset(self.minute),
             frozenset(self.hour),
             frozenset(self.day_of_week),
@@ -308,7 +309,7 @@ class crontab(BaseSchedule):
         zone = self._zone_or(zone)
         after = after.astimezone(timezone.utc)
         due = self._first_showing(after, zone)
-        if self._goes_on and (shown := second_showing(after, zone)) is not None:
+        if self._goes_on and (shown := cron.second_showing(after, zone)) is not None:
             second_reading = self._readings.after(shown.start - timedelta(microseconds=1))
             if second_reading is not None and second_reading < shown.end:
                 moment = (second_reading - shown.offset).replace(tzinfo=timezone.utc)
@@ -316,9 +317,9 @@ class crontab(BaseSchedule):
         return due
 
     def _first_showing(self, after: datetime, zone: tzinfo) -> datetime | None:
-        reading: datetime | None = reading_at(after, zone).replace(fold=0)
+        reading: datetime | None = cron.reading_at(after, zone).replace(fold=0)
         while reading is not None and (reading := self._readings.after(reading)) is not None:
-            moments = moments_of(reading, zone)
+            moments = cron.moments_of(reading, zone)
             if not moments.is_shown and self._is_hourly:
                 continue
             if moments.first > after:
@@ -355,12 +356,6 @@ class crontab(BaseSchedule):
         fields = (self.minute, self.hour, self.day_of_week, self.day_of_month, self.month_of_year)
         return *map(frozenset, fields), str(self._tz)
 
-    def __eq__(self, other: object) -> bool:
-        return self._key == other._key if isinstance(other, crontab) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
 
 class crontab_parser:
     """Celery's name for reading one field: `crontab_parser(60).parse("*/15")` is `{0, 15, 30, 45}`."""
@@ -368,15 +363,15 @@ class crontab_parser:
     ParseException = ParseException
 
     def __init__(self, max_: int = 60, min_: int = 0) -> None:
-        fields = {(7, 0): DAY_OF_WEEK, (12, 1): MONTH_OF_YEAR}
-        self._field = fields.get((max_, min_)) or Field("the expression", min_, min_ + max_ - 1)
+        fields = {(7, 0): cron.DAY_OF_WEEK, (12, 1): cron.MONTH_OF_YEAR}
+        self._field = fields.get((max_, min_)) or cron.Field("the expression", min_, min_ + max_ - 1)
 
     def parse(self, spec: str) -> set[int]:
         """The numbers it stands for. Raises: ParseException."""
         return set(self._field.parse(spec))
 
 
-class clocked(BaseSchedule):
+class clocked(_AtTimes):
     """Once, at one time (a naive one is UTC); an entry that is made later than that is due at once."""
 
     def __init__(
@@ -396,21 +391,19 @@ class clocked(BaseSchedule):
     def __repr__(self) -> str:
         return f"<clocked: {self.clocked_time}>"
 
-    def __eq__(self, other: object) -> bool:
-        return self.clocked_time == other.clocked_time if isinstance(other, clocked) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self.clocked_time)
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return (self.clocked_time,)
 
 
-class solar(BaseSchedule):
+class solar(_AtTimes):
     """At an event of the sun (`"sunset"`, `"dawn_civil"` …) at a latitude and longitude in degrees, to the second.
 
     A day on which it does not happen (polar night) is left out. Needs `pip install amqtask[solar]`.
     Raises: ParseException; ConfigurationError when ephem is not installed.
     """
 
-    _all_events = frozenset(EVENTS)
+    _all_events = frozenset(cron.EVENTS)
 
     def __init__(
         self,
@@ -421,12 +414,12 @@ class solar(BaseSchedule):
         app: ScheduleApp | None = None,
     ) -> None:
         super().__init__(nowfun, app)
-        if event not in EVENTS:
-            raise ParseException(f"solar: no event {event!r}, only {', '.join(EVENTS)}")
+        if event not in cron.EVENTS:
+            raise ParseException(f"solar: no event {event!r}, only {', '.join(cron.EVENTS)}")
         for name, value, limit in (("lat", lat, 90), ("lon", lon, 180)):
             if not -limit <= value <= limit:
                 raise ParseException(f"solar: {name} {value!r} is not between -{limit} and {limit} degrees")
-        load_ephem()
+        cron.load_ephem()
         self.event = event
         self.lat = lat
         self.lon = lon
@@ -436,7 +429,7 @@ class solar(BaseSchedule):
         after = after.astimezone(timezone.utc)
         # From the day's beginning, so that all who ask on one day get the same answer to the last digit.
         start = after.replace(hour=0, minute=0, second=0, microsecond=0)
-        while (due := event_after(self.event, self.lat, self.lon, start)) is not None and due <= after:
+        while (due := cron.event_after(self.event, self.lat, self.lon, start)) is not None and due <= after:
             start = due + _MINUTE
         return due
 
@@ -446,12 +439,6 @@ class solar(BaseSchedule):
     @property
     def _key(self) -> tuple[Any, ...]:
         return self.event, self.lat, self.lon
-
-    def __eq__(self, other: object) -> bool:
-        return self._key == other._key if isinstance(other, solar) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._key)
 
 
 def due_after(every: BaseSchedule, after: datetime, zone: tzinfo) -> datetime | None:
@@ -498,11 +485,11 @@ def _interval(spec: Any) -> timedelta:
 def _rounded_down(after: datetime, interval: timedelta, zone: tzinfo) -> datetime:
     if interval >= _DAY:
         # Calendar days: the first midnight (or what stands for it) of the local day that many days on.
-        reading = reading_at(after, zone).replace(fold=0) + interval
-        midnight = moments_of(reading.replace(hour=0, minute=0, second=0, microsecond=0), zone)
+        reading = cron.reading_at(after, zone).replace(fold=0) + interval
+        midnight = cron.moments_of(reading.replace(hour=0, minute=0, second=0, microsecond=0), zone)
         # A clock put back from after midnight to before it shows midnight twice; the first may have passed.
         return midnight.second if midnight.first <= after and midnight.second is not None else midnight.first
-    reading = reading_at(after + interval, zone)
+    reading = cron.reading_at(after + interval, zone)
     excess = timedelta(minutes=reading.minute if interval >= _HOUR else 0, seconds=reading.second)
     return after + interval - excess - timedelta(microseconds=reading.microsecond)
 

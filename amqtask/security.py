@@ -66,11 +66,9 @@ _DIGESTS: dict[str, hashes.HashAlgorithm] = {
 _GUESSED = ("sha256", "sha512", "sha384", "sha224")
 
 
-def _padding(digest: hashes.HashAlgorithm) -> padding.PSS:
-    return padding.PSS(mgf=padding.MGF1(digest), salt_length=padding.PSS.MAX_LENGTH)
-
-
-_PADDINGS = {name: _padding(digest) for name, digest in _DIGESTS.items()}
+_PADDINGS = {
+    name: padding.PSS(mgf=padding.MGF1(digest), salt_length=padding.PSS.MAX_LENGTH) for name, digest in _DIGESTS.items()
+}
 
 
 def check_digest(name: str) -> str:
@@ -299,6 +297,10 @@ def setup_security(
     """Sign and verify in this process; see `AmqTask.setup_security`. Without `app` the current one is meant."""
     conf = (current_app() if app is None else app).conf
     _check_settings(conf)
+    if content_type(serializer) == AUTH:
+        raise ConfigurationError(
+            "setup_security: what is signed is written by another serializer than 'auth': json, msgpack …"
+        )
     paths = [
         os.fsdecode(path)
         for path in _paths(conf, security_key=key, security_certificate=cert, security_cert_store=store)
@@ -311,18 +313,10 @@ def setup_security(
     signing = Signing(
         private_key, signer, certificates,
         digest=check_digest(digest or conf.security_digest),
-        serializer=_inner(serializer),
+        serializer=serializer,
         accept=content_types([JSON, serializer, *(allowed_serializers or ())]) - {AUTH},
     )  # fmt: skip
     sign_with(signing.dump, signing.load, is_private=is_private(serializer))
-
-
-def _inner(serializer: str) -> str:
-    if content_type(serializer) == AUTH:
-        raise ConfigurationError(
-            "setup_security: what is signed is written by another serializer than 'auth': json, msgpack …"
-        )
-    return serializer
 
 
 def _paths(conf: Mapping[str, Any], **arguments: str | os.PathLike[str] | None) -> list[str | os.PathLike[str]]:

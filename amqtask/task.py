@@ -52,16 +52,6 @@ FROM_SETTINGS = {
     "compression": "task_compression",
     "priority": "task_default_priority",
 }
-_BOOLEANS = frozenset(
-    {
-        "acks_late",
-        "ignore_result",
-        "store_errors_even_if_ignored",
-        "store_eager_result",
-        "track_started",
-        "reject_on_worker_lost",
-    }
-)
 
 
 class Task(WithOthersNames, Generic[P, R]):
@@ -442,15 +432,16 @@ class Task(WithOthersNames, Generic[P, R]):
             value = annotations.get(attribute, getattr(type(self), attribute))
             if value is None:
                 value = conf[setting]
-            setattr(self, attribute, bool(value) if attribute in _BOOLEANS else value)
+            setattr(self, attribute, value)
         on_both = self.acks_on_failure_or_timeout
         for attribute in ("acks_on_failure", "acks_on_timeout"):
-            for candidate in (getattr(type(self), attribute), conf[f"task_{attribute}"], on_both):
-                if candidate is not None:
-                    setattr(self, attribute, bool(candidate))
-                    break
-            else:
-                setattr(self, attribute, bool(conf.task_acks_on_failure_or_timeout))
+            values = (
+                getattr(type(self), attribute),
+                conf[f"task_{attribute}"],
+                on_both,
+                conf.task_acks_on_failure_or_timeout,
+            )
+            setattr(self, attribute, bool(next((value for value in values if value is not None), False)))
         self.retry_backoff = 1.0 if self.retry_backoff is True else float(self.retry_backoff or 0)
         check_batch(self)
         is_told = not is_private(self.serializer)

@@ -11,7 +11,7 @@ import pytest
 
 from amqtask import AmqTask
 from amqtask.exceptions import OperationalError
-from amqtask.remote.pauses import NOTE, Pauses
+from amqtask.remote.kept import NOTE, Pauses
 from integration.conftest import Broker
 from integration.faults import Forwarder
 from integration.nodes import RabbitNode

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from amqtask import signals
-from amqtask.assembly.relay import build_relay as build_relay
-from amqtask.assembly.relay import build_relaying as build_relaying
-from amqtask.assembly.relay import check_relay
-from amqtask.assembly.worker import WorkerBuilder
+from amqtask.assembly.worker import WorkerBuilder, check_relay
+from amqtask.assembly.worker import build_relay as build_relay
+from amqtask.assembly.worker import build_relaying as build_relaying
 from amqtask.client.registry import BUILT_IN
 from amqtask.exceptions import ConfigurationError, LimitUnsupported, QueueNotFound
 from amqtask.ground.plugins import load
@@ -21,7 +20,7 @@ from amqtask.pool import Pool, find_pool, limits_of, share_of
 from amqtask.protocol.control import mailbox
 from amqtask.protocol.serialization import check_usable, content_types, is_private, is_protected
 from amqtask.protocol.task import as_limit
-from amqtask.remote.pauses import NOTE, Pauses
+from amqtask.remote.kept import NOTE, Pauses
 from amqtask.services.flow import warn_of_deadlines
 from amqtask.services.kept_orders import read_pauses
 from amqtask.topology.declarations import as_consumed, base_of, dead_letter_queue, direct_queue, too_many
@@ -53,7 +52,10 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
             conf=app.conf,
             options=options._asdict(),
         )
-    _load_tasks(app, options)
+    app.import_modules()
+    for module in options.include:
+        load(module)
+    app.finalize()
     pool_class = find_pool(options.pool or app.conf.worker_pool)
     _check_limits(app, pool_class)
     _check_protection(app)
@@ -66,7 +68,9 @@ def build_worker(app: AmqTask, options: WorkerOptions) -> Worker:
             "with --relay"
         )
     slots = _queue_slots(app, options)
-    queues = _work_queues(app, options, hostname)
+    if options.exclude_queues:
+        app.queues.deselect(options.exclude_queues)
+    queues = _selected(app, hostname)
     _check_shares(pool_class, queues)
     summary = too_many(queue for work in queues for queue in work if queue is not None)
     if summary:
@@ -119,13 +123,6 @@ def _override_settings(app: AmqTask, options: WorkerOptions) -> None:
     for name, value in overrides.items():
         if value is not None:
             setattr(app.conf, name, value)
-
-
-def _load_tasks(app: AmqTask, options: WorkerOptions) -> None:
-    app.import_modules()
-    for module in options.include:
-        load(module)
-    app.finalize()
 
 
 def _check_limits(app: AmqTask, pool_class: type[Pool]) -> None:
@@ -191,12 +188,6 @@ def _queue_slots(app: AmqTask, options: WorkerOptions) -> dict[str, QueueSlots]:
         app.queues.select([name for name, _ in asked])
         slots.update({base_of(name): own for name, own in asked if own is not None})
     return slots
-
-
-def _work_queues(app: AmqTask, options: WorkerOptions, hostname: str) -> tuple[WorkQueue, ...]:
-    if options.exclude_queues:
-        app.queues.deselect(options.exclude_queues)
-    return _selected(app, hostname)
 
 
 def _selected(app: AmqTask, hostname: str) -> tuple[WorkQueue, ...]:

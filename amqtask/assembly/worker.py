@@ -1,4 +1,4 @@
-"""Puts the parts of a worker together: each gets what it needs in its constructor."""
+"""Puts the parts of a worker together: each gets what it needs in its constructor. And the relay of an application's outbox."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from amqtask import signals
-from amqtask.assembly.relay import build_relaying
 from amqtask.canvas import as_signature
 from amqtask.events.dispatcher import LamportClock
 from amqtask.exceptions import ConfigurationError
-from amqtask.execution.chain_steps import SharedFlag, SlotSteps
-from amqtask.execution.stops import Perhaps, Stops
+from amqtask.execution.chain_steps import Perhaps, SharedFlag, SlotSteps, Stops
 from amqtask.ground import VERSION, systemd
 from amqtask.ground.django_project import uses_django
 from amqtask.ground.lazy import lazy
 from amqtask.ground.plugins import plugins
 from amqtask.ground.printable import bounded_logger, masked_plain
-from amqtask.pool import OnOutcomes, Pool, PoolOptions, Share, share_of
+from amqtask.pool import GREEN_POOLS, OnOutcomes, Pool, PoolOptions, Share, share_of
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.serialization import content_types, control_serializer
-from amqtask.remote.pauses import NOTE, Pauses
+from amqtask.remote.kept import NOTE, Pauses
 from amqtask.services.autoscale import Autoscale
 from amqtask.services.command_context import Control, asked_queue
 from amqtask.services.elections import Elections
@@ -50,6 +48,9 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.execution.task_plan import Wrapper
     from amqtask.ground.shapes import CommandArguments, JsonFields
+    from amqtask.outbox.contract import Outbox
+    from amqtask.outbox.relay import Relay
+    from amqtask.protocol.message import Message
     from amqtask.services.monitoring import Monitoring
     from amqtask.topology.slots import QueueSlots
     from amqtask.transport.contract import Consumer, ConsumerListener, Delayed, LoopPublisher
@@ -266,7 +267,7 @@ class WorkerBuilder:
             on_warning=_warn,
         )
         accept = content_types(self.conf.result_accept_content or self.conf.accept_content)
-        return ChordJoiner(collector, self.executor.chords, accept | content_types([self.conf.result_serializer]))
+        return ChordJoiner(collector, self.executor.follow_ups, accept | content_types([self.conf.result_serializer]))
 
     def services(self, worker: Worker, monitoring: Monitoring | None) -> list[Service]:
         operations = Operations(worker)
@@ -418,7 +419,7 @@ class WorkerBuilder:
             worker=worker,
             operations=operations,
             autoscale=autoscale,
-            settings=self.settings,
+            settings=self.conf.table,
             make_queue=self.make_queue,
             make_shards=self.make_shards,
             broker_info=self.broker_info(),
@@ -468,7 +469,7 @@ class WorkerBuilder:
             f"settings -> transport:{self.app.broker.transport} broker:{self.app.broker_name} "
             f"results:{masked_plain('', self.app.backend_url or 'disabled')}",
             "",
-            *(f"{name}: {masked_plain(name, value)!r}" for name, value in self.settings(False).items()),
+            *(f"{name}: {masked_plain(name, value)!r}" for name, value in self.conf.table().items()),
         ]
         return "\n".join(lines)
 
@@ -477,9 +478,6 @@ class WorkerBuilder:
         if modules is None:
             modules = (*self.conf.include, *self.conf.imports, *self.options.include)
         return import_again(self.app, modules, reload=again)
-
-    def settings(self, with_defaults: bool) -> Mapping[str, object]:
-        return self.conf.table(with_defaults=with_defaults)
 
     def make_queue(self, arguments: CommandArguments) -> tuple[Queue, Queue | None]:
         """The queue of `add_consumer`, and where its dead letters go. Raises: ConfigurationError."""
@@ -495,3 +493,54 @@ class WorkerBuilder:
         """The shards of a queue that has fair tasks."""
         shards = self.app.queues.with_shards([queue])[1:]
         return [WorkQueue(shard, dead_letter_queue(shard, self.app.queue_defaults)) for shard in shards]
+
+
+# -- the relay of an outbox
+
+
+def build_relay(app: AmqTask, *, batch: int | None = None, interval: float | None = None) -> Relay:
+    """A relay of the application's outbox, ready to `run()`. Raises: ConfigurationError."""
+    app.load_tasks()
+    conf = app.conf
+    from amqtask.outbox.relay import BATCH, Relay
+
+    return Relay(
+        _outbox(app).store(),
+        app.publisher,
+        app.delays,
+        batch=batch or BATCH,
+        interval=conf.outbox_interval if interval is None else interval,
+        timeout=conf.broker_publish_timeout,
+        on_sent=(lambda messages: _tell_sent(app, messages)) if app.runtime.tells_sent else None,
+    )
+
+
+def build_relaying(app: AmqTask) -> Service:
+    """A relay in a thread, for a process that does something else. Raises: ConfigurationError."""
+    from amqtask.outbox.relay import Relaying
+
+    return Relaying(build_relay(app))
+
+
+def check_relay(app: AmqTask, pool_class: type[Pool]) -> None:
+    """Raises: ConfigurationError where this worker cannot relay the outbox."""
+    if pool_class.name in GREEN_POOLS:
+        raise ConfigurationError(
+            f"a worker with the {pool_class.name} pool cannot relay the outbox: the database would block all its green threads. "
+            "Run `amqtask relay` beside it."
+        )
+    _outbox(app)
+
+
+def _tell_sent(app: AmqTask, messages: Sequence[Message]) -> None:
+    """What a chord is told is no call."""
+    app.sent_events.sent([message for message in messages if "task" in message.properties.headers])
+
+
+def _outbox(app: AmqTask) -> Outbox:
+    if app.outbox is None:
+        raise ConfigurationError(
+            "the application has no outbox to relay: set `outbox` (True for Django's), or make a SqlAlchemyOutbox in a module "
+            "that the application's `include` or `imports` names"
+        )
+    return app.outbox

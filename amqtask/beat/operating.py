@@ -1,6 +1,6 @@
 """What operators do with periodic tasks: look at them, pause and resume them, run one now.
 
-What is paused is in the broker's note (amqtask.remote.pauses). Whoever changes it then puts an empty state into the leaders'
+What is paused is in the broker's note (amqtask.remote.kept). Whoever changes it then puts an empty state into the leaders'
 queue, which reaches the beat that leads, as the seed of a beat that comes does: it reads the note again.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from amqtask.beat.contract import Entry
     from amqtask.beat.scheduler import Scheduler
     from amqtask.ground.shapes import JsonObject
-    from amqtask.remote.pauses import Pauses
+    from amqtask.remote.kept import Pauses
 
 
 class KeepsToItself(ConfigurationError):

@@ -86,14 +86,14 @@ class AppSender:
         self._app.periodic_settled(message, error)
 
     def claim(self, message: Message) -> str | None:
-        """Take the message's unique key; the id of the call that has it, if another one has."""
+        """Take the message's unique key; the id of the call that has it, if another one has. It may block."""
         return self._app.caller.claim_periodic(message)
 
     def claimed(self, message: Message, error: PublishError | None) -> None:
-        """Tell the store of keys that the broker has the message, or has not."""
+        """Tell the store of keys that the broker has the message, or has not. It may block."""
         self._app.caller.periodic_claimed(message, error)
 
     def published(self, messages: Sequence[Message]) -> None:
-        """Send events about published messages (task_send_sent_event)."""
+        """Send events about published messages (task_send_sent_event). It may block."""
         if self._tells and messages:
             self._app.sent_events.sent(messages)

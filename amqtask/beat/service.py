@@ -13,7 +13,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from amqtask.beat.contract import Entry, Run
 from amqtask.beat.scheduler import decode_positions, encode_positions
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from amqtask.beat.contract import ScheduleStore
     from amqtask.beat.leader import LeaderListener, Leadership
     from amqtask.beat.scheduler import Due, Position, Scheduler
+    from amqtask.beat.sender import AppSender
     from amqtask.pool import Loop
     from amqtask.protocol.message import Message
     from amqtask.transport.contract import LoopPublisher
@@ -89,7 +91,7 @@ class Clerk:
                     self._store = self._open()
                 job(self._store)
             except Exception as error:  # noqa: BLE001 - whatever a store raises is told to who asked
-                self._tell(_bound(on_error, error))
+                self._tell(partial(on_error, error))
         if self._store is not None:
             try:
                 self._store.close()
@@ -99,10 +101,6 @@ class Clerk:
     def _tell(self, callback: Callable[[], None]) -> None:
         if not self._is_closed:
             self._loop.call_soon_threadsafe(callback)
-
-
-def _bound(function: Callable[[Any], None], argument: object) -> Callable[[], None]:
-    return lambda: function(argument)
 
 
 # The state is stored anew at least this often: see leader.py.
@@ -117,32 +115,6 @@ RETRY_SECONDS = 1.0
 LAST = datetime.max.replace(tzinfo=timezone.utc)
 # The longest sleep, so that a clock that was set is noticed.
 LONGEST_SLEEP = 5.0
-
-
-class Sender(Protocol):
-    """Composes the messages of due entries, with the application."""
-
-    def check(self, entry: Entry) -> None:
-        """Look at an entry before it is due. Raises: what is wrong with its options."""
-
-    def compose(self, due: Due) -> Message:
-        """The message of a run. Raises: whatever the entry's task, arguments or options make wrong."""
-
-    def settled(self, message: Message, error: PublishError | None) -> None:
-        """Tell receivers of signals that the broker has the message, or has not."""
-
-    def claim(self, message: Message) -> str | None:
-        """Take the message's unique key; the id of the call that has it, if another one has. Called on the schedule store's
-        thread, so it may block."""
-
-    def claimed(self, message: Message, error: PublishError | None) -> None:
-        """The broker has a message whose key was taken, or has not. Called on that thread, too."""
-
-    def task_id(self, due: Due) -> str:
-        """The id of a run's task: the same from every beat."""
-
-    def published(self, messages: Sequence[Message]) -> None:
-        """Tell monitors that the broker has these messages; called on the schedule store's thread, so it may block."""
 
 
 class Beat:
@@ -160,7 +132,7 @@ class Beat:
         loop: Loop,
         clerk: Clerk,
         scheduler: Scheduler,
-        sender: Sender,
+        sender: AppSender,
         publisher: LoopPublisher,
         make_leadership: Callable[[LeaderListener, Callable[[], bytes]], Leadership],
         read_paused: Callable[[], frozenset[str]] | None = None,

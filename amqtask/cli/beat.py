@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.beat.contract import Entry
     from amqtask.ground.shapes import JsonObject
-    from amqtask.remote.pauses import Pause
+    from amqtask.remote.kept import Pause
 
 logger = bounded_logger("amqtask.beat")
 

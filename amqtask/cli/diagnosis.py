@@ -14,7 +14,7 @@ from amqtask.cli.project_checks import FEWEST_FILES, Finding, by_severity, of_pr
 from amqtask.ground.printable import count, first_of
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.task import as_limit
-from amqtask.remote.pauses import pause_of
+from amqtask.remote.kept import pause_of
 from amqtask.topology.declarations import all_bindings, dead_letter_queue, is_quorum, too_many
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from amqtask.ground.printable import printable
 
 if TYPE_CHECKING:
     from amqtask.app import AmqTask
-    from amqtask.events.receiver import EventReceiver
+    from amqtask.events.client import EventReceiver
     from amqtask.events.snapshot import Polaroid
     from amqtask.events.state import State, Task, Worker
     from amqtask.ground.shapes import EventDict

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amqtask.app import AmqTask
     from amqtask.ground.shapes import JsonObject
     from amqtask.protocol.entities import Declaration, Queue
-    from amqtask.remote.pauses import Pause
+    from amqtask.remote.kept import Pause
     from amqtask.transport.contract import QueueState
 
 # -- What `amqtask doctor` reads (Facts), and what it finds (Finding).

@@ -17,7 +17,7 @@ from amqtask.cli.params import complete_queues, queues_option
 from amqtask.exceptions import QueueNotFound
 from amqtask.ground.printable import count, duration, local_time
 from amqtask.protocol.task import PUBLISHED_AT
-from amqtask.remote.pauses import pause_of
+from amqtask.remote.kept import pause_of
 from amqtask.services.delayed import MOST_COUNTED, Which, look
 from amqtask.topology.declarations import all_bindings, own_dead_letters
 from amqtask.transport.contract import Admin, QueueState

@@ -198,7 +198,7 @@ class Limits:
         present = plan.titles.get(limit)
         if present is None:
             raise ConfigurationError(f"task {task} has no limit {limit!r}; it has {', '.join(plan.titles) or 'none'}")
-        from amqtask.remote.pauses import here
+        from amqtask.remote.kept import here
 
         by, now = by or here(), time.time()
         if isinstance(present, Concurrency):

@@ -19,8 +19,8 @@ from amqtask.exceptions import ChordError, Terminated
 from amqtask.execution.context import Context, current, current_context
 from amqtask.execution.executor import Executor
 from amqtask.execution.follow_ups import first_task
-from amqtask.execution.hooks import tell, tell_retry
 from amqtask.execution.request import ErrorInfo, Outcome, Request
+from amqtask.execution.task_plan import tell, tell_retry
 from amqtask.flow.deadline import HEADER as DEADLINE
 from amqtask.flow.deadline import deadline_in
 from amqtask.protocol.task import saferepr
@@ -122,9 +122,7 @@ class InlineExecutor(Executor):
         """Call (or run) the errbacks of a chord's body that does not run."""
         token = current.set(context)
         try:
-            self._follow_up_composer.of_failure(
-                Context(**{**context.__dict__, "embed": {"errbacks": errbacks}}), error, ""
-            )
+            self.follow_ups.of_failure(Context(**{**context.__dict__, "embed": {"errbacks": errbacks}}), error, "")
         finally:
             current.reset(token)
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from amqtask.backends.contract import BackendOptions, ResultBackend, RetryPolicy
     from amqtask.client.flow_store import Limits
     from amqtask.events import Events
+    from amqtask.events.client import Feed
     from amqtask.events.dispatcher import SentEvents
-    from amqtask.events.receiver import Feed
     from amqtask.execution.contract import ChordStore
     from amqtask.execution.inbox import Inbox, InboxRuns
     from amqtask.flow.claims import Claims
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from amqtask.outbox.contract import Outbox
     from amqtask.protocol.message import Delivery
     from amqtask.remote.control import Control
-    from amqtask.remote.revokes import KeptRevokes
+    from amqtask.remote.kept import KeptRevokes
     from amqtask.transport.broker import Broker
     from amqtask.transport.contract import AsyncPublisher, EventPublisher, Publisher
     from amqtask.transport.memory.broker import MemoryBroker
@@ -435,7 +435,7 @@ class Runtime:
 
     def kept_revokes(self, publisher: Publisher) -> KeptRevokes | None:
         """The revokes that the broker keeps, written with this publisher; None: none are kept."""
-        from amqtask.remote.revokes import JOURNAL, KeptRevokes
+        from amqtask.remote.kept import JOURNAL, KeptRevokes
 
         conf = self._conf
         if not conf.revoke_max_age:

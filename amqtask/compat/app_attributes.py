@@ -24,7 +24,7 @@ from amqtask.worker.options import WorkerOptions
 if TYPE_CHECKING:
     import click
 
-    from amqtask.beat.process import BeatProcess
+    from amqtask.beat.build import BeatProcess
     from amqtask.compat.bootsteps import Step
     from amqtask.worker.worker import Worker
 

@@ -24,7 +24,7 @@ from amqtask.console.pages import (
 from amqtask.exceptions import AlreadyQueued, AmqTaskError, ConfigurationError, QueueNotFound
 from amqtask.ground.printable import count
 from amqtask.protocol.entities import Queue
-from amqtask.remote.pauses import pause_of
+from amqtask.remote.kept import pause_of
 from amqtask.services.commands import MOST_MORE
 from amqtask.services.delayed import Which, release
 from amqtask.services.rerunning import Pace, back_to_work, check_key, run_all_again, run_edited, work_queue_of

@@ -18,7 +18,7 @@ from amqtask.exceptions import ConfigurationError, QueueNotFound
 from amqtask.ground.printable import moment
 from amqtask.history.client import MOST_OF_WORKFLOW
 from amqtask.protocol.message import Delivery
-from amqtask.remote.pauses import pause_of
+from amqtask.remote.kept import pause_of
 from amqtask.services.delayed import MOST_COUNTED as MOST_LOOKED_AT
 from amqtask.services.delayed import MOST_OF_A_QUEUE, Which, look
 from amqtask.services.rerunning import as_entry
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
     from amqtask.history.client import FailureGroup, PastTask, PastWorker, Search, TaskHistory
     from amqtask.protocol.entities import Queue
-    from amqtask.remote.pauses import Pause
+    from amqtask.remote.kept import Pause
 
 PAGE_SIZE = 50
 # Dead letters of a queue that are looked at.

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from amqtask.ground.plugins import load, others_names
 
 if TYPE_CHECKING:
-    from amqtask.events.client import BrokerConnection, Events, EventSettings
+    from amqtask.events.client import BrokerConnection, EventReceiver, Events, EventSettings
     from amqtask.events.dispatcher import EventDispatcher
-    from amqtask.events.receiver import EventReceiver
     from amqtask.events.state import State
 
 __all__ = ["BrokerConnection", "EventDispatcher", "EventReceiver", "EventSettings", "Events", "State"]
@@ -20,7 +19,7 @@ __all__ = ["BrokerConnection", "EventDispatcher", "EventReceiver", "EventSetting
 _WHERE = {
     "BrokerConnection": "client",
     "EventDispatcher": "dispatcher",
-    "EventReceiver": "receiver",
+    "EventReceiver": "client",
     "EventSettings": "client",
     "Events": "client",
     "State": "state",

@@ -1,6 +1,6 @@
 """Tasks with `batch=Batch(…)`: the function is called once with many calls, and each call has an end of its own.
 
-A worker gathers calls (amqtask.worker.batches), and its pool gets them as one request whose `decoded` is Calls. It gives back one
+A worker gathers calls (amqtask.worker.lines), and its pool gets them as one request whose `decoded` is Calls. It gives back one
 outcome with the outcome of each call in `calls`. So no pool knows of batches, and what is published and answered is each call's
 own. A request of one call (inline, or one that has nearly reached the delivery limit) calls the function with a list of one.
 """

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import mmap
 import time
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from amqtask import states
+from amqtask.execution.follow_ups import COMPOSITIONS
 from amqtask.execution.request import request_of
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.task import RUN_HEADER
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from amqtask.execution.contract import ChainStore, Composer, TaskLike
     from amqtask.execution.follow_ups import FollowUps
     from amqtask.execution.request import Outcome, Request
-    from amqtask.execution.stops import Perhaps
     from amqtask.ground.shapes import SignatureFields
     from amqtask.protocol.message import Message
     from amqtask.protocol.result import ResultMessage
@@ -37,7 +38,6 @@ _NO_LIMITS = (None, [None, None], (None, None))
 logger = bounded_logger("amqtask.execution")
 # Headers with ids by which a task may be revoked.
 _IDS = ("id", "root_id", "parent_id", "group")
-_COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
 
 
 def needs_no_broker(before: Request, message: Message) -> bool:
@@ -138,6 +138,80 @@ class SharedFlag:
         self._page[0] = 0
 
 
+# -- What else a worker tells slots that are processes, in memory that it shares with them: which running requests are asked to
+# end (Stops), and which ids may be revoked (Perhaps).
+
+# So many of the newest are known.
+MOST = 4096
+_SIZE = 8
+
+
+class Stops:
+    """Numbers of requests. To look costs a microsecond, and less while nobody was ever asked; a number is never used twice."""
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, MOST * _SIZE)
+        self._next = 0
+
+    def add(self, number: int) -> None:
+        """Ask this one. In the process that made it."""
+        start = self._next * _SIZE
+        self._page[start : start + _SIZE] = _packed(number)
+        self._next = (self._next + 1) % MOST
+
+    def __contains__(self, number: object) -> bool:
+        """Whether it was asked. In any process that was forked since."""
+        if not isinstance(number, int):
+            return False
+        packed = _packed(number)
+        found = self._page.find(packed, 0)
+        while found % _SIZE and found >= 0:
+            found = self._page.find(packed, found + 1)
+        return found >= 0
+
+
+def _packed(number: int) -> bytes:
+    """Not all zeros, as what is free; numbers begin with 1."""
+    return (number % 2**64).to_bytes(_SIZE, "big")
+
+
+# Bits of a Perhaps: with 50,000 texts one in a hundred others is taken for one of them.
+_BITS = 2**20
+
+
+class Perhaps:
+    """Texts that were added: of one that was it says so, and sometimes of another, too (a Bloom filter). Nothing is taken out."""
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, _BITS // 8)
+        # Whether there is any.
+        self._any = mmap.mmap(-1, 1)
+
+    def add(self, text: str) -> None:
+        """In the process that made it."""
+        for bit in _bits_of(text):
+            self._page[bit >> 3] |= 1 << (bit & 7)
+        self._any[0] = 1
+
+    def __bool__(self) -> bool:
+        """Whether anything was added."""
+        return bool(self._any[0])
+
+    def __contains__(self, text: object) -> bool:
+        """Whether it may have been added. In any process that was forked since."""
+        if not isinstance(text, str):
+            return False
+        return all(self._page[bit >> 3] >> (bit & 7) & 1 for bit in _bits_of(text))
+
+
+def _bits_of(text: str) -> tuple[int, int]:
+    checksum = zlib.crc32(text.encode("utf-8", "surrogatepass"))
+    return checksum % _BITS, (checksum * 0x9E3779B1 >> 12) % _BITS
+
+
+# -- how far a chain has come
+
+
 class Resuming:
     """Resumes chains from a store that keeps runs."""
 
@@ -195,7 +269,7 @@ def _is_plain(step: SignatureFields) -> bool:
     options = step.get("options") or {}
     return bool(
         options.get("task_id")
-        and step.get("task") not in _COMPOSITIONS
+        and step.get("task") not in COMPOSITIONS
         and not options.get("link")
         and not options.get("chord")
     )

@@ -23,14 +23,12 @@ from amqtask.exceptions import (
     Retry,
     SoftTimeLimitExceeded,
     Terminated,
-    TimeLimitExceeded,
 )
 from amqtask.execution.batches import in_batches
 from amqtask.execution.chain_steps import OFF, Resuming
 from amqtask.execution.context import AT_END, Context, current
 from amqtask.execution.coroutines import CoroutineRunner
 from amqtask.execution.follow_ups import NOTHING, FollowUpComposer, FollowUps
-from amqtask.execution.hooks import tell, tell_failure, tell_postrun, tell_retry, tell_start, tell_success
 from amqtask.execution.inbox import in_inbox
 from amqtask.execution.no_run import DEFAULT, INTERRUPTED_SECONDS, Bounds, Endings, not_stored, requeued
 from amqtask.execution.request import (
@@ -38,14 +36,23 @@ from amqtask.execution.request import (
     Abandoned,
     Answer,
     ErrorInfo,
-    HardLimitReached,
     Outcome,
     frames_of,
     of_success,
     without_values,
 )
 from amqtask.execution.results import Results, is_wanted, keeps_runs
-from amqtask.execution.task_plan import TaskPlan, Wrapper, plan_for
+from amqtask.execution.task_plan import (
+    TaskPlan,
+    Wrapper,
+    plan_for,
+    tell,
+    tell_failure,
+    tell_postrun,
+    tell_retry,
+    tell_start,
+    tell_success,
+)
 from amqtask.ground.loop import exponential_backoff
 from amqtask.ground.printable import bounded_logger
 from amqtask.ground.processes import FORKS, count_forks, end_forked
@@ -114,17 +121,15 @@ class Executor(Endings):
         results = (
             Results(store, hostname=hostname, extended=extended, serializer=serializer) if store is not None else None
         )
-        super().__init__(
-            tasks,
-            accept=accept,
-            follow_up_composer=FollowUpComposer(
-                tasks, composer, results=results, chord_store=chord_store, serializer=serializer
-            ),
-            results=results,
-            hostname=hostname,
-            largest_body=largest_body,
-            bounds=bounds,
+        self.tasks = tasks
+        self.hostname = hostname
+        self.accept = accept
+        self.follow_ups = FollowUpComposer(
+            tasks, composer, results=results, chord_store=chord_store, serializer=serializer
         )
+        self._results = results
+        self._largest_body = largest_body
+        self._bounds = bounds
         count_forks()
         self._chord_store = chord_store
         self._resuming = Resuming(store, composer) if store is not None and keeps_runs(store) else None
@@ -167,14 +172,10 @@ class Executor(Endings):
 
     def _interrupted(self, request: Request, error: BaseException) -> Outcome:
         """The outcome of a request that was ended where its task did not run. Never raises."""
-        match error:
-            case HardLimitReached():
-                return self.lost(request, TimeLimitExceeded(str(error)))
-            case Terminated() if not isinstance(error, Abandoned):
-                return self.revoked(request, str(error) or "terminated", in_slot=True)
-            case _:
-                reason = f"it was interrupted before it ran: {error!r}"
-                return requeued(request, reason)._replace(pause=INTERRUPTED_SECONDS)
+        if isinstance(error, Terminated) and not isinstance(error, Abandoned):
+            return self.ended_by_pool(request, error, in_slot=True)
+        reason = f"it was interrupted before it ran: {error!r}"
+        return requeued(request, reason)._replace(pause=INTERRUPTED_SECONDS)
 
     def execute_here(self, request: Request) -> Outcome:
         """`execute` in the present context, where variables that the task sets stay."""
@@ -320,7 +321,7 @@ class Executor(Endings):
         embed, result, after, is_step = context.embed, None, NOTHING, False
         try:
             if embed is not NO_FOLLOW_UPS and (embed.get("callbacks") or embed.get("chain") or embed.get("chord")):
-                after = self._follow_up_composer.of_success(context, value)
+                after = self.follow_ups.of_success(context, value)
             if context.asked_retries:
                 after += self._asked_retries(request, context)
             if self._results is not None and is_wanted(plan, request):
@@ -378,10 +379,8 @@ class Executor(Endings):
                 return failed._replace(answer=Answer.DEAD_LETTER, reason=reason, state=states.REJECTED)
             case Abandoned():
                 return requeued(request, str(error), runtime)
-            case HardLimitReached():
-                return self.lost(request, TimeLimitExceeded(str(error)))._replace(runtime=runtime)
             case Terminated():
-                return self.revoked(request, str(error) or "terminated", in_slot=True)._replace(runtime=runtime)
+                return self.ended_by_pool(request, error, in_slot=True)._replace(runtime=runtime)
             case _:
                 return self._failed(plan, request, context, error, runtime)
 
@@ -449,7 +448,7 @@ class Executor(Endings):
         try:
             if self._results is not None and (is_wanted(plan, request) or task.store_errors_even_if_ignored):
                 result = self._results.failure(request, context, error, info.traceback)
-            after = self._follow_up_composer.of_failure(context, error, info.traceback)
+            after = self.follow_ups.of_failure(context, error, info.traceback)
             if context.asked_retries:
                 after += self._asked_retries(request, context)
         except BackendUnreachable as unreachable:

@@ -24,7 +24,7 @@ from amqtask.protocol.result import ENDS, ResultMessage, exception_as_dict
 from amqtask.protocol.task import is_signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from amqtask.execution.contract import ChordStore, Composer, TaskLike
     from amqtask.execution.results import Results
@@ -50,39 +50,98 @@ NOTHING = FollowUps()
 COMPOSITIONS = frozenset({"celery.chain", "celery.group", "celery.chord"})
 
 
-class Chords:
-    """Makes parts, bodies and failures. `errbacks(errbacks, context, error, trace)` returns the messages of errbacks.
-
-    `store` is None when parts are counted in the broker.
-    """
+class FollowUpComposer:
+    """Composes messages through the app; publishes nothing. Without a `chord_store` parts of chords are counted in the broker."""
 
     def __init__(
         self,
+        tasks: Mapping[str, TaskLike],
         composer: Composer,
         *,
-        results: Results | None,
-        store: ChordStore | None,
-        serializer: str,
-        errbacks: Callable[[list[SignatureFields] | None, Context, BaseException, str], tuple[Message, ...]],
+        results: Results | None = None,
+        chord_store: ChordStore | None = None,
+        serializer: str = "json",
     ) -> None:
+        self._tasks = tasks
         self._composer = composer
         self._results = results
-        self._store = store
+        self._chord_store = chord_store
         self._serializer = serializer
-        self._errbacks = errbacks
+
+    def of_success(self, context: Context, value: object) -> FollowUps:
+        """The callbacks, the next step and the part of a chord. Raises: the errors of composing (a callback whose arguments
+        cannot be encoded), BackendUnreachable."""
+        embed = context.embed
+        messages: list[Message] = []
+        for callback in embed.get("callbacks") or ():
+            messages += self._composer.compose_next(callback, value, context, [])
+        chain = embed.get("chain")
+        if chain:
+            # Reversed: the next step is the last element (celery-protocol: `chain`).
+            messages += self._composer.compose_next(chain[-1], value, context, list(chain[:-1]))
+        follow_ups = FollowUps(tuple(messages))
+        if embed.get("chord"):
+            part = ResultMessage(context.id or "", states.SUCCESS, value)
+            follow_ups += self.part(embed["chord"], context.group, context.group_index, part)
+        return follow_ups
+
+    def of_failure(
+        self,
+        context: Context,
+        error: BaseException,
+        trace: str,
+        *,
+        state: str = states.FAILURE,
+        with_errbacks: bool = True,
+        most: int | None = None,
+    ) -> FollowUps:
+        """Errbacks, and the failures of the later steps and of the chord; of `most` at most, see `_after`. Raises:
+        BackendUnreachable."""
+        follow_ups = (
+            FollowUps(self._errbacks((context.embed.get("errbacks") or [])[:most], context, error, trace))
+            if with_errbacks
+            else NOTHING
+        )
+        if context.embed.get("chain") or context.embed.get("chord"):
+            follow_ups += self._after(context, state, error, trace, most)
+        return follow_ups
+
+    def _errbacks(
+        self, errbacks: list[SignatureFields] | None, context: Context, error: BaseException, trace: str
+    ) -> tuple[Message, ...]:
+        """Errbacks as in Celery: one that takes (request, exc, traceback) before its own arguments and is registered here is
+        called with them, any other is published with the failed task's id before its own arguments.
+
+        Where no user code may run (the worker's I/O loop, where no task is running) the call becomes a message, too.
+        """
+        messages: list[Message] = []
+        for errback in errbacks or ():
+            try:
+                task = self._tasks.get(errback["task"])
+                if task is None or not _takes_the_error(task, errback):
+                    messages += self._composer.compose_next(errback, context.id, context, [], is_bound=False)
+                elif current_context() is not None:
+                    _call(task, errback, context, error, trace)
+                else:
+                    messages.append(self._composer.compose_errback(errback, context, error, trace))
+            except (Exception, *ENDS):
+                logger.exception("errback %s of task %s[%s] failed", errback, context.task, context.id)
+        return tuple(messages)
+
+    # -- chords: their parts, bodies and failures
 
     def part(self, body: SignatureFields, group_id: str | None, index: int | None, part: ResultMessage) -> FollowUps:
         """A member of a header has ended. Raises: EncodeError, BackendUnreachable."""
         if not group_id:
             return NOTHING
-        if self._store is None:
+        if self._chord_store is None:
             size = size_of(body)
             if size is None:
                 return NOTHING  # a chord of a Celery program, whose task celery.chord_unlock counts the results
             queue = queue_name(group_id, token_of(body))
             message = part_message(queue, index, part, self._serializer)
             return FollowUps((), (ChordPart(group_id, part.task_id, size, body, message),))
-        everything = self._store.add_chord_part(group_id, index, part, body_id(body))
+        everything = self._chord_store.add_chord_part(group_id, index, part, body_id(body))
         return NOTHING if everything is None else self.joined(body, group_id, everything, part.task_id)
 
     def broken(self, part: ChordPart, error: BaseException) -> ChordPart:
@@ -118,7 +177,7 @@ class Chords:
         follow_ups = FollowUps(self._errbacks(options.get("link_error"), context, error, ""))
         return follow_ups + self.never([body], states.FAILURE, error, "")
 
-    def after(
+    def _after(
         self, context: Context, state: str, error: BaseException, trace: str, most: int | None = None
     ) -> FollowUps:
         """A task has failed: the later steps of its chain, and the chord that it is a part of, fail, too. `most`: so many steps
@@ -202,85 +261,6 @@ def first_task(sig: SignatureFields) -> SignatureFields:
     if sig["task"] == "celery.chord":
         return first_task(kwargs["body"]) if kwargs.get("body") else sig
     return sig
-
-
-class FollowUpComposer:
-    """Composes messages through the app; publishes nothing."""
-
-    def __init__(
-        self,
-        tasks: Mapping[str, TaskLike],
-        composer: Composer,
-        *,
-        results: Results | None = None,
-        chord_store: ChordStore | None = None,
-        serializer: str = "json",
-    ) -> None:
-        self._tasks = tasks
-        self._composer = composer
-        self.chords = Chords(
-            composer, results=results, store=chord_store, serializer=serializer, errbacks=self._errbacks
-        )
-
-    def of_success(self, context: Context, value: object) -> FollowUps:
-        """The callbacks, the next step and the part of a chord. Raises: the errors of composing (a callback whose arguments
-        cannot be encoded), BackendUnreachable."""
-        embed = context.embed
-        messages: list[Message] = []
-        for callback in embed.get("callbacks") or ():
-            messages += self._composer.compose_next(callback, value, context, [])
-        chain = embed.get("chain")
-        if chain:
-            # Reversed: the next step is the last element (celery-protocol: `chain`).
-            messages += self._composer.compose_next(chain[-1], value, context, list(chain[:-1]))
-        follow_ups = FollowUps(tuple(messages))
-        if embed.get("chord"):
-            part = ResultMessage(context.id or "", states.SUCCESS, value)
-            follow_ups += self.chords.part(embed["chord"], context.group, context.group_index, part)
-        return follow_ups
-
-    def of_failure(
-        self,
-        context: Context,
-        error: BaseException,
-        trace: str,
-        *,
-        state: str = states.FAILURE,
-        with_errbacks: bool = True,
-        most: int | None = None,
-    ) -> FollowUps:
-        """Errbacks, and the failures of the later steps and of the chord; of `most` at most, see Chords.after. Raises:
-        BackendUnreachable."""
-        follow_ups = (
-            FollowUps(self._errbacks((context.embed.get("errbacks") or [])[:most], context, error, trace))
-            if with_errbacks
-            else NOTHING
-        )
-        if context.embed.get("chain") or context.embed.get("chord"):
-            follow_ups += self.chords.after(context, state, error, trace, most)
-        return follow_ups
-
-    def _errbacks(
-        self, errbacks: list[SignatureFields] | None, context: Context, error: BaseException, trace: str
-    ) -> tuple[Message, ...]:
-        """Errbacks as in Celery: one that takes (request, exc, traceback) before its own arguments and is registered here is
-        called with them, any other is published with the failed task's id before its own arguments.
-
-        Where no user code may run (the worker's I/O loop, where no task is running) the call becomes a message, too.
-        """
-        messages: list[Message] = []
-        for errback in errbacks or ():
-            try:
-                task = self._tasks.get(errback["task"])
-                if task is None or not _takes_the_error(task, errback):
-                    messages += self._composer.compose_next(errback, context.id, context, [], is_bound=False)
-                elif current_context() is not None:
-                    _call(task, errback, context, error, trace)
-                else:
-                    messages.append(self._composer.compose_errback(errback, context, error, trace))
-            except (Exception, *ENDS):
-                logger.exception("errback %s of task %s[%s] failed", errback, context.task, context.id)
-        return tuple(messages)
 
 
 def _call(task: Any, errback: SignatureFields, context: Context, error: BaseException, trace: str) -> None:

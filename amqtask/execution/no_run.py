@@ -26,11 +26,11 @@ from amqtask.exceptions import (
     WorkerLostError,
 )
 from amqtask.execution.context import Context
-from amqtask.execution.follow_ups import COMPOSITIONS, NOTHING, Chords, FollowUps
-from amqtask.execution.request import HIDDEN, Answer, Outcome
+from amqtask.execution.follow_ups import COMPOSITIONS, NOTHING, FollowUps
+from amqtask.execution.request import HIDDEN, Answer, HardLimitReached, Outcome
 from amqtask.ground.printable import bounded_logger, described, printable
 from amqtask.protocol.chord import size_of
-from amqtask.protocol.serialization import LARGEST_BODY, is_private
+from amqtask.protocol.serialization import is_private
 from amqtask.protocol.task import NO_FOLLOW_UPS, decode_body, light_limit, saferepr
 
 if TYPE_CHECKING:
@@ -153,32 +153,18 @@ class Endings:
     """Runs no task and, but for storing results, does no I/O: the worker calls it on its I/O loop.
 
     On the loop large bodies of requests that did not run are not decoded: the follow-ups of such a request do not get its
-    failure. Of very many follow-ups the last ones of the chain get it. `largest_body` is in bytes.
+    failure. Of very many follow-ups the last ones of the chain get it.
     """
 
-    def __init__(
-        self,
-        tasks: Mapping[str, TaskLike],
-        *,
-        accept: frozenset[str],
-        follow_up_composer: FollowUpComposer,
-        results: Results | None,
-        hostname: str,
-        bounds: Bounds,
-        largest_body: int = LARGEST_BODY,
-    ) -> None:
-        self._largest_body = largest_body
-        self._bounds = bounds
-        self.tasks = tasks
-        self.hostname = hostname
-        self.accept = accept
-        self._follow_up_composer = follow_up_composer
-        self._results = results
-
-    @property
-    def chords(self) -> Chords:
-        """Makes the bodies of chords that the worker joins."""
-        return self._follow_up_composer.chords
+    # The executor makes them.
+    tasks: Mapping[str, TaskLike]
+    hostname: str
+    accept: frozenset[str]
+    # Makes the bodies of chords that the worker joins, too.
+    follow_ups: FollowUpComposer
+    _results: Results | None
+    _largest_body: int
+    _bounds: Bounds
 
     def lost(self, request: Request, error: WorkerLostError | TimeLimitExceeded) -> Outcome:
         """Its process died, or was killed at its hard limit."""
@@ -205,6 +191,12 @@ class Endings:
     def revoked(self, request: Request, reason: str, *, in_slot: bool = False) -> Outcome:
         """It was revoked before it ran, or terminated while it ran."""
         return self._ended(request, states.REVOKED, TaskRevokedError(reason), Answer.ACK, reads_all=in_slot)
+
+    def ended_by_pool(self, request: Request, error: Terminated, *, in_slot: bool = False) -> Outcome:
+        """Its pool has ended it while it ran: at its hard limit (HardLimitReached), or because the pool was told to."""
+        if isinstance(error, HardLimitReached):
+            return self.lost(request, TimeLimitExceeded(str(error)))
+        return self.revoked(request, str(error) or "terminated", in_slot=in_slot)
 
     def expired(self, request: Request) -> Outcome:
         """Its `expires` passed before it could run."""
@@ -246,7 +238,7 @@ class Endings:
             logger.info("What was to follow task %s[%s] is not known: %s", request.task, request.id, trouble)
             return NOTHING
         context = Context.of(request, args, kwargs, embed, self.hostname)
-        return self._follow_up_composer.of_failure(
+        return self.follow_ups.of_failure(
             context,
             error,
             trace,

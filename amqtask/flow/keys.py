@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import WrongValue
 from amqtask.flow.contract import Bound, Guard, Lock
-from amqtask.ground.plugins import near_names
+from amqtask.ground.plugins import did_you_mean
 from amqtask.ground.printable import printable
 from amqtask.protocol.flow_options import Breaker, Concurrency, Limit, Unique, as_fair, label_of, weighted_text
 from amqtask.protocol.serialization import dumps
@@ -89,8 +89,7 @@ class FlowPlan:
             return
         for name in by:
             if name not in parameters:
-                near = near_names(name, parameters)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(name, parameters)
                 raise WrongValue(f"task {self.name}: {option} is by {name!r}, which is no argument of it.{hint}")
 
     def unique_key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -10,29 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from amqtask.flow.contract import (
-    BREAKER_IS_OPEN,
-    CLOSED,
-    DOUBT,
-    HALF_OPEN,
-    LEAST_STEP,
-    LONGEST,
-    MOST_STEP,
-    NOTED_RUNS,
-    OPEN,
-    PACE,
-    PATIENCE,
-    RAMP,
-    SHARE,
-    SHORTEST,
-    SOONER,
-    SPARE,
-    TRYING,
-    UNKNOWN,
-    Circuit,
-    KeyUse,
-    Verdict,
-)
+from amqtask.flow import contract as rules
+from amqtask.flow.contract import Circuit, KeyUse, Verdict
 
 if TYPE_CHECKING:
     from amqtask.flow.contract import Bound, Entry, Guard, Lock, Override
@@ -79,7 +58,7 @@ class Switch:
     """A breaker: when runs failed while it was closed; since it opened, until when nobody tries, who tries and until when its
     lease is, and how many were refused."""
 
-    state: str = CLOSED
+    state: str = rules.CLOSED
     failures: list[float] = field(default_factory=list)
     until: float = 0.0
     tries: str = ""
@@ -89,8 +68,8 @@ class Switch:
     def open(self, until: float) -> str:
         """Let nobody in until then."""
         self.failures.clear()
-        self.state, self.until, self.tries, self.refused = OPEN, until, "", 0
-        return OPEN
+        self.state, self.until, self.tries, self.refused = rules.OPEN, until, "", 0
+        return rules.OPEN
 
 
 @dataclass(slots=True)
@@ -144,7 +123,7 @@ class MemoryStore:
             if entry.guard is not None and (wait := self._pause(entry.guard, entry.holder, now)):
                 if entry.lock is not None:
                     self._keep(entry.lock, entry.task_id, now, is_running=False)
-                return Verdict(wait, BREAKER_IS_OPEN, tickets=entry.tickets)
+                return Verdict(wait, rules.BREAKER_IS_OPEN, tickets=entry.tickets)
             bounds = [bound.under(self.state.limits.get((entry.scope, bound.label))) for bound in entry.bounds]
             refused = {
                 bound.label: self._ticket(bound, now, entry)
@@ -180,7 +159,7 @@ class MemoryStore:
             return {
                 key: Circuit(switch.state, max(0.0, switch.until - now))
                 for key, switch in found.items()
-                if switch.state != CLOSED
+                if switch.state != rules.CLOSED
             }
 
     def _give_back(self, entry: Entry, seconds: float, lock: str, runs: int) -> None:
@@ -188,7 +167,7 @@ class MemoryStore:
             line = self._line(bound)
             if line.holders.pop(entry.holder, None) is not None:
                 mean = seconds if line.mean is None else line.mean
-                line.mean = mean + (seconds - mean) * min(1.0, runs / NOTED_RUNS)
+                line.mean = mean + (seconds - mean) * min(1.0, runs / rules.NOTED_RUNS)
         self.state.runs.pop(entry.holder, None)
         if entry.lock is None or entry.lock.until in ("started", "ttl"):
             return
@@ -277,24 +256,24 @@ class MemoryStore:
     def _pause(self, guard: Guard, holder: str, now: float) -> float:
         """In how many seconds a run may ask again; 0: its breaker lets it in."""
         switch = self.state.switches.get(guard.key)
-        if switch is None or switch.state == CLOSED:
+        if switch is None or switch.state == rules.CLOSED:
             return 0.0
         is_tried = switch.tries not in ("", holder) and switch.leased > now
         if switch.until <= now and not is_tried:
             return 0.0
-        later = min(switch.refused * RAMP, random.random() * guard.pause)
+        later = min(switch.refused * rules.RAMP, random.random() * guard.pause)
         switch.refused += 1
         if is_tried:
-            later = max(later, min(guard.pause, TRYING))
-        return max(SHORTEST, max(switch.until - now, 0.0) + later)
+            later = max(later, min(guard.pause, rules.TRYING))
+        return max(rules.SHORTEST, max(switch.until - now, 0.0) + later)
 
     def _try(self, guard: Guard | None, holder: str, leased: float) -> str:
         """A run was let in; whether it is the one that tries."""
         switch = self.state.switches.get(guard.key) if guard is not None else None
-        if switch is None or switch.state == CLOSED:
+        if switch is None or switch.state == rules.CLOSED:
             return ""
-        switch.state, switch.tries, switch.leased = HALF_OPEN, holder, leased
-        return HALF_OPEN
+        switch.state, switch.tries, switch.leased = rules.HALF_OPEN, holder, leased
+        return rules.HALF_OPEN
 
     def _settle(self, guard: Guard, holder: str, ended: str) -> str:
         now, switch = self._clock(), self.state.switches.get(guard.key)
@@ -302,7 +281,7 @@ class MemoryStore:
             if ended != "failure":
                 return ""
             switch = self.state.switches[guard.key] = Switch()
-        if switch.state == CLOSED:
+        if switch.state == rules.CLOSED:
             if ended != "failure":
                 return ""
             switch.failures = [*switch.failures, now][-guard.failures :]
@@ -312,7 +291,7 @@ class MemoryStore:
             return ""  # it began before
         if ended == "success":
             del self.state.switches[guard.key]
-            return CLOSED
+            return rules.CLOSED
         if ended == "failure":
             return switch.open(now + guard.pause)
         switch.tries = ""
@@ -329,7 +308,7 @@ class MemoryStore:
         line = self._line(bound)
         ticket = entry.tickets.get(bound.label)
         if ticket is None:
-            if (line.issued - line.served) * self._pace(bound, line, now) > PATIENCE:
+            if (line.issued - line.served) * self._pace(bound, line, now) > rules.PATIENCE:
                 return False
         elif line.front > now and ticket - line.served > bound.places + 1:
             return False  # one who is before it asks in a moment
@@ -346,7 +325,7 @@ class MemoryStore:
             return 1
         if bound.places:
             return most
-        return max(1, min(most, int((now - self._first(bound, line, now)) / bound.interval * SPARE) + 1))
+        return max(1, min(most, int((now - self._first(bound, line, now)) / bound.interval * rules.SPARE) + 1))
 
     def _let_in(self, bound: Bound, now: float, entry: Entry, lease_ends: float, runs: int) -> None:
         line = self._line(bound)
@@ -368,22 +347,24 @@ class MemoryStore:
         if not bound.places and ahead > 1:
             at = first + (ahead - 1) * pace
         elif ahead > bound.places + 1:
-            at = first + ahead * pace * PACE
+            at = first + ahead * pace * rules.PACE
         else:
             step = pace
             if bound.places:
-                step = min(pace * SOONER, max(LEAST_STEP, min(pace * bound.places * SHARE, MOST_STEP)))
-            at = line.front = max(min(line.front, now + LONGEST) + step, first)
-        return ticket, min(max(SHORTEST, at - now), LONGEST)
+                step = min(
+                    pace * rules.SOONER, max(rules.LEAST_STEP, min(pace * bound.places * rules.SHARE, rules.MOST_STEP))
+                )
+            at = line.front = max(min(line.front, now + rules.LONGEST) + step, first)
+        return ticket, min(max(rules.SHORTEST, at - now), rules.LONGEST)
 
     def _pace(self, bound: Bound, line: Line, now: float) -> float:
         """Seconds between two runs that begin, as far as is known."""
         if not bound.places:
             return bound.interval
-        run = UNKNOWN if line.mean is None else line.mean
+        run = rules.UNKNOWN if line.mean is None else line.mean
         if len(line.holders) >= bound.places:
-            taken = min(now - line.began, LONGEST)
-            run = max(run, taken if line.mean is None else taken * DOUBT)
+            taken = min(now - line.began, rules.LONGEST)
+            run = max(run, taken if line.mean is None else taken * rules.DOUBT)
         return run / bound.places
 
     def _first(self, bound: Bound, line: Line, now: float) -> float:

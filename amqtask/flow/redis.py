@@ -17,33 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from amqtask.flow.contract import (
-    BREAKER_IS_OPEN,
-    CLOSED,
-    DOUBT,
-    HALF_OPEN,
-    LEAST_STEP,
-    LONGEST,
-    MOST_KEYS,
-    MOST_STEP,
-    NOTED_RUNS,
-    OPEN,
-    PACE,
-    PATIENCE,
-    RAMP,
-    REMEMBERED,
-    RUN,
-    SHARE,
-    SHORTEST,
-    SOONER,
-    SPARE,
-    TRYING,
-    UNKNOWN,
-    Circuit,
-    KeyUse,
-    Override,
-    Verdict,
-)
+from amqtask.flow import contract as rules
+from amqtask.flow.contract import Circuit, KeyUse, Override, Verdict
 
 if TYPE_CHECKING:
     from amqtask.flow.contract import Bound, Entry
@@ -93,7 +68,7 @@ local function free(key)
 end
 local function note(bound, field, value)
   redis.call('HSET', bound.key..':line', 'text', bound.text, field, string.format('%.6f', value))
-  redis.call('EXPIRE', bound.key..':line', {REMEMBERED})
+  redis.call('EXPIRE', bound.key..':line', {rules.REMEMBERED})
 end
 """
 _ENTER = (
@@ -111,11 +86,11 @@ if guard then
     local tries, left = breaker[2] or '', tonumber(breaker[1]) - now
     local is_tried = tries ~= '' and tries ~= e.holder and tonumber(redis.call('ZSCORE', LEASES, tries) or 0) > now
     if left > 0 or is_tried then
-      local later = math.min(tonumber(breaker[3] or 0) * {RAMP}, e.random * guard.pause)
+      local later = math.min(tonumber(breaker[3] or 0) * {rules.RAMP}, e.random * guard.pause)
       redis.call('HINCRBY', guard.key, 'refused', 1)
-      if is_tried then later = math.max(later, math.min(guard.pause, {TRYING})) end
+      if is_tried then later = math.max(later, math.min(guard.pause, {rules.TRYING})) end
       if lock then keep(lock, 'w') end
-      return {{string.format('%.3f', math.max({SHORTEST}, math.max(left, 0) + later)), '{BREAKER_IS_OPEN}', ''}}
+      return {{string.format('%.3f', math.max({rules.SHORTEST}, math.max(left, 0) + later)), '{rules.BREAKER_IS_OPEN}', ''}}
     end
   end
 end
@@ -145,7 +120,7 @@ local function first(bound)
 end
 local function used(bound)
   redis.call('ZADD', S..':keys:'..bound.label, string.format('%.6f', now), bound.key)
-  redis.call('EXPIRE', S..':keys:'..bound.label, {REMEMBERED})
+  redis.call('EXPIRE', S..':keys:'..bound.label, {rules.REMEMBERED})
 end
 local lines = {{}}
 local function line_of(bound)
@@ -163,17 +138,17 @@ local function line_of(bound)
 end
 local function pace_of(bound, line)
   if bound.places == 0 then return bound.interval end
-  local run = line.mean or {UNKNOWN}
+  local run = line.mean or {rules.UNKNOWN}
   if line.count >= bound.places then
-    local taken = math.min(now - line.began, {LONGEST})
-    run = math.max(run, line.mean and taken * {DOUBT} or taken)
+    local taken = math.min(now - line.began, {rules.LONGEST})
+    run = math.max(run, line.mean and taken * {rules.DOUBT} or taken)
   end
   return run / bound.places
 end
 local function has_room(bound)
   local line, ticket = line_of(bound), e.tickets[bound.label]
   if not ticket then
-    if (line.issued - line.served) * pace_of(bound, line) > {PATIENCE} then return false end
+    if (line.issued - line.served) * pace_of(bound, line) > {rules.PATIENCE} then return false end
   elseif line.front > now and ticket - line.served > bound.places + 1 then
     return false
   end
@@ -203,16 +178,17 @@ local function draw(bound)
   if bound.places == 0 and ahead > 1 then
     at = from + (ahead - 1) * pace
   elseif ahead > bound.places + 1 then
-    at = from + ahead * pace * {PACE}
+    at = from + ahead * pace * {rules.PACE}
   else
     local step = pace
     if bound.places > 0 then
-      step = math.min(pace * {SOONER}, math.max({LEAST_STEP}, math.min(pace * bound.places * {SHARE}, {MOST_STEP})))
+      local least = math.min(pace * bound.places * {rules.SHARE}, {rules.MOST_STEP})
+      step = math.min(pace * {rules.SOONER}, math.max({rules.LEAST_STEP}, least))
     end
-    at = math.max(math.min(line.front, now + {LONGEST}) + step, from)
+    at = math.max(math.min(line.front, now + {rules.LONGEST}) + step, from)
     note(bound, 'front', at)
   end
-  return ticket, math.min(math.max({SHORTEST}, at - now), {LONGEST})
+  return ticket, math.min(math.max({rules.SHORTEST}, at - now), {rules.LONGEST})
 end
 local longest, reason, tickets = 0, '', {{}}
 for _, bound in ipairs(e.bounds) do
@@ -234,14 +210,14 @@ for _, bound in ipairs(e.bounds) do
   if bound.places > 0 then
     has_lease = true
   else
-    runs = math.max(1, math.min(runs, math.floor((now - first(bound)) / bound.interval * {SPARE}) + 1))
+    runs = math.max(1, math.min(runs, math.floor((now - first(bound)) / bound.interval * {rules.SPARE}) + 1))
   end
 end
 for _, bound in ipairs(e.bounds) do
   local line = line_of(bound)
   if bound.places > 0 then
     redis.call('SADD', bound.key, e.holder)
-    redis.call('EXPIRE', bound.key, {REMEMBERED})
+    redis.call('EXPIRE', bound.key, {rules.REMEMBERED})
   else
     occupy(bound, taken(bound) + runs * bound.interval)
   end
@@ -252,7 +228,7 @@ for _, bound in ipairs(e.bounds) do
 end
 if has_lease then
   redis.call('ZADD', LEASES, string.format('%.6f', now + e.lease), e.holder)
-  redis.call('EXPIRE', LEASES, {REMEMBERED})
+  redis.call('EXPIRE', LEASES, {rules.REMEMBERED})
 end
 if lock then
   if lock['until'] == 'started' then
@@ -261,13 +237,13 @@ if lock then
     keep(lock, 'r')
     if lock['until'] ~= 'ttl' then
       redis.call('HSET', LOCKED, e.holder, math.ceil(lock.ttl * 1000)..' '..lock.key)
-      redis.call('EXPIRE', LOCKED, {REMEMBERED})
+      redis.call('EXPIRE', LOCKED, {rules.REMEMBERED})
     end
   end
 end
 if breaker and breaker[1] then
-  redis.call('HSET', guard.key, 'state', '{HALF_OPEN}', 'tries', e.holder)
-  return {{'', '', '', '{HALF_OPEN}'}}
+  redis.call('HSET', guard.key, 'state', '{rules.HALF_OPEN}', 'tries', e.holder)
+  return {{'', '', '', '{rules.HALF_OPEN}'}}
 end
 return runs == e.most and 0 or runs
 """
@@ -278,7 +254,7 @@ _LEAVE = (
 for _, bound in ipairs(e.bounds) do
   if bound.places > 0 and redis.call('SREM', bound.key, e.holder) == 1 then
     local mean = tonumber(redis.call('HGET', bound.key..':line', 'mean') or e.seconds)
-    note(bound, 'mean', mean + (e.seconds - mean) * math.min(1, e.runs / {NOTED_RUNS}))
+    note(bound, 'mean', mean + (e.seconds - mean) * math.min(1, e.runs / {rules.NOTED_RUNS}))
   end
 end
 redis.call('ZREM', LEASES, e.holder)
@@ -292,10 +268,10 @@ if not guard then return 0 end
 local failures = guard.key..':failures'
 local function open()
   local till = string.format('%.6f', now + guard.pause)
-  redis.call('HSET', guard.key, 'state', '{OPEN}', 'until', till, 'tries', '', 'refused', 0)
-  redis.call('EXPIRE', guard.key, {REMEMBERED} + math.ceil(guard.pause))
+  redis.call('HSET', guard.key, 'state', '{rules.OPEN}', 'until', till, 'tries', '', 'refused', 0)
+  redis.call('EXPIRE', guard.key, {rules.REMEMBERED} + math.ceil(guard.pause))
   redis.call('DEL', failures)
-  return '{OPEN}'
+  return '{rules.OPEN}'
 end
 local breaker = redis.call('HMGET', guard.key, 'until', 'tries')
 if not breaker[1] then
@@ -308,7 +284,7 @@ if not breaker[1] then
 elseif breaker[2] == e.holder then
   if e.ended == 'success' then
     redis.call('DEL', guard.key)
-    return '{CLOSED}'
+    return '{rules.CLOSED}'
   end
   if e.ended == 'failure' then return open() end
   redis.call('HSET', guard.key, 'tries', '')
@@ -329,8 +305,8 @@ for _, holder in ipairs(e.holders) do
     if redis.call('PTTL', key) < tonumber(ttl) then redis.call('PEXPIRE', key, ttl) end
   end
 end
-redis.call('EXPIRE', LEASES, {REMEMBERED})
-redis.call('EXPIRE', LOCKED, {REMEMBERED})
+redis.call('EXPIRE', LEASES, {rules.REMEMBERED})
+redis.call('EXPIRE', LOCKED, {rules.REMEMBERED})
 return 0
 """
 )
@@ -346,9 +322,9 @@ _LOOK = (
 local found = {{redis.call('HGETALL', S..':limits')}}
 for _, label in ipairs(e.labels) do
   local keys = S..':keys:'..label
-  redis.call('ZREMRANGEBYSCORE', keys, '-inf', string.format('%.6f', now - {REMEMBERED}))
+  redis.call('ZREMRANGEBYSCORE', keys, '-inf', string.format('%.6f', now - {rules.REMEMBERED}))
   local uses = {{}}
-  for _, key in ipairs(redis.call('ZREVRANGE', keys, 0, {MOST_KEYS} - 1)) do
+  for _, key in ipairs(redis.call('ZREVRANGE', keys, 0, {rules.MOST_KEYS} - 1)) do
     local line, running = redis.call('HMGET', key..':line', 'text', 'issued', 'served'), 0
     if redis.call('TYPE', key).ok == 'set' then
       for _, holder in ipairs(redis.call('SMEMBERS', key)) do
@@ -412,7 +388,7 @@ class RedisStore:
             fields["random"] = random.random()
         answer = self._server().ask(_ENTER, entry.scope, _of(entry, **fields))
         if isinstance(answer, int):
-            return RUN if most == 1 else Verdict(runs=answer or most)
+            return rules.RUN if most == 1 else Verdict(runs=answer or most)
         seconds, reason, other, *tickets = answer
         if not seconds and not other:
             return Verdict(changed=_text(tickets[0]))

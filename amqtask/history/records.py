@@ -80,7 +80,7 @@ class TaskRow:
     joins: str | None = None
     # The periodic task that beat sent it for.
     periodic: str | None = None
-    # What follows it (events.workflow), as JSON.
+    # What follows it (events.dispatcher), as JSON.
     follows: str | None = None
     args: str | None = None
     kwargs: str | None = None

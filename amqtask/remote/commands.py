@@ -16,7 +16,7 @@ from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import did_you_mean
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import KeywordDict, OptionDict
+    from amqtask.ground.shapes import KeywordDict
 
 Kind = Literal["control", "inspect"]
 # What a pattern of workers' names may be.
@@ -138,59 +138,47 @@ BUILTIN: Mapping[str, CommandInfo] = {
 _custom: dict[str, tuple[CommandInfo, Callable[..., Any]]] = {}
 
 
-@overload
-def control_command(function: Function, /) -> Function: ...
-@overload
-def control_command(
-    *,
-    name: str | None = None,
-    alias: str | None = None,
-    visible: bool = True,
-    default_timeout: float = 1.0,
-    help: str | None = None,
-    signature: str | None = None,
-    args: Sequence[Argument] | None = None,
-    variadic: str | None = None,
-) -> Callable[[Function], Function]: ...
-def control_command(function: object = None, /, **options: object) -> Any:
-    """Add a command that changes a worker: `function(state, **arguments)`, run on its I/O loop.
+class CommandDecorator:
+    """Add a command to workers: `function(state, **arguments)`, run on their I/O loop.
 
     `name` is the function's unless given, `args` and `variadic` say what the command line takes. What the function
     returns is the reply; what it raises is answered as an error.
     """
-    return _register("control", function, options)
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+
+    @overload
+    def __call__(self, function: Function, /) -> Function: ...
+    @overload
+    def __call__(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        alias: str | None = None,
+        visible: bool = True,
+        default_timeout: float = 1.0,
+        help: str | None = None,
+        signature: str | None = None,
+        args: Sequence[Argument] | None = None,
+        variadic: str | None = None,
+    ) -> Callable[[Function], Function]: ...
+    def __call__(self, function: Any = None, /, **options: Any) -> Any:
+        if function is None:
+            return lambda decorated: self(decorated, **options)
+        fields = {key: value for key, value in options.items() if value is not None}
+        name = fields.pop("name", None) or function.__name__
+        fields.setdefault("help", (function.__doc__ or "").strip().split("\n")[0])
+        fields["args"] = tuple((str(argument), convert) for argument, convert in fields.get("args", ()))
+        info = CommandInfo(name=name, kind=self._kind, **fields)
+        for known_as in {name, info.alias or name}:
+            _custom[known_as] = (info, function)
+        return function
 
 
-@overload
-def inspect_command(function: Function, /) -> Function: ...
-@overload
-def inspect_command(
-    *,
-    name: str | None = None,
-    alias: str | None = None,
-    visible: bool = True,
-    default_timeout: float = 1.0,
-    help: str | None = None,
-    signature: str | None = None,
-    args: Sequence[Argument] | None = None,
-    variadic: str | None = None,
-) -> Callable[[Function], Function]: ...
-def inspect_command(function: object = None, /, **options: object) -> Any:
-    """Add a command that asks a worker; see `control_command`."""
-    return _register("inspect", function, options)
-
-
-def _register(kind: Kind, function: Any, options: OptionDict) -> object:
-    if function is None:
-        return lambda decorated: _register(kind, decorated, options)
-    fields = {key: value for key, value in options.items() if value is not None}
-    name = fields.pop("name", None) or function.__name__
-    fields.setdefault("help", (function.__doc__ or "").strip().split("\n")[0])
-    fields["args"] = tuple((str(argument), convert) for argument, convert in fields.get("args", ()))
-    info = CommandInfo(name=name, kind=kind, **fields)
-    for known_as in {name, info.alias or name}:
-        _custom[known_as] = (info, function)
-    return function
+# A command that changes a worker, and one that asks it.
+control_command, inspect_command = CommandDecorator("control"), CommandDecorator("inspect")
 
 
 def find_custom(name: str) -> Callable[..., Any] | None:

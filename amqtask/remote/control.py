@@ -9,7 +9,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError, DuplicateNodenameWarning, MessageError, PublishError, QueueNotFound
 from amqtask.ground.lazy import lazy
@@ -25,17 +25,18 @@ from amqtask.protocol.control import (
     reply_queue,
 )
 from amqtask.remote.commands import MATCHERS
-from amqtask.remote.pauses import NOTE, Pauses
-from amqtask.remote.revokes import KEPT, ORDERS
+from amqtask.remote.kept import KEPT, NOTE, ORDERS, Pauses
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import CommandArguments, Headers, Options, Replies
     from amqtask.protocol.control import Reply
     from amqtask.protocol.message import Delivery
-    from amqtask.remote.revokes import KeptRevokes
+    from amqtask.remote.kept import KeptRevokes
     from amqtask.transport.broker import Broker
     from amqtask.transport.contract import Publisher
 
+
+Callback = Callable[[dict[str, Any]], object]
 
 # -- Inspect: what workers can be asked, by Celery's names (celery/app/control.py).
 
@@ -49,25 +50,39 @@ class AskOptions:
     limit: int | None = None
     pattern: str | None = None
     matcher: str | None = None
-    callback: Callable[[dict[str, Any]], object] | None = None
-
-
-class Asker(Protocol):
-    """Sends a question and returns the answers by node."""
-
-    def ask_them(self, question: str, arguments: CommandArguments, options: AskOptions) -> Replies: ...
+    callback: Callback | None = None
 
 
 class Inspect:
-    """Each question returns {node: answer}, or None when nobody answered (as in Celery)."""
+    """Asks workers of one application; `app` is another one, `connection` is taken for Celery's sake. Each question returns
+    {node: answer}, or None when nobody answered (as in Celery)."""
 
-    def __init__(self, asker: Asker, options: AskOptions) -> None:
-        self._asker = asker
-        self._options = options
+    control: Control
+
+    def __init__(
+        self,
+        destination: str | Sequence[str] | None = None,
+        timeout: float = 1.0,
+        callback: Callback | None = None,
+        connection: object = None,
+        app: Any = None,
+        limit: int | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+    ) -> None:
+        self._control: Control = self.control if app is None else app.control
+        self._options = AskOptions(
+            destination=destination,
+            timeout=timeout,
+            limit=limit,
+            pattern=pattern,
+            matcher=matcher,
+            callback=callback,
+        )
 
     def _request(self, command: str, **arguments: object) -> Replies | None:
         """Any question, a custom one too, under Celery's name for this method."""
-        return self._asker.ask_them(command, arguments, self._options) or None
+        return self._control.ask_them(command, arguments, self._options) or None
 
     def ping(self, destination: Sequence[str] | None = None) -> Replies | None:
         """Who is there: {"ok": "pong"}."""
@@ -75,7 +90,7 @@ class Inspect:
             return self._request("ping")
         old = self._options
         options = AskOptions(destination=destination, timeout=old.timeout, callback=old.callback)
-        return self._asker.ask_them("ping", {}, options) or None
+        return self._control.ask_them("ping", {}, options) or None
 
     def active(self, safe: bool | None = None) -> Replies | None:
         """What runs; with `safe` arguments are told as text and nothing is decoded for it."""
@@ -143,34 +158,6 @@ class Inspect:
 
 # Seconds that connecting for the replies may take, on top of the time that they are waited for.
 CONNECT_SECONDS = 5.0
-Callback = Callable[[dict[str, Any]], object]
-
-
-class Inspection(Inspect):
-    """Asks workers of one application; `app` is another one, `connection` is taken for Celery's sake."""
-
-    control: Control
-
-    def __init__(
-        self,
-        destination: str | Sequence[str] | None = None,
-        timeout: float = 1.0,
-        callback: Callback | None = None,
-        connection: object = None,
-        app: Any = None,
-        limit: int | None = None,
-        pattern: str | None = None,
-        matcher: str | None = None,
-    ) -> None:
-        options = AskOptions(
-            destination=destination,
-            timeout=timeout,
-            limit=limit,
-            pattern=pattern,
-            matcher=matcher,
-            callback=callback,
-        )
-        super().__init__(self.control if app is None else app.control, options)
 
 
 class Control:
@@ -234,31 +221,10 @@ class Control:
             return None
         return [{answer.nodename: answer.payload} for answer in self._collect(command, arguments, options)]
 
-    def ask(
-        self,
-        command: str,
-        arguments: CommandArguments,
-        *,
-        destination: str | Sequence[str] | None = None,
-        timeout: float = 1.0,
-        limit: int | None = None,
-        callback: Callback | None = None,
-        pattern: str | None = None,
-        matcher: str | None = None,
-    ) -> Replies:
-        """Send a command and collect the answers by node, until `timeout` or as many as were asked.
-
-        Raises: PublishError.
-        """
-        options = AskOptions(
-            destination=destination,
-            timeout=timeout,
-            limit=limit,
-            pattern=pattern,
-            matcher=matcher,
-            callback=callback,
-        )
-        return self.ask_them(command, arguments, options)
+    def ask(self, command: str, arguments: CommandArguments, **options: Any) -> Replies:
+        """Send a command and collect the answers by node, until the timeout or as many as were asked. The options are those of
+        AskOptions. Raises: PublishError."""
+        return self.ask_them(command, arguments, AskOptions(**options))
 
     def ask_them(self, question: str, arguments: CommandArguments, options: AskOptions) -> Replies:
         """Send a command and collect the answers by node. Warns of nodes that answered twice."""
@@ -537,9 +503,9 @@ class Control:
     discard_all = purge
 
     @lazy
-    def inspect(self) -> type[Inspection]:
+    def inspect(self) -> type[Inspect]:
         """Questions: `app.control.inspect().active()`; for the arguments see `broadcast`."""
-        return type("Inspect", (Inspection,), {"control": self})
+        return type("Inspect", (Inspect,), {"control": self})
 
     def close(self) -> None:
         """Do nothing: no connection stays open between commands."""
@@ -565,6 +531,3 @@ def _matcher(options: AskOptions) -> str | None:
             f"workers do not try the pattern {printable(options.pattern, 100)!r}: {error}"
         ) from error
     return options.matcher or "glob"
-
-
-__all__ = ["Control", "Inspect"]

@@ -76,7 +76,7 @@ class Autoscale:
         """Change the bounds, by remote control. Returns (max_slots, min_slots)."""
         self.max_slots = max(1, max_slots if max_slots is not None else self.max_slots)
         self.min_slots = max(1, min(self.max_slots, min_slots if min_slots is not None else self.min_slots))
-        self._worker.most_slots = self.max_slots
+        self._worker.division.most_slots = self.max_slots
         self._worker.windows.resize()
         slots = self._slots
         bounded = min(self.max_slots, max(self.min_slots, slots))

@@ -27,8 +27,8 @@ from amqtask.services.delayed import Which, as_task
 from amqtask.services.revoking import hello, revoke, revoke_by_stamped_headers, revoked, terminate
 from amqtask.topology.delays import TO_HEADER, waiting_priority
 from amqtask.topology.slots import asked_slots
+from amqtask.worker.lines import parse_rate
 from amqtask.worker.strategy import bare_request
-from amqtask.worker.throttle import parse_rate
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Request

@@ -21,8 +21,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from amqtask import signals, states
-from amqtask.events.dispatcher import sent_fields
-from amqtask.events.workflow import message_workflow, workflow_fields
+from amqtask.events.dispatcher import message_workflow, sent_fields, workflow_fields
 from amqtask.exceptions import EncodeError
 from amqtask.execution.request import HELD, Answer
 from amqtask.ground import VERSION

@@ -30,8 +30,7 @@ from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger, count, printable
 from amqtask.protocol.control import CANCEL, TREE
 from amqtask.protocol.message import OddHeaders
-from amqtask.remote.pauses import NotOurs
-from amqtask.remote.revokes import AT, JOURNAL, KEPT, MARK, ORDERS, is_refused
+from amqtask.remote.kept import AT, JOURNAL, KEPT, MARK, ORDERS, NotOurs, is_refused
 from amqtask.services.revoking import ids_of, matcher, stamps_of
 from amqtask.transport.contract import OFFSET
 
@@ -42,8 +41,7 @@ if TYPE_CHECKING:
     from amqtask.pool import Loop
     from amqtask.protocol.control import Command
     from amqtask.protocol.message import Delivery
-    from amqtask.remote.pauses import Pauses
-    from amqtask.remote.revokes import KeptRevokes
+    from amqtask.remote.kept import KeptRevokes, Pauses
     from amqtask.transport.contract import Tail
     from amqtask.worker.dispatcher import Dispatcher
     from amqtask.worker.operations import Operations

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import EncodeError, Retry, SoftTimeLimitExceeded
-from amqtask.execution.batched import BatchedExecutor
 from amqtask.execution.context import Context, current_context
 from amqtask.execution.executor import Executor
+from amqtask.execution.gated import BatchedExecutor
 from amqtask.execution.request import Calls, Request
 from amqtask.ground.plugins import load
 from amqtask.protocol.flow_options import Batch

@@ -228,13 +228,12 @@ class Deliveries:
     def __init__(
         self,
         consumer: Consumer,
-        redeliveries: Redeliveries,
         *,
         unanswered: Callable[[], tuple[list[Request], list[Request]]],
         changed: Callable[[], None],
     ) -> None:
         self._consumer = consumer
-        self._redeliveries = redeliveries
+        self.redeliveries = Redeliveries()
         self._unanswered = unanswered
         self._changed = changed
         self._ledger = Ledger(NO_EPOCH)
@@ -272,7 +271,7 @@ class Deliveries:
     def ack(self, requests: Sequence[Request]) -> None:
         """The answer of most: their outcomes publish nothing."""
         self.look_at_channel()
-        epoch, finish, acked = self._ledger.epoch, self._ledger.finish, self._redeliveries.acked
+        epoch, finish, acked = self._ledger.epoch, self._ledger.finish, self.redeliveries.acked
         for request in requests:
             delivery = request.delivery
             if delivery.epoch == epoch and not self.acks_early and request.first is None:
@@ -288,7 +287,7 @@ class Deliveries:
         if delivery.epoch != ledger.epoch:
             # Its channel is gone, so it cannot be answered; its redelivery will get this answer.
             self.acks_early.discard(request.number)
-            for parked in self._redeliveries.ended(delivered(request), answer):
+            for parked in self.redeliveries.ended(delivered(request), answer):
                 self.answer(parked, answer)
         elif not ledger.is_open(delivery.tag):  # it was acked early
             self.acks_early.discard(request.number)
@@ -297,7 +296,7 @@ class Deliveries:
             if self.acks_early:
                 self.acks_early.discard(request.number)
             if answer is not Answer.REQUEUE:
-                self._redeliveries.acked(delivered(request).headers)
+                self.redeliveries.acked(delivered(request).headers)
         self._changed()
 
     def _tell_broker(self, tag: int, answer: Answer) -> None:
@@ -349,7 +348,7 @@ class Deliveries:
         alive, waiting = self._unanswered()
         orphans = [delivered(request) for request in alive if self.is_present(request)]
         self.acks_early.difference_update([request.number for request in waiting])
-        self._redeliveries.adopt(orphans, [delivered(request) for request in waiting])
+        self.redeliveries.adopt(orphans, [delivered(request) for request in waiting])
         self._ledger.begin(epoch)
 
 

@@ -1,7 +1,7 @@
 """The dispatcher: requests wait here until a slot is free; queues take turns.
 
 A request is handed to the pool only while the pool has room, so nothing waits behind a long task while another
-slot idles. Rate limits hold back only their own tasks (see throttle.py), and queues with slots of their own only their own
+slot idles. Rate limits hold back only their own tasks (see lines.py), and queues with slots of their own only their own
 requests (see division.py).
 """
 
@@ -13,69 +13,28 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from amqtask.execution.no_run import requeued
 from amqtask.execution.request import Calls, calls_of, is_batch
 from amqtask.ground.loop import OneTimer
 from amqtask.topology.declarations import base_of
-from amqtask.worker.batches import BatchLine
-from amqtask.worker.next_in_line import NextInLine
+from amqtask.worker.lines import BatchLine, NextInLine, SharedLine
 
 if TYPE_CHECKING:
     from amqtask.execution.request import Outcome, Request
     from amqtask.pool import Loop, Pool
     from amqtask.worker.deliveries import Deliveries
     from amqtask.worker.division import Division
+    from amqtask.worker.lines import Throttle
+    from amqtask.worker.options import WorkQueues
+    from amqtask.worker.report import Report
     from amqtask.worker.strategy import TaskStrategy
-    from amqtask.worker.throttle import Throttle
 
 
 # Their line's name, which is no queue's.
 _FIRST = "\0"
-
-
-class SharedLine(deque["Request"]):
-    """The requests of all shards of a queue (see amqtask.topology.declarations): the shards take turns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lines: dict[str, deque[Request]] = {}
-        self._turns: deque[deque[Request]] = deque()
-
-    def append(self, request: Request) -> None:
-        line = self._lines.setdefault(request.queue, deque())
-        if not line:
-            self._turns.append(line)
-        line.append(request)
-
-    def extend(self, requests: Iterable[Request]) -> None:
-        for request in requests:
-            self.append(request)
-
-    def popleft(self) -> Request:
-        line = self._turns.popleft()
-        request = line.popleft()
-        if line:
-            self._turns.append(line)
-        return request
-
-    def clear(self) -> None:
-        self._lines.clear()
-        self._turns.clear()
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._turns[0][0] if index == 0 else list(self)[index]
-
-    def __bool__(self) -> bool:
-        return bool(self._turns)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._turns))
-
-    def __iter__(self) -> Iterator[Request]:
-        for line in self._turns:
-            yield from line
 
 
 class Dispatcher:
@@ -84,7 +43,7 @@ class Dispatcher:
     `watched` has requests that must start before a wall-clock time, or that were revoked while they waited
     (infinity): `admit(request, deadline)` is called just before they run; False means that the request must not run and has
     been dealt with. `accepted(request)` is called just before the pool gets a request in `acks_early`. `turned_away(request)` is
-    called with one whose turn may have come, while no slot is free for it.
+    called with one whose turn may have come, while no slot is free for it. Starts are reported while `report` sees them.
     """
 
     def __init__(
@@ -93,17 +52,20 @@ class Dispatcher:
         pool: Pool,
         loop: Loop,
         throttle: Throttle,
+        report: Report,
         admit: Callable[[Request, float], bool],
         acks_early: AbstractSet[int],
         accepted: Callable[[Request], None],
         turned_away: Callable[[Request], None] = lambda request: None,
         slots: Callable[[], int] = lambda: 1,
         division: Division | None = None,
+        has_batches: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
-        # Submits a request to the pool; the worker replaces it while an observer or a log needs to see starts.
-        self.submit = pool.submit
+        self._report = report
+        self._has_batches = has_batches
+        self.look_at_report()
         self._throttle = throttle
         self._admit = admit
         self._acks_early = acks_early
@@ -190,9 +152,29 @@ class Dispatcher:
         """Whether the queue of a request may take another slot, and its pool has one if there are several."""
         return self._division is None or self._division.has_room(request.queue)
 
+    def look_at_report(self) -> None:
+        """Whether starts are seen may have changed. While nobody sees them, without batches, the pool itself is called."""
+        submit = self._submit_seen if self._report.sees_started else self._pool.submit
+        self._submit = partial(self._submit_one_or_batch, submit) if self._has_batches else submit
+
+    def _submit_seen(self, request: Request) -> None:
+        self._report.started(request)
+        self._pool.submit(request)
+
+    def _submit_one_or_batch(self, submit: Callable[[Request], None], request: Request) -> None:
+        if not is_batch(request):
+            submit(request)
+            return
+        calls = self._begin_batch(request)
+        if self._report.sees_started:
+            for call in calls:
+                self._report.started(call)
+        if calls:
+            self._pool.submit(request)
+
     def _fill_from_lines(self) -> None:
         pool, turns, running, throttle = self._pool, self._turns, self.running, self._throttle
-        watched, acks_early, submit, division = self.watched, self._acks_early, self.submit, self._division
+        watched, acks_early, submit, division = self.watched, self._acks_early, self._submit, self._division
         first = self._first
         full: list[deque[Request]] = []
         while turns and pool.free > 0:
@@ -222,17 +204,17 @@ class Dispatcher:
         return self._admit(request, self.watched.pop(request.number))
 
     def _fill_from_held(self) -> None:
-        while self._pool.free > 0 and (request := self._next_held()) is not None:
+        while self._pool.free > 0:
+            request = self._throttle.next_ready(self._clock(), self.has_room)
+            if request is None:
+                break
             if self.watched and request.number in self.watched and not self._admitted(request):
                 continue
             if request.number in self._acks_early:
                 self._accepted(request)
             self.running[request.number] = request
-            self.submit(request)
+            self._submit(request)
         self._wake_for_held()
-
-    def _next_held(self) -> Request | None:
-        return self._throttle.next_ready(self._clock(), self.has_room)
 
     def _wake_for_held(self) -> None:
         # With no free slot the next outcome calls `run` anyway.
@@ -255,7 +237,7 @@ class Dispatcher:
         self._turns.append(line)
         self._loop.call_soon(self.run)
 
-    def begin_batch(self, batch: Request) -> Calls:
+    def _begin_batch(self, batch: Request) -> Calls:
         """The calls of a batch that may run. Without one it does not run."""
         calls = Calls(call for call in calls_of(batch) if call.number not in self.watched or self._admitted(call))
         batch.decoded = calls  # type: ignore[assignment] # see Request
@@ -407,29 +389,29 @@ class _Closed:
 
 
 class Surplus:
-    """Requeues the surplus, so that another worker may run it."""
+    """Requeues the surplus, so that another worker may run it. `latest` is the number of the latest request."""
 
     def __init__(
         self,
         dispatcher: Dispatcher,
         deliveries: Deliveries,
+        work_queues: WorkQueues,
+        division: Division,
         *,
-        delivery_limit: Callable[[str], int | None],
-        slots: Callable[[], int],
-        is_long: Callable[[str], bool],
+        latest: Callable[[], int],
         clock: Callable[[], float],
     ) -> None:
         self._dispatcher = dispatcher
         self._deliveries = deliveries
-        self._delivery_limit = delivery_limit
-        self._slots = slots
-        self._is_long = is_long
+        self._work_queues = work_queues
+        self._division = division
+        self._latest = latest
         self._clock = clock
         self._closed: dict[str, _Closed] = {}
 
-    def closed(self, queue: str, last: int) -> None:
-        """The queue's window has closed; `last` is the number of the latest request."""
-        self._closed[queue] = _Closed(last, max(1, self._slots()), self._clock() + FIRST_SECONDS)
+    def closed(self, queue: str) -> None:
+        """The queue's window has closed."""
+        self._closed[queue] = _Closed(self._latest(), max(1, self._division.slots), self._clock() + FIRST_SECONDS)
 
     def opened(self, queue: str) -> None:
         """The tasks are short again, or the queue is not consumed any more."""
@@ -450,11 +432,11 @@ class Surplus:
             del self._closed[queue]
         return count
 
-    def look(self) -> None:
-        """Requeue the portions that are due; called some times a second."""
+    def look(self, is_long: Callable[[str], bool]) -> None:
+        """Requeue the portions that are due, of queues whose tasks are long now; called some times a second."""
         now = self._clock()
         for queue, closed in list(self._closed.items()):
-            if not self._is_long(queue):
+            if not is_long(queue):
                 self.opened(queue)
             elif closed.portion is not None and closed.due <= now:
                 closed.due = now + PORTION_SECONDS
@@ -474,7 +456,7 @@ class Surplus:
         Only first deliveries, or second ones: older brokers count the requeue as a failed delivery, and that must not
         dead-letter a message. No steps of a chain that has begun here."""
         self._deliveries.look_at_channel()
-        limit = self._delivery_limit(queue) or sys.maxsize
+        limit = self._work_queues.delivery_limit(queue) or sys.maxsize
         acks_early = self._deliveries.acks_early
 
         def allowed(request: Request) -> bool:

@@ -8,7 +8,7 @@ yet waits in its queue's line, where it holds up nobody. What is a queue's is it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import ConfigurationError
@@ -66,21 +66,30 @@ class Division:
     """Which queues may take another slot; falsy while nothing is divided: one pool, and no queue has slots of its own.
 
     `given` are the slots of queues, also of some that this worker does not consume; for those in `consumed` slots are kept
-    free. `slots(pool)` is how many a pool has, or may get by autoscale.
+    free. `most_slots` is autoscale's maximum, or None.
     """
 
     def __init__(
-        self, pool: Pool, given: Mapping[str, QueueSlots], consumed: Iterable[str], *, slots: Callable[[Pool], int]
+        self, pool: Pool, given: Mapping[str, QueueSlots], consumed: Iterable[str], most_slots: int | None
     ) -> None:
         self._pool = pool
         self._given = dict(given)
         self._consumed = set(map(base_of, consumed))
-        self._slots = slots
+        self.most_slots = most_slots
         self._running = CountedByQueue({})
         self._is_used = len(pool.members) > 1 or not self._given.keys().isdisjoint(self._consumed)
 
     def __bool__(self) -> bool:
         return self._is_used
+
+    @property
+    def slots(self) -> int:
+        """How many tasks may run at once (with autoscale: the maximum)."""
+        return sum(map(self._slots_of, self._pool.members))
+
+    def _slots_of(self, pool: Pool) -> int:
+        """How many a pool has, or may get: autoscale is for the first."""
+        return (self.most_slots if pool is self._pool.members[0] else None) or pool.slots
 
     def counted(self, running: dict[int, Request]) -> dict[int, Request]:
         """The running requests, counted from now on where it matters."""
@@ -92,7 +101,7 @@ class Division:
     def give(self, queue: str, own: QueueSlots) -> None:
         """Give a queue slots of its own, or others than it had. Raises: ConfigurationError (so many cannot be kept free)."""
         pool = self._pool.member(queue := base_of(queue))
-        check_reserved({**self._given, queue: own}, {queue, *self._queues_of(pool)}, self._slots(pool))
+        check_reserved({**self._given, queue: own}, {queue, *self._queues_of(pool)}, self._slots_of(pool))
         self._given[queue] = own
         self._is_used = True
 
@@ -123,7 +132,7 @@ class Division:
         """How many slots the queue may take at most."""
         queue = base_of(queue)
         pool, own = self._pool.member(queue), self._own(queue)
-        slots, queues = self._slots(pool), self._queues_of(pool)
+        slots, queues = self._slots_of(pool), self._queues_of(pool)
         most = max(1, min(slots, own.reserved + self._shared(queues, slots)))
         return most if own.most is None else min(most, own.most)
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import Delivery, PropertiesLike
     from amqtask.worker.follow_ups import FollowUpPublisher
+    from amqtask.worker.options import WorkQueues
+    from amqtask.worker.report import Report
 
 
 # -- Copies of a received message that are published again: to the dead-letter queue, or to be delayed.
@@ -160,25 +162,17 @@ def _shortened(value: object) -> str:
 
 # Seconds before the second run; the pause doubles with each run.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
+# So many messages are counted here, the newest.
+REMEMBERED = 10_000
 
 
 class Lost:
-    """Holds lost requests for their pause; then `give_back(request)` requeues them."""
+    """Holds lost requests for their pause, then has them requeued."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        *,
-        give_back: Callable[[Request], None],
-        delivery_limit: Callable[[str], int | None],
-        is_counting: Callable[[str], bool] = lambda queue: True,
-        remembered: int = 10_000,
-    ) -> None:
+    def __init__(self, loop: Loop, work_queues: WorkQueues, answer: Callable[[Request, Answer], None]) -> None:
         self._loop = loop
-        self._is_counting = is_counting
-        self._give_back = give_back
-        self._delivery_limit = delivery_limit
-        self._remembered = remembered
+        self._work_queues = work_queues
+        self._answer = answer
         self._counts: OrderedDict[str | int, int] = OrderedDict()
         self._waiting: dict[int, tuple[Request, Timer]] = {}
 
@@ -188,17 +182,16 @@ class Lost:
 
     def attempts(self, request: Request) -> int:
         """How often a redelivered message was delivered before: by the broker's count, else how often its process died here."""
-        if request.attempts and self._is_counting(request.queue):
+        if request.attempts and self._work_queues.is_counting(request.queue):
             return request.attempts
         return self._counts.get(_name(request), 0)
 
     def is_last(self, request: Request) -> bool:
         """Count a lost request; whether it must not be delivered again."""
         # In another queue it is the sender's.
-        if "x-delivery-count" not in request.headers or not self._is_counting(request.queue):
+        if "x-delivery-count" not in request.headers or not self._work_queues.is_counting(request.queue):
             self._add(_name(request))
-        limit = self._delivery_limit(request.queue)
-        return limit is not None and 0 < limit <= request.attempts + 1
+        return self._work_queues.is_last_run(request)
 
     def hold(self, request: Request) -> None:
         """Requeue the request after a pause."""
@@ -213,12 +206,12 @@ class Lost:
 
     def _requeue_now(self, request: Request) -> None:
         if self._waiting.pop(request.number, None) is not None:
-            self._give_back(request)
+            self._answer(request, Answer.REQUEUE)
 
     def _add(self, name: str | int) -> None:
         self._counts[name] = self._counts.get(name, 0) + 1
         self._counts.move_to_end(name)
-        if len(self._counts) > self._remembered:
+        if len(self._counts) > REMEMBERED:
             self._counts.popitem(last=False)
 
 
@@ -241,9 +234,7 @@ def _patience(error: PublishError) -> float:
 class Finisher:
     """Publishes the messages of outcomes, and calls `answer` once all of them are confirmed.
 
-    `dead_queue(name)` is the dead-letter queue of a work queue, None where there is none; `dead_lettered` is called when
-    the copy in it is confirmed. `requeue` is called with a request that cannot be finished before the worker stops. `replace` is
-    the consumer's.
+    `requeue` is called with a request that cannot be finished before the worker stops. `replace` is the consumer's.
     """
 
     def __init__(
@@ -252,16 +243,16 @@ class Finisher:
         following: FollowUpPublisher,
         answer: Callable[[Request, Answer], None],
         requeue: Callable[[Request], None],
-        dead_queue: Callable[[str], Queue | None],
-        dead_lettered: Callable[[Request], None],
+        work_queues: WorkQueues,
+        report: Report,
         hostname: str,
         replace: Callable[[Delivery, Sequence[Message], Callable[[bool], None]], bool],
     ) -> None:
         self._following = following
         self._answer = answer
         self._requeue = requeue
-        self._dead_queue = dead_queue
-        self.dead_lettered = dead_lettered
+        self._dead_queue = work_queues.dead_letter_queue
+        self._report = report
         self._hostname = hostname
         self._replace = replace
         # Requests that wait for confirms, by number: they are answered later, unless their channel is lost.
@@ -298,7 +289,7 @@ class Finisher:
                 self._finish_by_and_by(request, outcome)
                 return
             if outcome.answer is Answer.DEAD_LETTER:
-                self.dead_lettered(request)
+                self._report.dead_lettered(request)
             self.settle(request, outcome.answer)
 
         if outcome.answer is Answer.ACK:
@@ -399,13 +390,13 @@ class Finisher:
             # The broker cannot take all of it (its frame_max is smaller than other brokers').
             self._following.store(bare_dead_letter(dead), ended, on_stopped=stopped, patience=_patience)
         else:
-            self._following.retry(dead, error, ended, on_stopped=stopped, patience=_patience)
+            self._following.store(dead, ended, on_stopped=stopped, patience=_patience, refused=error)
 
     def _dead_letter_ended(
         self, request: Request, on_end: Callable[[Answer | None], None], error: PublishError | None
     ) -> None:
         if error is None:
-            self.dead_lettered(request)
+            self._report.dead_lettered(request)
             on_end(Answer.DEAD_LETTER)
             return
         logger.error(
@@ -470,6 +461,3 @@ class _End:
             self._finisher.stopped(self._request)
         else:
             self._finisher.settle(self._request, self._answer)
-
-
-__all__ = ["Finisher", "back_to_its_queue"]

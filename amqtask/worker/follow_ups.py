@@ -22,12 +22,12 @@ from amqtask.protocol.entities import Queue
 
 if TYPE_CHECKING:
     from amqtask.exceptions import PublishError
+    from amqtask.execution.no_run import Endings
     from amqtask.execution.request import Request
     from amqtask.pool import Loop
     from amqtask.protocol.chord import ChordPart
     from amqtask.protocol.message import Message
     from amqtask.transport.contract import LoopPublisher
-    from amqtask.worker.options import Endings
 
 
 # -- Results that no queue took: their reader has gone, or the node of its queue is down and comes back.
@@ -196,31 +196,20 @@ class FollowUpPublisher:
         *,
         on_stopped: Callable[[], None],
         patience: Patience = patience,
+        refused: PublishError | None = None,
     ) -> None:
-        """Publish one message, again after an error for as long as `patience` returns for it. `on_stopped` is called instead of
-        `on_end` when the worker stops first."""
-        _Attempts(self, message, on_end, on_stopped, patience).start()
+        """Publish one message, again after an error for as long as `patience` returns for it; `refused` is the error of one that
+        was just refused. `on_stopped` is called instead of `on_end` when the worker stops first."""
+        attempts = _Attempts(self, message, on_end, on_stopped, patience)
+        if refused is None:
+            attempts.start()
+        else:
+            attempts.refused(refused)
 
     def _store_result(
         self, result: Message, on_end: Callable[[PublishError | None], None], on_stopped: Callable[[], None]
     ) -> None:
         self.store(result, on_end, on_stopped=on_stopped, patience=patience_with_results)
-
-    def retry(
-        self,
-        message: Message,
-        error: PublishError,
-        on_end: Callable[[PublishError | None], None],
-        *,
-        on_stopped: Callable[[], None],
-        patience: Patience = patience,
-    ) -> None:
-        """Like `store`, for a message that has just been refused."""
-        _Attempts(self, message, on_end, on_stopped, patience).refused(error)
-
-    def holds(self, change: int) -> None:
-        """So many more messages are refused for now, or fewer."""
-        self.held += change
 
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call `callback` after a pause."""
@@ -289,14 +278,14 @@ class _Attempts:
         if self._is_held:
             return
         self._is_held = True
-        self._following.holds(1)
+        self._following.held += 1
         if self._following.held == 1:  # one line, however many there are
             logger.warning("a message is refused for now, and published again until it is taken: %s", error)
 
     def _let_go(self) -> None:
         if self._is_held:
             self._is_held = False
-            self._following.holds(-1)
+            self._following.held -= 1
 
 
 class _FollowUps:
@@ -344,9 +333,6 @@ class _FollowUps:
         if not self._unfinished:
             self._on_done(not self._is_unconfirmed)
 
-    def _stopped(self) -> None:
-        self._one_done(False)
-
     # -- tasks
 
     def _published(self, message: Message, error: PublishError | None) -> None:
@@ -355,7 +341,9 @@ class _FollowUps:
         elif "task" not in message.properties.headers:
             self._result_published(message, False, error)
         else:
-            self._following.retry(message, error, partial(self._ended, message), on_stopped=self._stopped)
+            self._following.store(
+                message, partial(self._ended, message), on_stopped=partial(self._one_done, False), refused=error
+            )
 
     def _ended(self, message: Message, error: PublishError | None) -> None:
         if error is None:
@@ -385,9 +373,9 @@ class _FollowUps:
         if isinstance(error, Unroutable) and not result.exchange:
             self._following.readers.returned(result, partial(self._one_done, True))
             return
-        self._following.retry(
-            result, error, partial(self._result_ended, is_final),
-            on_stopped=self._stopped, patience=patience_with_results,
+        self._following.store(
+            result, partial(self._result_ended, is_final),
+            on_stopped=partial(self._one_done, False), patience=patience_with_results, refused=error,
         )  # fmt: skip
 
     def _result_ended(self, is_final: bool, error: PublishError | None) -> None:

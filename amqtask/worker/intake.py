@@ -22,12 +22,13 @@ from amqtask.worker.finisher import back_to_its_queue
 from amqtask.worker.strategy import Action, Verdict, judge
 
 if TYPE_CHECKING:
-    from amqtask.execution.request import Answer, Outcome, Request
+    from amqtask.execution.no_run import Endings
+    from amqtask.execution.request import Outcome, Request
     from amqtask.ground.shapes import Headers
     from amqtask.pool import Loop, Timer
-    from amqtask.worker.deliveries import Redeliveries
-    from amqtask.worker.finisher import Finisher
-    from amqtask.worker.options import Delays, Endings
+    from amqtask.worker.deliveries import Deliveries
+    from amqtask.worker.finisher import Finisher, Lost
+    from amqtask.worker.options import WorkerSetup, WorkQueues
     from amqtask.worker.report import Report
     from amqtask.worker.revoked import Revocations
     from amqtask.worker.strategy import TaskStrategy
@@ -49,35 +50,29 @@ class Intake:
 
     def __init__(
         self,
+        setup: WorkerSetup,
         *,
         loop: Loop,
+        work_queues: WorkQueues,
+        deliveries: Deliveries,
+        lost: Lost,
         finisher: Finisher,
-        redeliveries: Redeliveries,
-        attempts: Callable[[Request], int],
         revoked: Revocations,
         report: Report,
-        delays: Delays,
         endings: Endings,
-        delivery_limit: Callable[[str], int | None],
-        broker_limit: Callable[[str], int | None],
-        silence_seconds: float,
-        answer: Callable[[Request, Answer], None],
         ready: Callable[[Request], None],
     ) -> None:
+        self._setup = setup
         self._loop = loop
+        self._work_queues = work_queues
+        self._deliveries = deliveries
+        self._lost = lost
         self._finisher = finisher
-        self._redeliveries = redeliveries
-        self._attempts = attempts
         self._revoked = revoked
         self._report = report
-        self._delays = delays
         self._endings = endings
-        self._delivery_limit = delivery_limit
-        self._broker_limit = broker_limit
-        self._silence_seconds = silence_seconds
         # Until then the count of deliveries is not believed.
         self._in_doubt_until = 0.0
-        self._answer = answer
         self._ready = ready
         self._soon: dict[int, tuple[Request, Timer]] = {}
 
@@ -90,9 +85,9 @@ class Intake:
             return False
         if strategy.task is None:
             return self._refuse_unknown(request, strategy)
-        limit = self._delivery_limit(request.queue)
+        limit = self._work_queues.delivery_limit(request.queue)
         if limit and request.attempts and self._is_in_doubt(request):
-            if request.attempts >= max(1, (self._broker_limit(request.queue) or limit) - SPARE):
+            if request.attempts >= max(1, (self._work_queues.broker_limit(request.queue) or limit) - SPARE):
                 self._begin_anew(request)
                 return False
             limit = None
@@ -121,7 +116,7 @@ class Intake:
     def connection_lost(self, *, is_silent: bool) -> None:
         """From now on the broker's counts may be of deliveries that no worker has begun: they were prefetched, or written into
         connections that nobody reads any more, ours and other workers'."""
-        seconds = self._silence_seconds if is_silent else LOSS_SECONDS
+        seconds = self._setup.silence_seconds if is_silent else LOSS_SECONDS
         self._in_doubt_until = max(self._in_doubt_until, time.time() + seconds)
 
     def admit(self, request: Request, deadline: float) -> bool:
@@ -137,12 +132,12 @@ class Intake:
         return True
 
     def _is_known(self, request: Request) -> bool:
-        answer = self._redeliveries.recall(request)
+        answer = self._deliveries.redeliveries.recall(request)
         if answer is not None:
-            self._answer(request, answer)
+            self._deliveries.answer(request, answer)
             return True
-        request.attempts = self._attempts(request)
-        return self._redeliveries.park(request)
+        request.attempts = self._lost.attempts(request)
+        return self._deliveries.redeliveries.park(request)
 
     def _divert(self, request: Request, verdict: Verdict) -> bool:
         match verdict.action:
@@ -178,7 +173,7 @@ class Intake:
         """Send a request to the broker's delay levels, from where it comes back to its queue."""
         message = back_to_its_queue(request)
         message.properties.headers.update(more_headers or {})
-        self._finisher.forward(request, self._delays.delayed(message, seconds), partial(self.refuse, request))
+        self._finisher.forward(request, self._setup.delays.delayed(message, seconds), partial(self.refuse, request))
 
     def refuse(self, request: Request, error: Exception) -> None:
         """Dead-letter a message that is no task message, with the reason."""

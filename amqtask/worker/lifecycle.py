@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from amqtask.worker.dispatcher import Dispatcher, Surplus
     from amqtask.worker.division import Division
     from amqtask.worker.finisher import Finisher, Lost
+    from amqtask.worker.lines import Throttle
     from amqtask.worker.options import RunnableLoop, Service, WorkerSetup
     from amqtask.worker.prefetch import Windows
     from amqtask.worker.revoked import Revocations
-    from amqtask.worker.throttle import Throttle
     from amqtask.worker.workflows import ChordJoiner, Steps
 
 logger = bounded_logger("amqtask.worker")
@@ -100,15 +100,7 @@ class Lifecycle:
         self.services = tuple(services)
         self.started_at = time.time()
         self.is_ready = False
-        self.shutdown = Shutdown(
-            self,
-            worker.loop,
-            grace=setup.shutdown_timeout,
-            soft_timeout=setup.soft_shutdown_timeout,
-            soft_on_idle=setup.soft_shutdown_on_idle,
-            term_is_quit=setup.term_is_quit,
-            on_change=self._tell_shutting_down,
-        )
+        self.shutdown = Shutdown(self, worker.loop, setup, self._tell_shutting_down)
         self._handlers = SignalHandlers(worker.loop, self.shutdown.on_signal)
         self._busy_check = Ticker(worker.loop, BUSY_CHECK_SECONDS, self.look_at_long_tasks)
         self._orphans = Ticker(worker.loop, LOOK_FOR_ZOMBIES_EVERY, Orphans().reap) if os.getpid() == 1 else None
@@ -202,7 +194,7 @@ class Lifecycle:
         self.note_starts()
         self._look_whether_nothing_ends()
         if not worker.is_quiet:
-            worker.surplus.look()
+            worker.surplus.look(worker.windows.are_long)
         self._make_room()
         worker.revoked.purge(time.time())
         if self._state is not None:
@@ -315,9 +307,6 @@ def _has_file(stream: object) -> bool:
         return stream.fileno() >= 0  # type: ignore[attr-defined,no-any-return] # a test's stream may have none
     except (AttributeError, OSError, ValueError):
         return False
-
-
-__all__ = ["Degree", "Lifecycle"]
 
 
 # -- For a worker that is process 1, a container's only program: the kernel gives it all orphaned processes, which it has to

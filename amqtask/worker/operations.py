@@ -50,19 +50,19 @@ class Operations:
     def revoke(self, task_ids: Iterable[str], *, tree: bool = False) -> list[Request]:
         """Revoke these tasks, and with `tree` all that belongs to them. Returns the requests that waited here and do not run."""
         self.note_revoked(task_ids, (), time.time(), tree=tree)
-        return self._stop_waiting()
+        return self.stop_revoked()
 
     def revoke_stamps(self, stamps: Iterable[Stamp]) -> list[Request]:
         """Revoke all tasks that carry one of these stamps. Returns like `revoke`."""
         self._worker.revoked.add_stamps(stamps, time.time())
-        return self._stop_waiting()
+        return self.stop_revoked()
 
     def learn_revoked(
         self, ids: Mapping[str, float], stamps: Mapping[Stamp, float], trees: Mapping[str, float] = NOTHING
     ) -> None:
         """Take over the revoked ids, stamps and trees of another worker, each with the time of its revoke."""
         self._worker.revoked.merge(ids, stamps, time.time(), trees)
-        self._stop_waiting()
+        self.stop_revoked()
 
     def note_revoked(self, ids: Iterable[str], stamps: Iterable[Stamp], since: float, *, tree: bool = False) -> None:
         """Take over what was revoked at that Unix time; call `stop_revoked` after the last."""
@@ -72,15 +72,12 @@ class Operations:
         if tree:
             revoked.add_trees(ids, since)
 
-    def stop_revoked(self) -> None:
-        """Have what waits here and is revoked not run."""
-        self._stop_waiting()
-
     def wake(self) -> None:
         """Do the gathered work at the end of this loop turn."""
         self._worker.wake()
 
-    def _stop_waiting(self) -> list[Request]:
+    def stop_revoked(self) -> list[Request]:
+        """Have what waits here and is revoked not run."""
         worker = self._worker
         worker.steps.look()
         covers = worker.revoked.covers

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from amqtask.execution.stops import Perhaps, Stops
+from amqtask.execution.chain_steps import Perhaps, Stops
 from amqtask.pool import Loop
 from amqtask.topology.declarations import CLASSIC, broker_limit
 from amqtask.worker.revoked import MAX_IDS
@@ -16,13 +16,12 @@ from amqtask.worker.revoked import MAX_IDS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from amqtask.exceptions import WorkerLostError
     from amqtask.execution.chain_steps import SharedFlag
     from amqtask.execution.contract import TaskLike
-    from amqtask.execution.request import Outcome, Request
+    from amqtask.execution.request import Request
     from amqtask.ground.shapes import SettingValues
     from amqtask.protocol.entities import Queue
-    from amqtask.protocol.message import Message
+    from amqtask.topology.delays import DelayPlan
     from amqtask.topology.slots import QueueSlots
 
 
@@ -139,6 +138,11 @@ class WorkQueues(dict[str, WorkQueue]):
         limit = work.queue.argument_map.get("x-delivery-limit") if work is not None else None
         return limit if isinstance(limit, int) else None
 
+    def is_last_run(self, request: Request) -> bool:
+        """Whether its message is dead-lettered if its process dies once more."""
+        limit = self.delivery_limit(request.queue)
+        return limit is not None and 0 < limit <= request.attempts + 1
+
     def is_counting(self, queue: str) -> bool:
         """Whether the broker counts the deliveries of a queue's messages; of a queue whose type only the broker knows it may."""
         work = self.get(queue)
@@ -157,24 +161,6 @@ class RunnableLoop(Loop, Protocol):
         """Release its descriptors, after it has stopped and when it is not called any more."""
 
 
-class Delays(Protocol):
-    """Makes messages for the broker's delay levels (topology.delays.DelayPlan)."""
-
-    def delayed(self, message: Message, seconds: float) -> Message: ...
-
-
-class Endings(Protocol):
-    """Outcomes of requests that no slot ran (execution.executor.Executor)."""
-
-    def refused(self, request: Request, error: Exception) -> Outcome: ...
-
-    def lost_finally(self, request: Request, error: WorkerLostError) -> Outcome: ...
-
-    def revoked(self, request: Request, reason: str) -> Outcome: ...
-
-    def expired(self, request: Request) -> Outcome: ...
-
-
 class WorkerSetup(NamedTuple):
     """Times are seconds. `prefetch` None lets the window adapt. The time limits are for tasks that set none.
 
@@ -184,7 +170,7 @@ class WorkerSetup(NamedTuple):
     hostname: str
     queues: tuple[WorkQueue, ...]
     tasks: Mapping[str, TaskLike]
-    delays: Delays
+    delays: DelayPlan
     # Running requests that are asked to end.
     stops: Stops
     # Queues that are not consumed before somebody resumes them.

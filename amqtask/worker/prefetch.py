@@ -32,6 +32,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from amqtask.transport.contract import Consumer
+    from amqtask.worker.dispatcher import Surplus
+    from amqtask.worker.division import Division
 
 REFILL_SECONDS = 0.005
 LONG_TASK_SECONDS = 0.1
@@ -94,13 +96,12 @@ class Window:
         if pinned is not None:
             self.pinned = max(1, pinned + self._shifted)
 
-    def shift(self, by: int) -> int:
-        """Make the window larger (or smaller) by so many; returns the new one."""
+    def shift(self, by: int) -> None:
+        """Make the window larger (or smaller) by so many."""
         self._shifted += by
         self.current = min(MAX_WINDOW, max(1, self.current + by))
         if self.pinned is not None:
             self.pinned = max(1, self.pinned + by)
-        return self.current
 
     def begin_anew(self, now: float) -> None:
         """Its channel is lost."""
@@ -197,26 +198,14 @@ MOST_ROOM = 4096
 
 
 class Windows:
-    """One Window per queue, for so many `slots`, `pinned` if that is a number. `on_closed(queue)` is called when one closes
-    because the tasks have become long, `on_opened(queue)` when it changes otherwise; `old_deliveries(queue)` is how many
-    deliveries from before the closing are still here."""
+    """One Window per queue, for the slots that it may take, `pinned` if that is a number. `surplus` is told when one closes
+    because the tasks have become long, and when it changes otherwise."""
 
-    def __init__(
-        self,
-        consumer: Consumer,
-        *,
-        slots: Callable[[str], int],
-        pinned: Callable[[str], int | None],
-        on_closed: Callable[[str], None],
-        on_opened: Callable[[str], None],
-        old_deliveries: Callable[[str], int],
-    ) -> None:
+    def __init__(self, consumer: Consumer, division: Division, surplus: Surplus, *, pinned: int | None) -> None:
         self._consumer = consumer
-        self._slots = slots
+        self._division = division
+        self._surplus = surplus
         self._pinned = pinned
-        self._on_closed = on_closed
-        self._on_opened = on_opened
-        self._old_deliveries = old_deliveries
         self._has_old_deliveries = False
         self._next_look = 0.0
         self._taken = 0
@@ -226,18 +215,29 @@ class Windows:
 
     def add(self, queue: str) -> Window:
         """Add the window of a queue that is going to be consumed."""
-        window = self.by_queue[queue] = Window(self._slots(queue), self._pinned(queue))
+        window = self.by_queue[queue] = Window(self._division.most(queue), self._pinned_of(queue))
         window.held = self._room
         return window
 
     def remove(self, queue: str) -> None:
         self.by_queue.pop(queue, None)
-        self._on_opened(queue)
+        self._surplus.opened(queue)
 
     def resize(self) -> None:
         """Queues may take another number of slots than they could."""
         for queue, window in self.by_queue.items():
-            window.resize(self._slots(queue), self._pinned(queue))
+            window.resize(self._division.most(queue), self._pinned_of(queue))
+
+    def _pinned_of(self, queue: str) -> int | None:
+        """In proportion, if the queue may take only a part of the slots."""
+        if self._pinned in (None, MAX_WINDOW):
+            return self._pinned
+        return max(1, round(self._pinned * self._division.most(queue) / self._division.slots))
+
+    def widen(self, queue: str, by: int) -> None:
+        """So many requests of the queue wait here for their rate limit: that must not narrow the window for its other tasks."""
+        if queue in self.by_queue:
+            self.by_queue[queue].extra = by
 
     def shift(self, by: int) -> None:
         """Make each window larger (or smaller) by so many, by remote control."""
@@ -249,7 +249,7 @@ class Windows:
         """The deliveries are void, and there will be others over another connection."""
         for queue, window in self.by_queue.items():
             window.begin_anew(now)
-            self._on_opened(queue)
+            self._surplus.opened(queue)
             self._consumer.set_prefetch(queue, window.room)
 
     def hold(self, count: int) -> None:
@@ -283,14 +283,14 @@ class Windows:
 
     def _changed(self, queue: str, window: Window, *, has_closed: bool) -> None:
         if has_closed and window.pinned is None:
-            self._on_closed(queue)
+            self._surplus.closed(queue)
         else:
-            self._on_opened(queue)
+            self._surplus.opened(queue)
         self._set_prefetch(queue, window)
 
     def _set_prefetch(self, queue: str, window: Window) -> None:
         """Set the prefetch to the window without the deliveries from before its closing."""
-        window.old_deliveries = self._old_deliveries(queue)
+        window.old_deliveries = self._surplus.old_deliveries(queue)
         if window.room == window.current:
             window.old_deliveries = 0
         else:

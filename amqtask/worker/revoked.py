@@ -27,7 +27,7 @@ from amqtask.exceptions import ConfigurationError
 from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
-    from amqtask.execution.stops import Perhaps
+    from amqtask.execution.chain_steps import Perhaps
     from amqtask.ground.shapes import Headers, JsonObject
 
 MAX_IDS = 50_000

@@ -26,6 +26,7 @@ from amqtask.ground.printable import bounded_logger
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop
+    from amqtask.worker.options import WorkerSetup
 
 logger = bounded_logger(__name__)
 
@@ -80,18 +81,11 @@ class Shutdown:
         self,
         worker: Stoppable,
         loop: Loop,
-        *,
-        grace: float | None = None,
-        soft_timeout: float = 0.0,
-        soft_on_idle: bool = False,
-        term_is_quit: bool = False,
+        setup: WorkerSetup,
         on_change: Callable[[str | None, str, int], None] | None = None,
     ) -> None:
         self._worker = worker
-        self._grace = grace
-        self._soft_timeout = soft_timeout
-        self._soft_on_idle = soft_on_idle
-        self._term_is_quit = term_is_quit
+        self._setup = setup
         self._on_change = on_change
         self._timer = OneTimer(loop)
         self.degree = Degree.RUNNING
@@ -106,7 +100,7 @@ class Shutdown:
             self._hang_up()
             return
         was_to_restart, self.restarts = self.restarts, False
-        wants_quit = signum == signal.SIGQUIT or (signum == signal.SIGTERM and self._term_is_quit)
+        wants_quit = signum == signal.SIGQUIT or (signum == signal.SIGTERM and self._setup.term_is_quit)
         if self.degree >= Degree.COLD:
             self._worker.halt()
         elif not wants_quit and (was_to_restart or self.degree is Degree.RUNNING):
@@ -134,22 +128,26 @@ class Shutdown:
             return
         self._begin(Degree.WARM, signal_name, "Warm", EX_OK)
         self._worker.quiet()
-        if self._grace is not None:
-            self._timer.set(self._grace, self._grace_is_over)
+        if self._setup.shutdown_timeout is not None:
+            self._timer.set(self._setup.shutdown_timeout, self._grace_is_over)
         if not self._worker.is_settled:
             logger.warning("worker: waits for %s", self._worker.waits_for)
         self.progress()
 
     def quit(self, signal_name: str | None = None) -> None:
         """Shut down cold, after the time of the soft shutdown if there is one and requests run."""
-        if self.degree >= Degree.SOFT or self._soft_timeout <= 0 or not (self._worker.is_busy or self._soft_on_idle):
+        if (
+            self.degree >= Degree.SOFT
+            or self._setup.soft_shutdown_timeout <= 0
+            or not (self._worker.is_busy or self._setup.soft_shutdown_on_idle)
+        ):
             self.cold(signal_name)
             return
         self._begin(Degree.SOFT, signal_name, "Soft", EX_FAILURE)
         self._worker.quiet()
-        logger.warning("worker: running tasks have %g seconds to end", self._soft_timeout)
-        self._timer.set(self._soft_timeout, self.cold)
-        if not self._soft_on_idle:
+        logger.warning("worker: running tasks have %g seconds to end", self._setup.soft_shutdown_timeout)
+        self._timer.set(self._setup.soft_shutdown_timeout, self.cold)
+        if not self._setup.soft_shutdown_on_idle:
             self.progress()
 
     def cold(self, signal_name: str | None = None) -> None:
@@ -181,7 +179,7 @@ class Shutdown:
             self._on_change(signal_name, how, self.exit_code)
 
     def _grace_is_over(self) -> None:
-        logger.warning("worker: running tasks did not end within %g seconds", self._grace)
+        logger.warning("worker: running tasks did not end within %g seconds", self._setup.shutdown_timeout)
         self.cold()
 
     def _close(self) -> None:

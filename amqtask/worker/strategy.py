@@ -37,9 +37,8 @@ class Action(IntEnum):
     SOON = 1  # run it in `seconds`, which are few
     DELAY = 2  # to the delay levels for `seconds`, confirm, then ack
     EXPIRED = 3
-    REVOKED = 4
-    DEAD_LETTER = 5  # delivered too often: its process died each time
-    REFUSE = 6  # not a task message
+    DEAD_LETTER = 4  # delivered too often: its process died each time
+    REFUSE = 5  # not a task message
 
 
 class Verdict(NamedTuple):

@@ -15,33 +15,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqtask import states
 from amqtask.exceptions import InvalidTaskError, MessageError
-from amqtask.execution.request import HELD, Answer, is_batch
+from amqtask.execution.request import HELD, Answer
 from amqtask.flow.contract import SHORTEST
 from amqtask.flow.keys import TICKETS
 from amqtask.ground.plugins import WithListedNames
 from amqtask.ground.printable import bounded_logger
 from amqtask.topology.declarations import base_of
 from amqtask.transport.contract import HostLeft
-from amqtask.worker.deliveries import Deliveries, Redeliveries
+from amqtask.worker.deliveries import Deliveries
 from amqtask.worker.dispatcher import Dispatcher, Surplus
 from amqtask.worker.division import Division
 from amqtask.worker.finisher import Finisher, Lost
 from amqtask.worker.follow_ups import FollowUpPublisher
 from amqtask.worker.intake import Intake
 from amqtask.worker.lifecycle import Lifecycle
+from amqtask.worker.lines import MOST_HELD, Throttle
 from amqtask.worker.options import WorkQueue, WorkQueues
-from amqtask.worker.prefetch import MAX_WINDOW, Windows
+from amqtask.worker.prefetch import Windows
 from amqtask.worker.revoked import Revocations
 from amqtask.worker.strategy import Strategies, bare_request, read_request, read_strange, without_end
-from amqtask.worker.throttle import MOST_HELD, Throttle
 from amqtask.worker.workflows import Steps, delivered
 
 if TYPE_CHECKING:
+    from amqtask.execution.no_run import Endings
     from amqtask.execution.request import Outcome, Request
     from amqtask.pool import OnOutcomes, Pool
     from amqtask.protocol.chord import ChordPart
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from amqtask.topology.slots import QueueSlots
     from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
     from amqtask.worker.follow_ups import OnDone
-    from amqtask.worker.options import Endings, RunnableLoop, Service, WorkerSetup
+    from amqtask.worker.options import RunnableLoop, Service, WorkerSetup
     from amqtask.worker.report import Observer, Report
     from amqtask.worker.workflows import ChordJoiner
 
@@ -87,25 +87,26 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self.consumer = make_consumer(self)
         self.work_queues = WorkQueues(setup.queues, setup.delivery_limit)
         self.strategies = Strategies(setup.tasks, hard_limit=setup.time_limit, soft_limit=setup.soft_time_limit)
-        # Autoscale's maximum, or None.
-        self.most_slots = setup.most_slots
-        self.division = self._make_division()
-        self.windows = self._make_windows()
+        consumed = {work.queue.name for work in setup.queues} - setup.paused
+        self.division = Division(self.pool, setup.queue_slots, consumed, setup.most_slots)
         self.revoked = Revocations(
             max_ids=setup.revokes_max, expires=setup.revoke_expires, perhaps=setup.perhaps_revoked
         )
-        self.redeliveries = Redeliveries()
-        self.lost = self._make_lost()
-        self.deliveries = Deliveries(self.consumer, self.redeliveries, unanswered=self._unanswered, changed=self.wake)
-        self.following = self._make_following(endings)
+        self.deliveries = Deliveries(self.consumer, unanswered=self._unanswered, changed=self.wake)
+        self.lost = Lost(self.loop, self.work_queues, self.deliveries.answer)
+        self.following = FollowUpPublisher(
+            publisher, self.loop, endings, add_part=self._add_part, is_stopping=lambda: self.is_quiet
+        )
         self.finisher = self._make_finisher()
         self.intake = self._make_intake(endings)
-        self.throttle = Throttle(self.intake.delay, on_limited=self._make_room, most_held=self._room_for_held())
         self._clock = clock
-        self.steps = self._make_steps()
+        self.throttle = self._make_throttle()
         self.dispatcher = self._make_dispatcher()
-        self._choose_submit()
-        self.surplus = self._make_surplus()
+        self.surplus = Surplus(
+            self.dispatcher, self.deliveries, self.work_queues, self.division, latest=lambda: self._number, clock=clock
+        )
+        self.windows = Windows(self.consumer, self.division, self.surplus, pinned=setup.prefetch)
+        self.steps = self._make_steps()
         # How many requests ended since the start.
         self.ended = 0
         self.is_quiet = False
@@ -118,77 +119,48 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
 
     # -- its parts, which know each other by their methods alone
 
-    def _make_division(self) -> Division:
-        return Division(
-            self.pool,
-            self.setup.queue_slots,
-            {work.queue.name for work in self.setup.queues} - self.setup.paused,
-            slots=self._slots_of,
-        )
-
-    def _make_windows(self) -> Windows:
-        return Windows(
-            self.consumer,
-            slots=self.division.most,
-            pinned=self._pinned,
-            on_closed=lambda queue: self.surplus.closed(queue, self._number),
-            on_opened=lambda queue: self.surplus.opened(queue),
-            old_deliveries=lambda queue: self.surplus.old_deliveries(queue),
-        )
-
-    def _make_lost(self) -> Lost:
-        return Lost(
-            self.loop,
-            give_back=lambda request: self.deliveries.answer(request, Answer.REQUEUE),
-            delivery_limit=self.work_queues.delivery_limit,
-            is_counting=self.work_queues.is_counting,
-        )
-
-    def _make_following(self, endings: Endings) -> FollowUpPublisher:
-        return FollowUpPublisher(
-            self.publisher,
-            self.loop,
-            endings,
-            add_part=self._add_part,
-            is_stopping=lambda: self.is_quiet,
-        )
-
     def _make_finisher(self) -> Finisher:
         return Finisher(
             following=self.following,
             answer=self.deliveries.answer,
             requeue=self._requeue_unconfirmed,
-            dead_queue=self.work_queues.dead_letter_queue,
-            dead_lettered=self.report.dead_lettered,
+            work_queues=self.work_queues,
+            report=self.report,
             hostname=self.setup.hostname,
             replace=self.consumer.replace,
         )
 
     def _make_intake(self, endings: Endings) -> Intake:
         return Intake(
+            self.setup,
             loop=self.loop,
+            work_queues=self.work_queues,
+            deliveries=self.deliveries,
+            lost=self.lost,
             finisher=self.finisher,
-            redeliveries=self.redeliveries,
-            attempts=self.lost.attempts,
             revoked=self.revoked,
             report=self.report,
-            delays=self.setup.delays,
             endings=endings,
-            delivery_limit=self.work_queues.delivery_limit,
-            broker_limit=self.work_queues.broker_limit,
-            silence_seconds=self.setup.silence_seconds,
-            answer=self.deliveries.answer,
             ready=self._enqueue,
+        )
+
+    def _make_throttle(self) -> Throttle:
+        pinned = self.setup.prefetch
+        # A pinned window cannot grow for requests that are held: they get its part beyond the slots.
+        most_held = MOST_HELD if pinned is None else max(0, min(MOST_HELD, pinned - self.division.slots))
+        return Throttle(
+            self.intake.delay,
+            on_limited=lambda request: self.windows.widen(request.queue, most_held),
+            most_held=most_held,
         )
 
     def _make_steps(self) -> Steps:
         return Steps(
-            self.setup.chain_seconds,
+            self.setup,
             strategies=self.strategies,
             throttle=self.throttle,
             revoked=self.revoked,
             consumed=self.windows.by_queue,
-            switch=self.setup.slot_steps,
             clock=self._clock,
         )
 
@@ -197,22 +169,14 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
             pool=self.pool,
             loop=self.loop,
             throttle=self.throttle,
+            report=self.report,
             admit=self.intake.admit,
             acks_early=self.deliveries.acks_early,
             accepted=self.deliveries.ack_early,
             turned_away=self._turn_away,
             slots=lambda: self.concurrency,
             division=self.division,
-            clock=self._clock,
-        )
-
-    def _make_surplus(self) -> Surplus:
-        return Surplus(
-            self.dispatcher,
-            self.deliveries,
-            delivery_limit=self.work_queues.delivery_limit,
-            slots=lambda: self.concurrency,
-            is_long=self.windows.are_long,
+            has_batches=self._has_batches,
             clock=self._clock,
         )
 
@@ -229,11 +193,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
     @property
     def concurrency(self) -> int:
         """How many tasks may run at once (with autoscale: the maximum)."""
-        return sum(map(self._slots_of, self.pool.members))
-
-    def _slots_of(self, pool: Pool) -> int:
-        """How many one of its pools has, or may get: autoscale is for the first."""
-        return (self.most_slots if pool is self.pool.members[0] else None) or pool.slots
+        return self.division.slots
 
     def run(self) -> int:
         """Work until the shutdown; the exit code (0 after a warm shutdown, else 1)."""
@@ -248,31 +208,12 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
     def observe(self, observer: Observer) -> None:
         """Call the methods that `observer` overrides from now on; on the loop's thread. Adding it twice changes nothing."""
         self.report.add(observer)
-        self._choose_submit()
+        self.dispatcher.look_at_report()
 
     def unobserve(self, observer: Observer) -> None:
         """Stop calling this observer; harmless when it was not added."""
         self.report.remove(observer)
-        self._choose_submit()
-
-    def _choose_submit(self) -> None:
-        submit = self._submit_seen if self.report.sees_started else self.pool.submit
-        self.dispatcher.submit = partial(self._submit_one_or_batch, submit) if self._has_batches else submit
-
-    def _submit_seen(self, request: Request) -> None:
-        self.report.started(request)
-        self.pool.submit(request)
-
-    def _submit_one_or_batch(self, submit: Callable[[Request], None], request: Request) -> None:
-        if not is_batch(request):
-            submit(request)
-            return
-        calls = self.dispatcher.begin_batch(request)
-        if self.report.sees_started:
-            for call in calls:
-                self.report.started(call)
-        if calls:
-            self.pool.submit(request)
+        self.dispatcher.look_at_report()
 
     # -- a delivery comes
 
@@ -334,7 +275,8 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         strategy = self.strategies[request.task]
         if not strategy.acks_late:
             self.deliveries.acks_early.add(request.number)
-        if strategy.batch is not None and self._has_batches and not self._is_last_run(request):
+        # On its last run it is alone, not with calls that may be innocent.
+        if strategy.batch is not None and self._has_batches and not self.work_queues.is_last_run(request):
             window = self.windows.by_queue.get(request.queue)
             if window is not None:
                 window.batch = max(window.batch, strategy.batch.size)
@@ -342,11 +284,6 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         else:
             self.dispatcher.add(request)
         self.wake()
-
-    def _is_last_run(self, request: Request) -> bool:
-        """Whether it is dead-lettered if its process dies once more: then it runs alone, not with calls that may be innocent."""
-        limit = self.work_queues.delivery_limit(request.queue)
-        return limit is not None and 0 < limit <= request.attempts + 1
 
     def wake(self) -> None:
         """Run `_turn` at the end of this loop turn."""
@@ -480,12 +417,6 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         else:
             self.lifecycle.shutdown.progress()
 
-    def _make_room(self, request: Request) -> None:
-        """A request over its task's rate limit waits here: that must not narrow the window for other tasks of its queue."""
-        window = self.windows.by_queue.get(request.queue)
-        if window is not None:
-            window.extra = self.throttle.most_held
-
     def quiet(self) -> None:
         """Take no more deliveries; requeue the requests that do not run yet."""
         if self.is_quiet:
@@ -506,7 +437,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         unfinished = self.dispatcher.stop()
         for request in unfinished:
             self.report.cancelled(request, is_lost=request.number in self.deliveries.acks_early)
-        self.deliveries.give_back(unfinished + self.redeliveries.give_up())
+        self.deliveries.give_back(unfinished + self.deliveries.redeliveries.give_up())
         self.deliveries.flush()
 
     # -- the consumer's events
@@ -560,21 +491,9 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         if self.division:
             self.dispatcher.divide(self.division)
 
-    def _pinned(self, queue: str) -> int | None:
-        """The pinned window of a queue: in proportion, if it may take only a part of the slots."""
-        pinned = self.setup.prefetch
-        if pinned in (None, MAX_WINDOW):
-            return pinned
-        return max(1, round(pinned * self.division.most(queue) / self.concurrency))
-
     def divide(self, queue: str, slots: QueueSlots) -> None:
         """Give a queue slots of its own, or others than it had. Raises: ConfigurationError (so many cannot be kept free)."""
         self.division.give(queue, slots)
         self.dispatcher.divide(self.division)
         self.windows.resize()
         self.wake()
-
-    def _room_for_held(self) -> int:
-        """How many rate-limited requests may be held: a pinned window cannot grow for them, so its part beyond the slots."""
-        pinned = self.setup.prefetch
-        return MOST_HELD if pinned is None else max(0, min(MOST_HELD, pinned - self.concurrency))

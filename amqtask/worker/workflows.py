@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from amqtask.exceptions import AccessRefused, BackendUnreachable, ChordError, MessageError, PublishError, Unroutable
 from amqtask.execution.chain_steps import needs_no_broker
 from amqtask.execution.no_run import STORE_PAUSE
 from amqtask.ground.printable import bounded_logger
-from amqtask.protocol.chord import Gathered, gather
+from amqtask.protocol.chord import gather
 from amqtask.protocol.message import Delivery
 from amqtask.transport.contract import QueuePresence
 from amqtask.worker.follow_ups import ACCESS_REFUSED_SECONDS, Pauses, never_fits
 from amqtask.worker.strategy import read_request
 
 if TYPE_CHECKING:
-    from amqtask.execution.chain_steps import SharedFlag
-    from amqtask.execution.follow_ups import Chords, FollowUps
+    from amqtask.execution.follow_ups import FollowUpComposer, FollowUps
     from amqtask.execution.request import Request
     from amqtask.protocol.chord import ChordPart
     from amqtask.protocol.message import Message
     from amqtask.transport.contract import Collector
     from amqtask.worker.follow_ups import FollowUpPublisher, OnDone
+    from amqtask.worker.lines import Throttle
+    from amqtask.worker.options import WorkerSetup
     from amqtask.worker.revoked import Revocations
     from amqtask.worker.strategy import Strategies
-    from amqtask.worker.throttle import Throttle
 
 
 # -- Steps: a worker runs the next steps of a chain without the broker for a while, if a redelivery could be resumed
@@ -47,26 +47,24 @@ def delivered(request: Request) -> Request:
 
 
 class Steps:
-    """Makes requests of next steps. `consumed` are the names of the queues that this worker consumes, `switch` tells slots that
-    are processes whether they may run next steps by themselves."""
+    """Makes requests of next steps. `consumed` are the names of the queues that this worker consumes."""
 
     def __init__(
         self,
-        seconds: float,
+        setup: WorkerSetup,
         *,
         strategies: Strategies,
         throttle: Throttle,
         revoked: Revocations,
         consumed: Container[str],
-        switch: SharedFlag | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
-        self._seconds = seconds
+        self._seconds = setup.chain_seconds
         self._strategies = strategies
         self._throttle = throttle
         self._revoked = revoked
         self._consumed = consumed
-        self._switch = switch
+        self._switch = setup.slot_steps
         self._limits_changed = False
         self._clock = clock
 
@@ -142,10 +140,10 @@ def _patience(error: PublishError) -> float:
 class ChordJoiner:
     """ChordJoiner chords for one worker. `accept` are the content types of results."""
 
-    def __init__(self, collector: Collector, chords: Chords, accept: frozenset[str]) -> None:
+    def __init__(self, collector: Collector, chords: FollowUpComposer, accept: frozenset[str]) -> None:
         self.collector = collector
         self.chords = chords
-        self._accept = accept
+        self.accept = accept
         self._away = 0
 
     def waits(self, change: int, group_id: str) -> None:
@@ -163,10 +161,6 @@ class ChordJoiner:
         """Close the connection."""
         self.collector.stop()
 
-    def read(self, deliveries: Sequence[Delivery]) -> Gathered:
-        """Raises: ContentDisallowed, Undecodable."""
-        return gather((delivery.content for delivery in deliveries), self._accept)
-
 
 class _Member:
     """One part: it is published, then the chord's queue is looked at."""
@@ -182,10 +176,9 @@ class _Member:
         self._was_gone = False
 
     def store(self) -> None:
-        self._following.store(self._part.message, self._stored, on_stopped=self._stopped, patience=_patience)
-
-    def _stopped(self) -> None:
-        self._on_done(False)
+        self._following.store(
+            self._part.message, self._stored, on_stopped=partial(self._on_done, False), patience=_patience
+        )
 
     def _stored(self, error: PublishError | None) -> None:
         if error is None:
@@ -231,7 +224,7 @@ class _Member:
         """Publish the body if all parts have come."""
         part, chords = self._part, self._joiner.chords
         try:
-            gathered = self._joiner.read(deliveries)
+            gathered = gather((delivery.content for delivery in deliveries), self._joiner.accept)
             if not gathered.is_complete(part.size):
                 return False
             parts = gathered.in_order()

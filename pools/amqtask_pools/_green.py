@@ -18,17 +18,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenlet import GreenletExit
 
+from amqtask.exceptions import ConfigurationError, SoftTimeLimitExceeded, Terminated
+from amqtask.execution.request import Abandoned, HardLimitReached
 from amqtask.ground.printable import bounded_logger
+from amqtask_pools._hub import HubMonitor
 from amqtask_pools._slot_table import SlotPool
 
 if TYPE_CHECKING:
-    from amqtask.exceptions import Terminated
     from amqtask.execution.executor import Executor
     from amqtask.execution.request import Outcome, Request
     from amqtask.ground.shapes import CoroutineOf
-    from amqtask.pool import Loop, OnOutcomes, PoolOptions
+    from amqtask.pool import Loop, OnOutcomes, PoolOptions, Timer
     from amqtask_pools._green_loop import GreenLoop
-    from amqtask_pools._hub import Cancellable, Hub, HubMonitor
+    from amqtask_pools._hub import Hub
 
 logger = bounded_logger("amqtask.pools")
 
@@ -61,8 +63,6 @@ class GreenPool(SlotPool):
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:
         super().__init__(executor, loop, on_outcomes, options)
         if not self.hub_class.is_patched():
-            from amqtask.exceptions import ConfigurationError  # see start
-
             raise ConfigurationError(
                 f"the {self.name} pool needs {self.name} to patch Python before anything else is imported, else one task that "
                 f"waits keeps all others waiting. Start the worker with `amqtask worker -P {self.name}`, or begin your "
@@ -86,9 +86,6 @@ class GreenPool(SlotPool):
 
     def start(self) -> None:
         """Green threads start with the first requests."""
-        # Imported here because the libraries have to patch first.
-        from amqtask_pools._hub import HubMonitor
-
         if self._watch is None:
             self._watch = HubMonitor(self._hub, self._loop, self._run.__code__)
             self._watch.start()
@@ -191,10 +188,7 @@ class GreenPool(SlotPool):
             self._outcomes.append(outcome)
 
     def _run_limited(self, request: Request) -> Outcome:
-        from amqtask.exceptions import SoftTimeLimitExceeded  # see start
-        from amqtask.execution.request import HardLimitReached
-
-        timeouts: list[Cancellable] = []
+        timeouts: list[Timer] = []
         soft, hard = request.soft_limit, request.hard_limit
         if soft is not None:
             timeouts.append(self._hub.timeout(soft, SoftTimeLimitExceeded(soft)))
@@ -212,8 +206,6 @@ class GreenPool(SlotPool):
 
     def terminate(self, number: int, reason: str, signum: int | None = None) -> bool:
         """Raise Terminated in the task where it waits."""
-        from amqtask.exceptions import Terminated  # see start
-
         slot, request = self._busy.get(number), self._running.get(number)
         if slot is None or request is None:
             return False
@@ -232,20 +224,12 @@ class GreenPool(SlotPool):
         if request.number in self._running and request.number in self._busy:
             logger.error("task %s[%s] does not end (%s) and is given up", request.task, request.id, error)
             # Storing the result may wait, and the I/O loop must not wait.
-            self._hub.spawn(lambda: self._hand_back(self._outcome_of(request, error)))
-
-    def _outcome_of(self, request: Request, error: Terminated) -> Outcome:
-        from amqtask.exceptions import TimeLimitExceeded  # see start
-        from amqtask.execution.request import HardLimitReached
-
-        if isinstance(error, HardLimitReached):
-            return self._executor.lost(request, TimeLimitExceeded(str(error)))
-        return self._executor.revoked(request, str(error))
+            self._hub.spawn(lambda: self._hand_back(self._executor.ended_by_pool(request, error)))
 
     # -- async def tasks
 
     def _run_coroutine(self, coroutine: CoroutineOf[object]) -> object:
-        from amqtask_pools._green_loop import GreenLoop  # see start
+        from amqtask_pools._green_loop import GreenLoop  # asyncio, which the library has to patch before
 
         if self._green_loop is None:
             self._green_loop = GreenLoop(self._hub)
@@ -262,8 +246,6 @@ class GreenPool(SlotPool):
 
     def stop(self) -> list[Request]:
         """Interrupt running tasks where they wait."""
-        from amqtask.execution.request import Abandoned  # see start
-
         unfinished = self._give_back_all()
         for number in list(self._busy):
             self._hub.call_soon(self._throw, number, Abandoned())

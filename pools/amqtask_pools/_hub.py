@@ -16,13 +16,7 @@ from amqtask.ground.printable import bounded_logger
 if TYPE_CHECKING:
     from selectors import DefaultSelector
 
-    from amqtask.pool import Loop
-
-
-class Cancellable(Protocol):
-    """A timeout that has been started."""
-
-    def cancel(self) -> object: ...
+    from amqtask.pool import Loop, Timer
 
 
 class Hub(Protocol):
@@ -61,7 +55,7 @@ class Hub(Protocol):
     def native_selector(self) -> DefaultSelector:
         """The system's best selector, unpatched; it has a file descriptor of its own."""
 
-    def timeout(self, seconds: float, error: BaseException) -> Cancellable:
+    def timeout(self, seconds: float, error: BaseException) -> Timer:
         """Raise `error` in the current green thread unless it is cancelled before."""
 
     def start_native_thread(self, function: Callable[[], None]) -> None:

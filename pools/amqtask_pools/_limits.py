@@ -11,9 +11,9 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import SoftTimeLimitExceeded
-from amqtask.execution.batched import BatchedExecutor
 from amqtask.execution.coroutines import Interruptible, clear, drive
 from amqtask.execution.executor import Executor
+from amqtask.execution.gated import BatchedExecutor
 from amqtask.ground.loop import OneTimer
 
 if TYPE_CHECKING:

@@ -33,10 +33,6 @@ class SlotPool(PoolDefaults):
         self._is_stopped = False
         self._total = 0
 
-    @classmethod
-    def prepare_process(cls) -> None:
-        """Nothing to prepare."""
-
     @property
     def slots(self) -> int:
         """How many requests may run at once."""

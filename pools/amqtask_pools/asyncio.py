@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
-from amqtask.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded
+from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
 from amqtask.execution.coroutines import Interruptible
 from amqtask.execution.request import Abandoned, HardLimitReached
 from amqtask.ground.printable import bounded_logger
@@ -145,12 +145,7 @@ class AsyncioPool(SlotPool):
         """The coroutine caught the interruption and runs on: report an outcome."""
         if self._coroutines.pop(request.number, None) is not None:
             logger.error("task %s[%s] does not end (%s) and is given up", request.task, request.id, error)
-            self._hand_back(self._outcome_of(request, error))
-
-    def _outcome_of(self, request: Request, error: Terminated) -> Outcome:
-        if isinstance(error, HardLimitReached):
-            return self._executor.lost(request, TimeLimitExceeded(str(error)))
-        return self._executor.revoked(request, str(error))
+            self._hand_back(self._executor.ended_by_pool(request, error))
 
     async def _in_storing_thread(self, function: Callable[..., object], *arguments: object) -> object:
         assert self._aloop is not None
@@ -206,7 +201,7 @@ class AsyncioPool(SlotPool):
         logger.error("task %s[%s] is over its hard limit and is given up", request.task, request.id)
         self._given_up.add(request.number)
         self._crew.resize(self._crew.limit + 1)  # to replace the thread that the task keeps
-        self._hand_back(self._outcome_of(request, HardLimitReached(request.hard_limit)))
+        self._hand_back(self._executor.ended_by_pool(request, HardLimitReached(request.hard_limit)))
 
     def _has_come_back(self, number: int) -> None:
         if number in self._given_up:

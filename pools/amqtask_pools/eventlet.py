@@ -19,11 +19,12 @@ with warnings.catch_warnings():
     from eventlet.greenthread import GreenThread
 
 if TYPE_CHECKING:
-    from amqtask_pools._hub import Cancellable, Hub
+    from amqtask.pool import Timer
+    from amqtask_pools._hub import Hub
 
 
 class EventletHub:
-    """See amqtask_pools._green.Hub. It belongs to the thread that makes it."""
+    """See amqtask_pools._hub.Hub. It belongs to the thread that makes it."""
 
     patch_line: ClassVar[str] = "import eventlet; eventlet.monkey_patch()"
 
@@ -69,9 +70,9 @@ class EventletHub:
         """The selector from before the patch."""
         return DefaultSelector()
 
-    def timeout(self, seconds: float, error: BaseException) -> Cancellable:
+    def timeout(self, seconds: float, error: BaseException) -> Timer:
         """eventlet's own timeout."""
-        started: Cancellable = eventlet.Timeout(seconds, error)
+        started: Timer = eventlet.Timeout(seconds, error)
         return started
 
     def start_native_thread(self, function: Callable[[], None]) -> None:

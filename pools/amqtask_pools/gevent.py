@@ -14,11 +14,12 @@ from amqtask_pools._green import GreenPool
 if TYPE_CHECKING:
     from selectors import DefaultSelector
 
-    from amqtask_pools._hub import Cancellable, Hub
+    from amqtask.pool import Timer
+    from amqtask_pools._hub import Hub
 
 
 class GeventHub:
-    """See amqtask_pools._green.Hub. It belongs to the thread that makes it."""
+    """See amqtask_pools._hub.Hub. It belongs to the thread that makes it."""
 
     patch_line: ClassVar[str] = "from gevent import monkey; monkey.patch_all()"
 
@@ -64,9 +65,9 @@ class GeventHub:
         selector: DefaultSelector = monkey.get_original("selectors", "DefaultSelector")()
         return selector
 
-    def timeout(self, seconds: float, error: BaseException) -> Cancellable:
+    def timeout(self, seconds: float, error: BaseException) -> Timer:
         """gevent's own timeout."""
-        started: Cancellable = gevent.Timeout.start_new(seconds, error)
+        started: Timer = gevent.Timeout.start_new(seconds, error)
         return started
 
     def start_native_thread(self, function: Callable[[], None]) -> None:

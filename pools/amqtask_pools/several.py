@@ -91,7 +91,10 @@ class SeveralPools(PoolDefaults):
     def __init__(self, executor: Executor, loop: Loop, on_outcomes: OnOutcomes, options: PoolOptions) -> None:
         self._executor = executor
         self._members: tuple[Pool, ...] = tuple(
-            share.pool(executor, loop, on_outcomes, _with_slots(options, share.slots)) for share in self.shares
+            share.pool(
+                executor, loop, on_outcomes, options if share.slots is None else replace(options, slots=share.slots)
+            )
+            for share in self.shares
         )
         self._of_queue = {
             queue: pool for share, pool in zip(self.shares, self._members, strict=True) for queue in share.queues

@@ -65,10 +65,6 @@ class SoloPool(PoolDefaults):
         self._loop_lock = threading.Lock()
         self._helper: threading.Thread | None = None
 
-    @classmethod
-    def prepare_process(cls) -> None:
-        """Nothing to prepare."""
-
     def start(self) -> None:
         """The calling thread is the slot."""
         if self._helper is not None:

@@ -41,11 +41,6 @@ class ThreadCrew:
         self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._size = 0
 
-    @property
-    def size(self) -> int:
-        """How many threads there are."""
-        return self._size
-
     def call(self, function: Callable[..., object], *arguments: object, busy: int) -> None:
         """Make this call in a thread; `busy` is how many calls are running or waiting, this one included."""
         if self._size < busy and self._size < self.limit:

@@ -15,7 +15,7 @@ from amqtask.cli.main import run
 from amqtask.cli.project_checks import Facts, Finding
 from amqtask.cli.topology import planned
 from amqtask.ground import current
-from amqtask.remote.pauses import Pause
+from amqtask.remote.kept import Pause
 from amqtask.transport.contract import QueueState
 
 Seed = Callable[[AmqTask], dict[str, Any]]

@@ -16,7 +16,7 @@ from amqtask import AmqTask, chain, chord, group
 from amqtask.console.actions import cancel
 from amqtask.console.web import console
 from amqtask.console.workflow import Workflow
-from amqtask.events.workflow import MOST_FOLLOWING, following
+from amqtask.events.dispatcher import MOST_FOLLOWING, following
 from amqtask.exceptions import TaskRevokedError
 from amqtask.history.client import History
 from amqtask.protocol.event import read_events

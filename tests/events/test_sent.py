@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, Exchange, Queue, chain
-from amqtask.events.dispatcher import LamportClock, SentEvents, sent_fields
-from amqtask.events.workflow import following
+from amqtask.events.dispatcher import LamportClock, SentEvents, following, sent_fields
 from amqtask.exceptions import Unroutable
 from amqtask.protocol.entities import Queue as Entity
 from amqtask.protocol.event import event_exchange, read_events

@@ -133,7 +133,7 @@ def test_what_waits_goes_to_its_queue_alone_and_is_sent_by_the_worker(
     app: AmqTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its sender's other routes are followed once, with his own rights; and another user's name is refused by the broker."""
-    monkeypatch.setattr("amqtask.worker.next_in_line.LONGEST_SECONDS", 0.0)
+    monkeypatch.setattr("amqtask.worker.lines.LONGEST_SECONDS", 0.0)
     runs, may_end = threading.Event(), threading.Event()
     seen: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
 

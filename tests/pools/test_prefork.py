@@ -14,7 +14,7 @@ import pytest
 from amqtask import states
 from amqtask.execution.request import Answer
 from amqtask.ground.processes import POOL_INDEX
-from amqtask_pools.prefork import process
+from amqtask_pools.prefork import children
 from amqtask_pools.prefork.frames import socket_pair
 from tests.pools.preforked import Prefork
 
@@ -104,7 +104,7 @@ def test_a_large_request_waits_in_the_parent_until_its_child_reads(tmp_path: Pat
 
 
 def test_it_works_without_packet_sockets_and_pidfds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(process, "socket_pair", partial(socket_pair, socket.SOCK_DGRAM))
+    monkeypatch.setattr(children, "socket_pair", partial(socket_pair, socket.SOCK_DGRAM))
     monkeypatch.delattr(os, "pidfd_open")
     large = "0123456789abcdef" * (5 << 16)
     with Prefork(2) as prefork:

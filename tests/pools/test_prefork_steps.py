@@ -13,10 +13,9 @@ import pytest
 
 from amqtask import states
 from amqtask.backends.contract import StoreDefaults
-from amqtask.execution.chain_steps import OFF, SharedFlag, SlotSteps
+from amqtask.execution.chain_steps import OFF, Perhaps, SharedFlag, SlotSteps
 from amqtask.execution.executor import Executor
 from amqtask.execution.request import Answer, Outcome, Request
-from amqtask.execution.stops import Perhaps
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import content_types

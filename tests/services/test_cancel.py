@@ -11,7 +11,7 @@ import pytest
 
 from amqtask import AmqTask, chain, chord, group
 from amqtask.exceptions import TaskRevokedError, Terminated
-from amqtask.execution.stops import MOST, Stops
+from amqtask.execution.chain_steps import MOST, Stops
 from amqtask.result import GroupResult
 from amqtask.testing.worker import start_worker
 

@@ -14,7 +14,7 @@ from amqtask.exceptions import PublishError, PublishRefused, TaskRevokedError
 from amqtask.protocol.control import Command, command_message
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Message, Properties
-from amqtask.remote.revokes import JOURNAL
+from amqtask.remote.kept import JOURNAL
 from amqtask.testing.worker import start_worker
 from amqtask.transport.memory.broker import MemoryBroker
 

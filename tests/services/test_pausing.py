@@ -7,7 +7,7 @@ import time
 import pytest
 
 from amqtask import AmqTask
-from amqtask.remote.pauses import NOTE
+from amqtask.remote.kept import NOTE
 from amqtask.testing.worker import start_worker
 from tests.worker.bench import Bench
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from amqtask import states
 from amqtask.exceptions import WorkerLostError
+from amqtask.execution.chain_steps import Stops
 from amqtask.execution.request import Answer, Outcome, Request
-from amqtask.execution.stops import Stops
 from amqtask.protocol.entities import Queue
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.topology.delays import DelayPlan
@@ -86,6 +86,7 @@ class Bench:
             ToldConsumer(),
         )
         tasks: Any = {"t": FakeTask(), "early": FakeTask(acks_late=False)}
+        no_runs: Any = endings or Endings()
         self.worker = Worker(
             WorkerSetup(
                 hostname="w@h",
@@ -98,7 +99,7 @@ class Bench:
             ),
             loop=self.loop,
             publisher=self.publisher,
-            endings=endings or Endings(),
+            endings=no_runs,
             report=Report(),
             make_pool=self.take_pool,
             make_consumer=lambda listener: self.consumer,

@@ -9,11 +9,11 @@ import pytest
 from amqtask.execution.request import Answer, Outcome, Request, calls_of, is_batch
 from amqtask.protocol.flow_options import Batch
 from amqtask.testing.tasks import PlainTask
-from amqtask.worker.batches import BatchLine
 from amqtask.worker.dispatcher import Dispatcher
+from amqtask.worker.lines import BatchLine, Throttle
 from amqtask.worker.prefetch import Window
+from amqtask.worker.report import Report
 from amqtask.worker.strategy import TaskStrategy
-from amqtask.worker.throttle import Throttle
 from tests.worker.fakes import HandLoop, HandPool
 
 PAY = TaskStrategy(
@@ -116,6 +116,7 @@ def test_a_pool_ends_the_calls_of_its_batch_and_no_others(gathered: Gathered) ->
         pool=pool,
         loop=loop,
         throttle=Throttle(lambda *_: None),
+        report=Report(),
         admit=lambda *_: True,
         acks_early=set(),
         accepted=lambda _: None,

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from amqtask.execution.request import Outcome, Request
 from amqtask.worker.dispatcher import Dispatcher
-from amqtask.worker.throttle import Throttle
+from amqtask.worker.lines import Throttle
+from amqtask.worker.report import Report
 from tests.worker.fakes import HandLoop, HandPool
 
 
@@ -26,6 +27,7 @@ class Bench:
             pool=self.pool,
             loop=self.loop,
             throttle=self.throttle,
+            report=Report(),
             admit=lambda request, deadline: request.number not in self.refused,
             acks_early=self.acks_early,
             accepted=lambda request: self.accepted.append(request.number),

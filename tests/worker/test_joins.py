@@ -10,7 +10,7 @@ import pytest
 from amqtask import AmqTask, states
 from amqtask.exceptions import MessageTooLarge, PublishError, PublishRefused, Unroutable
 from amqtask.execution.executor import Executor
-from amqtask.execution.follow_ups import Chords
+from amqtask.execution.follow_ups import FollowUpComposer
 from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.message import Delivery, Message
 from amqtask.protocol.result import ResultMessage, decode_result
@@ -68,7 +68,7 @@ class Table:
             return sum(values)
 
         executor: Executor = app.make_executor("w@h")
-        self.chords: Chords = executor.chords
+        self.chords: FollowUpComposer = executor.follow_ups
         self.loop, self.publisher, self.collector = HandLoop(), HandPublisher(), HandCollector()
         self.chord_joiner = ChordJoiner(self.collector, self.chords, JSON)
         self.is_stopping = False

@@ -8,7 +8,7 @@ import pytest
 
 from amqtask import states
 from amqtask.execution.request import HELD, Answer
-from amqtask.worker.next_in_line import LEAST, LOOK_SECONDS
+from amqtask.worker.lines import LEAST, LOOK_SECONDS
 from tests.worker.bench import Bench
 
 

@@ -8,7 +8,11 @@ import pytest
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.execution.request import Request
-from amqtask.worker.throttle import MOST_HELD, Throttle, TokenBucket, parse_rate
+from amqtask.worker.lines import MOST_HELD, Throttle, TokenBucket, parse_rate
+
+
+def always(request: Request) -> bool:
+    return True
 
 
 @pytest.mark.parametrize(
@@ -82,9 +86,9 @@ def test_held_requests_come_out_at_the_rate() -> None:
     for number in range(3):
         throttle.lets_pass(request(number), now=50.0)
 
-    assert throttle.next_ready(50.05) is None
-    assert throttle.wait(50.05) == pytest.approx(0.05)
-    first, second = throttle.next_ready(50.1), throttle.next_ready(50.1)
+    assert throttle.next_ready(50.05, always) is None
+    assert throttle.wait(50.05, always) == pytest.approx(0.05)
+    first, second = throttle.next_ready(50.1, always), throttle.next_ready(50.1, always)
     assert first is not None
     assert first.number == 1
     assert second is None
@@ -97,5 +101,5 @@ def test_lifting_the_limit_frees_what_is_held() -> None:
         throttle.lets_pass(request(number), now=50.0)
     throttle.set_rate("limited", None)
 
-    assert throttle.next_ready(50.0) is not None
+    assert throttle.next_ready(50.0, always) is not None
     assert not throttle

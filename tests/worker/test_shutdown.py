@@ -5,9 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from amqtask.execution.chain_steps import Stops
+from amqtask.topology.delays import DelayPlan
+from amqtask.worker.options import WorkerSetup
 from amqtask.worker.shutdown import Degree, Shutdown
 from tests.worker.fakes import HandLoop
 
@@ -43,8 +47,10 @@ class Told:
         self.words.append("halt")
 
 
-def shutdown_of(told: Told, loop: HandLoop, **options: float | bool) -> Shutdown:
-    return Shutdown(told, loop, **options)  # type: ignore[arg-type]
+def shutdown_of(told: Told, loop: HandLoop, **options: Any) -> Shutdown:
+    return Shutdown(
+        told, loop, WorkerSetup(hostname="w@h", queues=(), tasks={}, delays=DelayPlan(), stops=Stops(), **options)
+    )
 
 
 @pytest.mark.parametrize("signum", [TERM, INT])
@@ -84,7 +90,7 @@ def test_a_second_signal_ends_what_runs(second: int) -> None:
 
 def test_the_end_of_the_grace_period_ends_what_runs() -> None:
     told, loop = Told(busy=True), HandLoop()
-    shutdown = shutdown_of(told, loop, grace=10.0)
+    shutdown = shutdown_of(told, loop, shutdown_timeout=10.0)
     shutdown.on_signal(TERM)
     loop.advance(9.9)
     assert "abandon" not in told.words
@@ -113,7 +119,7 @@ def test_term_is_quit_when_remapped() -> None:
 
 def test_a_soft_shutdown_gives_running_tasks_their_time() -> None:
     told, loop = Told(busy=True), HandLoop()
-    shutdown = shutdown_of(told, loop, soft_timeout=5.0)
+    shutdown = shutdown_of(told, loop, soft_shutdown_timeout=5.0)
     shutdown.on_signal(QUIT)
     assert (shutdown.degree, told.words) == (Degree.SOFT, ["quiet"])
 
@@ -125,7 +131,7 @@ def test_a_soft_shutdown_gives_running_tasks_their_time() -> None:
 
 def test_a_soft_shutdown_ends_early_when_the_tasks_do() -> None:
     told, loop = Told(busy=True), HandLoop()
-    shutdown = shutdown_of(told, loop, soft_timeout=5.0)
+    shutdown = shutdown_of(told, loop, soft_shutdown_timeout=5.0)
     shutdown.on_signal(QUIT)
     told.is_busy = False
     shutdown.progress()
@@ -136,7 +142,7 @@ def test_a_soft_shutdown_ends_early_when_the_tasks_do() -> None:
 
 def test_an_idle_worker_skips_the_soft_time() -> None:
     told = Told(busy=False)
-    shutdown_of(told, HandLoop(), soft_timeout=5.0).on_signal(QUIT)
+    shutdown_of(told, HandLoop(), soft_shutdown_timeout=5.0).on_signal(QUIT)
 
     assert told.words[-1] == "close"
 

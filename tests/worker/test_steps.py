@@ -9,9 +9,8 @@ import pytest
 
 from amqtask import states
 from amqtask.exceptions import Unroutable
-from amqtask.execution.chain_steps import SharedFlag
+from amqtask.execution.chain_steps import Perhaps, SharedFlag
 from amqtask.execution.request import Answer, Request
-from amqtask.execution.stops import Perhaps
 from amqtask.protocol.message import Message, Properties
 from amqtask.protocol.task import RUN_HEADER
 from tests.worker.bench import Bench, result

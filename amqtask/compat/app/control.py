@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from amqtask.ground.current import current_app
-from amqtask.remote.control import Control, Inspection
+from amqtask.remote.control import Control
+from amqtask.remote.control import Inspect as Inspection
 
 if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonFields

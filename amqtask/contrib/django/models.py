@@ -13,9 +13,8 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from amqtask import schedules, states
+from amqtask import cron, schedules, states
 from amqtask.contrib.django.zones import TimeZoneField, UnknownZone, aware, default_zone, stored
-from amqtask.cron import fields
 from amqtask.exceptions import ConfigurationError
 from amqtask.schedules import ParseException
 
@@ -180,11 +179,11 @@ SOLAR_SCHEDULES = (
 NOT_BOTH = _("Set an end or the seconds after which it expires, not both.")
 # As in a crontab line, but for the order: amqtask.schedules.crontab's keywords.
 CRON_FIELDS = {
-    "minute": fields.MINUTE,
-    "hour": fields.HOUR,
-    "day_of_week": fields.DAY_OF_WEEK,
-    "day_of_month": fields.DAY_OF_MONTH,
-    "month_of_year": fields.MONTH_OF_YEAR,
+    "minute": cron.MINUTE,
+    "hour": cron.HOUR,
+    "day_of_week": cron.DAY_OF_WEEK,
+    "day_of_month": cron.DAY_OF_MONTH,
+    "month_of_year": cron.MONTH_OF_YEAR,
 }
 KINDS = ("interval", "crontab", "solar", "clocked")
 

@@ -14,8 +14,8 @@ Keys are kombu's (kombu/transport/redis.py) and ours. All begin with `global_key
 `amqtask.limits`                   queue -> x-max-length, where such a queue refuses more
 `amqtask.exchanges`                exchange -> its type
 `amqtask.delay`, `amqtask.delayed` id by due time (milliseconds); id -> exchange, routing key, step and message
-`amqtask.config`                   text: which queues are paused (amqtask.remote.pauses)
-`amqtask.cancel`                   stream: what was revoked (amqtask.remote.revokes)
+`amqtask.config`                   text: which queues are paused (amqtask.remote.kept)
+`amqtask.cancel`                   stream: what was revoked (amqtask.remote.kept)
 `amqtask.owned`                    queues that go with their last consumer, by the time at which it must have said that it lives
 `amqtask.active.<queue>`           which consumer has a queue alone, for as long as it renews that
 """

@@ -25,10 +25,9 @@ from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.pool import PoolDefaults, Running
 from amqtask_pools._limits import HardLimits
-from amqtask_pools.prefork.child import RETIRED, SOFT_LIMIT
-from amqtask_pools.prefork.children import Children, Respawn
+from amqtask_pools.prefork.child import NUDGE, RETIRED, SOFT_LIMIT
+from amqtask_pools.prefork.children import ChildProcess, Children, Respawn
 from amqtask_pools.prefork.frames import PIECE, encode_request
-from amqtask_pools.prefork.process import ChildProcess
 
 if TYPE_CHECKING:
     from amqtask.execution.executor import Executor
@@ -77,10 +76,6 @@ class PreforkPool(PoolDefaults):
         # While the pool restarts: old children that have to be replaced, and below those that end when their task has ended.
         self._old: deque[ChildProcess] = deque()
         self._finishing: set[ChildProcess] = set()
-
-    @classmethod
-    def prepare_process(cls) -> None:
-        """Nothing to prepare."""
 
     # -- the contract
 
@@ -253,7 +248,7 @@ class PreforkPool(PoolDefaults):
             return  # no other child would begin them sooner
         self._take_back(child)
         if len(child.requests) > 1:
-            child.nudge()
+            child.kill(NUDGE)
 
     def _take_back(self, child: ChildProcess) -> None:
         taken = child.take_back()

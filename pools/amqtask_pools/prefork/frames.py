@@ -1,7 +1,7 @@
 """Packets between parent and child: a request each, or a batch of outcomes; large messages are cut into pieces.
 
 SOCK_SEQPACKET keeps packet borders and gives each packet to exactly one reader, the first process with the reading end that
-reads: so the parent can take back packets that a child has not read yet (see process.py).
+reads: so the parent can take back packets that a child has not read yet (see children.py).
 
 The first byte is the packet's type. A pickle begins with REQUEST (the opcode PROTO), so a complete message needs no frame.
 

@@ -1,4 +1,5 @@
-"""What a crontab's fields say: expressions read into sets of numbers, and the next matching reading of a clock; and that clock.
+"""What a crontab's fields say: expressions read into sets of numbers, and the next matching reading of a clock; that clock; and
+the sun.
 
 Pure. A "reading" is a naive datetime, what a clock on the wall shows. The grammar is Celery's
 (celery/schedules.py, crontab_parser): `*`, numbers, names, `a-b` (also around the end: `fri-mon`, `22-2`), `/step` after
@@ -15,7 +16,7 @@ from bisect import bisect_left
 from calendar import monthrange
 from collections.abc import Iterable
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from amqtask.exceptions import ConfigurationError
 
@@ -218,3 +219,63 @@ class Readings:
                     if number <= longest and (day := date(year, month, number)) > today and self._is_day(day):
                         return day
         return None
+
+
+# -- When the sun rises, sets and stands: one pure question to ephem, which is optional (extra `solar`).
+
+SEARCH_DAYS = 366
+
+
+class SolarEvent(NamedTuple):
+    """How ephem finds an event: its method, horizon and centre."""
+
+    method: str  # of ephem.Observer
+    horizon: str  # degrees
+    use_center: bool
+
+
+_RISING, _SETTING = "next_rising", "next_setting"
+# The sun's disc touches the horizon at -0:34 (refraction); twilights count its centre (ephem's documentation).
+EVENTS = {
+    "dawn_astronomical": SolarEvent(_RISING, "-18", True),
+    "dawn_nautical": SolarEvent(_RISING, "-12", True),
+    "dawn_civil": SolarEvent(_RISING, "-6", True),
+    "sunrise": SolarEvent(_RISING, "-0:34", False),
+    "solar_noon": SolarEvent("next_transit", "0", False),
+    "sunset": SolarEvent(_SETTING, "-0:34", False),
+    "dusk_civil": SolarEvent(_SETTING, "-6", True),
+    "dusk_nautical": SolarEvent(_SETTING, "-12", True),
+    "dusk_astronomical": SolarEvent(_SETTING, "-18", True),
+}
+
+
+def event_after(name: str, lat: float, lon: float, start: datetime) -> datetime | None:
+    """The first event after `start` (UTC) at a place, in whole seconds; days without one (polar night) are left out.
+
+    None when there is none within SEARCH_DAYS.
+    """
+    ephem = load_ephem()
+    event = EVENTS[name]
+    observer = ephem.Observer()
+    observer.lat, observer.lon, observer.elev = str(lat), str(lon), 0
+    observer.horizon, observer.pressure = event.horizon, 0
+    sun = ephem.Sun()
+    options = {"use_center": True} if event.use_center else {}
+    moment = ephem.Date(start.replace(tzinfo=None))
+    for _ in range(SEARCH_DAYS):
+        try:
+            event_time: datetime = getattr(observer, event.method)(sun, start=moment, **options).datetime()
+        except ephem.CircumpolarError:
+            moment = observer.next_antitransit(sun, start=moment)
+        else:
+            return event_time.replace(microsecond=0, tzinfo=timezone.utc)
+    return None
+
+
+def load_ephem() -> Any:
+    """The library. Raises: ConfigurationError when it is not installed."""
+    try:
+        import ephem
+    except ImportError as error:
+        raise ConfigurationError("solar schedules need ephem: pip install amqtask[solar]") from error
+    return ephem

@@ -1,1 +1,0 @@
-"""Wall clocks: crontab fields, time zones, the sun. Pure: no I/O."""
