@@ -229,17 +229,19 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
                 return
             strategy = self.strategies[name]
             request = read_request(delivery, self._number, name, strategy)
-            is_common = not (
+            if (
                 delivery.redelivered
                 or not strategy.is_plain
                 or (self.revoked and self.revoked.covers(request.id, headers))
                 or headers.get("eta") is not None
                 or headers.get("expires") is not None
-            )
-            if self.report.sees_received:
-                self.report.received(request, is_to_run=is_common)
-            if not (is_common or self.intake.examine(request, strategy, self.dispatcher.watched)):
-                return
+            ):
+                if self.report.sees_received:
+                    self.report.received(request, is_to_run=False)  # so far
+                if not self.intake.examine(request, strategy, self.dispatcher.watched):
+                    return
+            elif self.report.sees_received:
+                self.report.received(request, is_to_run=True)
             if not strategy.acks_late:
                 self.deliveries.acks_early.add(request.number)
         except MessageError as error:
