@@ -149,9 +149,6 @@ def _away(name: str, error: BaseException) -> FlowStoreUnreachable:
     )
 
 
-__all__ = ["open_flow_store"]
-
-
 # -- `app.limits`: what tasks' limits are, how far they are used, and other numbers for them, which last until they are reset.
 
 

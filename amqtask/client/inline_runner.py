@@ -66,10 +66,6 @@ class _RunHere:
     def __init__(self, run_next: RunNext) -> None:
         self._run_next = run_next
 
-    def compose_retry(self, request: Request, context: Context, *, when: object, sig: object) -> Message:
-        """Never called: the inline executor keeps retries."""
-        raise AssertionError("an inline retry is not published")
-
     def compose_next(
         self,
         signature: SignatureFields,
@@ -83,19 +79,11 @@ class _RunHere:
         self._run_next(signature, result, chain)
         return []
 
-    def compose_body(
-        self, body: SignatureFields, values: list[object], group_id: str, parent_id: str | None
-    ) -> list[Message]:
-        """Never called: inline, the caller that runs the header runs the body, too."""
-        raise AssertionError("an inline chord has no parts")
+    def _never(self, *_: Any, **__: Any) -> Any:
+        """The inline executor keeps retries and calls errbacks; whoever runs a header runs the body; `Task.replace` runs here."""
+        raise AssertionError("nothing of an inline task becomes a message")
 
-    def compose_replacement(self, replacement: object, context: Context) -> list[Message]:
-        """Never called: inline, `Task.replace` runs the replacement."""
-        raise AssertionError("an inline task is not replaced by a message")
-
-    def compose_errback(self, errback: SignatureFields, context: Context, error: BaseException, trace: str) -> Message:
-        """Never called: inline, errbacks are called directly."""
-        raise AssertionError("an inline errback is called")
+    compose_retry = compose_body = compose_replacement = compose_errback = _never
 
 
 class InlineExecutor(Executor):

@@ -6,7 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
@@ -15,7 +15,7 @@ from amqtask.ground.plugins import load_path, plugins
 from amqtask.ground.printable import described
 from amqtask.protocol.entities import as_document, changed_fields, from_document
 from amqtask.protocol.message import Message, Properties
-from amqtask.protocol.task import PUBLISHED_AT
+from amqtask.protocol.task import PUBLISHED_AT, timestamp
 from amqtask.topology.delays import DelayPlan
 from amqtask.transport.content import encode_properties
 
@@ -236,10 +236,9 @@ def _checked(name: str, value: object) -> Any:
 
 def _moment(text: str) -> float:
     try:
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return timestamp(text)
     except (ValueError, TypeError, AttributeError) as error:
         raise RowUnreadable(f"the row's eta or expires is {text!r}, not a time in ISO 8601") from error
-    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)).timestamp()
 
 
 # -- values

@@ -179,9 +179,3 @@ def values_of(parts: Iterable[Any]) -> list[Any]:
             raise ChordError(f"Dependency {part.task_id} raised {saferepr(cause, 500)}") from cause
         values.append(part.result)
     return values
-
-
-__all__ = [
-    "CHORD_HEADER", "SIZE", "TOKEN", "ChordPart", "Gathered", "chord_mark", "chord_queue", "gather", "more_message",
-    "new_token", "part_message", "queue_name", "read_mark", "size_of", "token_of", "values_of", "without_chord_keys",
-]  # fmt: skip

@@ -177,17 +177,13 @@ def texts_message(
 
 def event_message(event: EventFields, exchange: str = EXCHANGE, *, serializer: str = "json") -> Message:
     """One event; the routing key is its type, `task.succeeded`."""
-    return _message(event, event["type"].replace("-", "."), event.get("hostname"), exchange, serializer)
+    return _in_message(dumps(event, serializer), event["type"].replace("-", "."), event.get("hostname"), exchange)
 
 
 def events_message(events: Sequence[EventFields], exchange: str = EXCHANGE, *, serializer: str = "json") -> Message:
     """Several events of tasks in one message."""
     hostname = events[0].get("hostname") if events else None
-    return _message(list(events), SEVERAL, hostname, exchange, serializer)
-
-
-def _message(body: object, routing_key: str, hostname: str | None, exchange: str, serializer: str) -> Message:
-    return _in_message(dumps(body, serializer), routing_key, hostname, exchange)
+    return _in_message(dumps(list(events), serializer), SEVERAL, hostname, exchange)
 
 
 def _in_message(encoded: Encoded, routing_key: str, hostname: str | None, exchange: str) -> Message:

@@ -168,7 +168,8 @@ class Line:
         self.has_other_hosts = False
         self._confirms_nothing = False
         self._is_asking = False
-        self._is_dead = False
+        # Whether the broker has stopped answering, or confirms nothing while another host might.
+        self.is_dead = False
         self._reader = connection.transport.connection._reader_task
         self._reader.add_done_callback(self._on_gone)
 
@@ -177,12 +178,7 @@ class Line:
         """Whether the connection is open, as far as we know."""
         transport = self._connection.transport
         is_read = transport is not None and not transport.connection.is_closed and not self._reader.done()
-        return is_read and not self._is_dead
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether the broker has stopped answering, or confirms nothing while another host might."""
-        return self._is_dead
+        return is_read and not self.is_dead
 
     @property
     def was_nonsense(self) -> bool:
@@ -265,7 +261,7 @@ class Line:
             self._silent_looks = 0
 
     def _give_up(self) -> None:
-        self._is_dead = True
+        self.is_dead = True
         self._on_gone()
 
     # -- publishing
@@ -445,7 +441,7 @@ class Line:
         """What to tell: that we gave up waiting, or the connection ended, cancels who waits for it."""
         if not isinstance(error, asyncio.CancelledError):
             return error
-        what_was = "does not answer" if self._is_dead else "ended the connection"
+        what_was = "does not answer" if self.is_dead else "ended the connection"
         return ConnectionError(f"{self.address.safe_url} {what_was}")
 
     async def _is_blocked(self) -> bool:

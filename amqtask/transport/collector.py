@@ -86,7 +86,7 @@ class PikaCollector:
         self._refusals: set[str] = set()
         self._beside = beside
         self._moved_at = float("-inf")
-        self._connection = connection.join(self)
+        self._connection, self._use = connection, connection.join(self)
         self._pika: Any = None
         self._channel: PikaChannel | None = None
         self._looks: dict[str, _Look] = {}
@@ -112,14 +112,14 @@ class PikaCollector:
             return
         look = self._looks[queue] = _Look(queue, size, take, [on_done])
         self._line.append(look)
-        if not self._connection.is_running and not self._is_stopped:
-            self._connection.start()
+        if not self._use.is_running and not self._is_stopped:
+            self._use.start()
         self._next()
 
     def stop(self) -> None:
         """Close; messages that are held go back to their queues."""
         self._is_stopped = True
-        self._connection.stop()
+        self._use.stop()
 
     # -- counting
 

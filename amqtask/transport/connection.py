@@ -271,7 +271,7 @@ class LoopConnection:
         return other.join(listener)
 
     def leave(self, reason: str, *, steps: int = 0) -> None:
-        """Treat this connection as lost, and go on with the next host, or the one that is so many steps further on."""
+        """Treat this connection as lost, for all its users, and go on with the next host, or the one that is so many steps on."""
         if self.is_open:
             self._avoided[self._next % self.hosts] = time.monotonic() + AVOIDED_SECONDS
             if steps:
@@ -280,7 +280,7 @@ class LoopConnection:
             self._connection.give_up(LeftHost(reason))
 
     def go_to(self, host: str, reason: str) -> None:
-        """Leave for the host with this URL, if it is one of ours and not the present one."""
+        """Leave for the host with this URL, with all users, if it is one of ours and not the present one."""
         for steps in range(1, self.hosts):
             if self._addresses[(self._next + steps) % self.hosts].safe_url == host:
                 self.leave(reason, steps=steps)
@@ -399,31 +399,9 @@ class ConnectionUse:
         return self.is_running and self._connection.is_open
 
     @property
-    def host(self) -> str:
-        """The URL, without password, of the host that it is connected to; empty while it is not."""
-        return self._connection.host
-
-    @property
-    def hosts(self) -> int:
-        """How many hosts there are to go to."""
-        return self._connection.hosts
-
-    @property
     def has_other_hosts(self) -> bool:
         """Whether this user may go to another host: no user takes the connection from another one."""
-        return self.hosts > 1 and len(self._connection.users) == 1
-
-    def elsewhere(self, steps: int, listener: ConnectionListener) -> ConnectionUse:
-        """Another connection, to the host that is so many steps further on; not started."""
-        return self._connection.elsewhere(steps, listener)
-
-    def leave(self, reason: str, *, steps: int = 0) -> None:
-        """Treat the connection as lost, for all its users, and go on with the next host, or the one that is so many steps on."""
-        self._connection.leave(reason, steps=steps)
-
-    def go_to(self, host: str, reason: str) -> None:
-        """Leave for the host with this URL, with all users, if it is one of ours and not the present one."""
-        self._connection.go_to(host, reason)
+        return self._connection.hosts > 1 and len(self._connection.users) == 1
 
     def start(self) -> None:
         """Connect, unless that is under way or done."""

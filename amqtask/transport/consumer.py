@@ -112,7 +112,7 @@ class PikaConsumer:
         loop = connection.loop
         self._listener = listener
         self._no_ack = no_ack
-        self._connection = connection.join(self)
+        self._connection, self._use = connection, connection.join(self)
         self._declarer = Declarer(loop, listener.on_warning)
         self._lookout = Lookout(
             loop,
@@ -163,7 +163,7 @@ class PikaConsumer:
 
     def start(self) -> None:
         """Connect; the listener is told the result."""
-        self._connection.start()
+        self._use.start()
 
     def add_queue(
         self,
@@ -246,7 +246,7 @@ class PikaConsumer:
         self._drop_channel()
         self._declarer.lost()
         self._lookout.end()
-        self._connection.stop(on_stopped)
+        self._use.stop(on_stopped)
 
     # -- the connection's events
 

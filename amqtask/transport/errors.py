@@ -148,26 +148,19 @@ def _about_tls(cause: BaseException, address: BrokerAddress) -> str:
 
 def access_refused(address: BrokerAddress, text: str, *, is_login: bool) -> AccessRefused:
     """The error for a refused login, or else a refused virtual host."""
-    if address.login_method == EXTERNAL:
-        return _certificate_refused(address, text, is_login=is_login)
-    if is_login:
-        return AccessRefused(
-            f"the broker at {address.host}:{address.port} refused the login of user {address.user!r}: check the user and the "
-            "password in broker_url (guest may log in from localhost only)"
-        )
-    return AccessRefused(
-        f"the broker at {address.host}:{address.port} refused virtual host {address.vhost!r} to user {address.user!r}: "
-        f"{clause(text)}. Does it exist (rabbitmqctl list_vhosts), and may the user use it (rabbitmqctl set_permissions)?"
-    )
-
-
-def _certificate_refused(address: BrokerAddress, text: str, *, is_login: bool) -> AccessRefused:
     broker = f"the broker at {address.host}:{address.port}"
     certificate = address.tls.certfile if address.tls is not None else None
+    has_certificate = address.login_method == EXTERNAL
     if not is_login:
+        user = f"the user of certificate {certificate}" if has_certificate else f"user {address.user!r}"
         return AccessRefused(
-            f"{broker} refused virtual host {address.vhost!r} to the user of certificate {certificate}: {clause(text)}. "
+            f"{broker} refused virtual host {address.vhost!r} to {user}: {clause(text)}. "
             "Does it exist (rabbitmqctl list_vhosts), and may the user use it (rabbitmqctl set_permissions)?"
+        )
+    if not has_certificate:
+        return AccessRefused(
+            f"{broker} refused the login of user {address.user!r}: check the user and the password in broker_url (guest may log "
+            "in from localhost only)"
         )
     if text.startswith(NOT_OFFERED):
         return AccessRefused(

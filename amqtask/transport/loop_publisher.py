@@ -90,7 +90,7 @@ class PikaLoopPublisher:
         self._warn = on_warning
         self._nack_patience = nack_patience
         self._resends = resends
-        self._connection = connection.join(self)
+        self._connection, self._use = connection, connection.join(self)
         self._declarer = Declarer(loop, on_warning)
         self._pika: Wire | None = None
         # The present channel, once it confirms; the one that is being opened; and those beside it that have unconfirmed messages:
@@ -157,7 +157,7 @@ class PikaLoopPublisher:
     @property
     def oldest(self) -> Message | None:
         """The message that waits longest for its confirm, while the broker could give it."""
-        if not self._connection.is_open or self._is_blocked:
+        if not self._use.is_open or self._is_blocked:
             return None
         pending = next(chain(self._unconfirmed(), self._held, self._lone.values(), self._untrusted), None)
         if pending is None:
@@ -174,7 +174,7 @@ class PikaLoopPublisher:
     def start(self) -> None:
         """Connect now."""
         self._is_stopped = False
-        self._connection.start()
+        self._use.start()
 
     def publish(self, message: Message, on_done: OnDone) -> None:
         """Publish at the end of this turn, in order; `on_done` follows the confirm."""
@@ -190,7 +190,7 @@ class PikaLoopPublisher:
         self._flush()
         self._is_stopped = True
         self._forget_timers()
-        self._connection.stop(on_stopped)
+        self._use.stop(on_stopped)
 
     # -- publishing
 
@@ -205,8 +205,8 @@ class PikaLoopPublisher:
         self._is_due = False
         if self._is_stopped:
             return
-        if not self._connection.is_running:
-            self._connection.start()
+        if not self._use.is_running:
+            self._use.start()
         confirming = self._current
         if confirming is None or not confirming.channel.is_open or self._is_leaving or self._in_line.is_set:
             return
@@ -298,7 +298,7 @@ class PikaLoopPublisher:
 
     def _change(self, confirming: _ConfirmingChannel, now: float, *, is_first: bool) -> None:
         """Open another channel; where that did not help, go to another host."""
-        if not is_first and self._connection.has_other_hosts and now - self._left_at > self._nack_patience:
+        if not is_first and self._use.has_other_hosts and now - self._left_at > self._nack_patience:
             self._begin_leaving()
         elif confirming is self._current and now - self._renewed_at >= SETTLE_SECONDS:
             self._renewed_at = now
@@ -332,7 +332,7 @@ class PikaLoopPublisher:
         if not self._waiting and not any(self._unconfirmed()):
             self._silent_looks = 0
             return
-        is_silent = self._connection.is_open and not self._is_blocked and not has_moved
+        is_silent = self._use.is_open and not self._is_blocked and not has_moved
         self._silent_looks = self._silent_looks + 1 if is_silent else 0
         if self._silent_looks * LOOK_SECONDS >= self._confirm_seconds:
             self._silent_looks = 0
@@ -341,7 +341,7 @@ class PikaLoopPublisher:
         self._watch.set(LOOK_SECONDS, self._look)
 
     def _look_on(self) -> None:
-        if not self._watch.is_set and self._connection.has_other_hosts:
+        if not self._watch.is_set and self._use.has_other_hosts:
             self._watch.set(LOOK_SECONDS, self._look)
 
     # -- declaring

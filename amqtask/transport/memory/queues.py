@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import FieldTable, HeaderDict, Headers, JsonObject, QueueArguments
 
 RESOURCE_LOCKED, NOT_IMPLEMENTED = 405, 540
+_CODES = {
+    NOT_FOUND: "NOT_FOUND",
+    ACCESS_REFUSED: "ACCESS_REFUSED",
+    RESOURCE_LOCKED: "RESOURCE_LOCKED",
+    PRECONDITION_FAILED: "PRECONDITION_FAILED",
+    NOT_IMPLEMENTED: "NOT_IMPLEMENTED",
+}
 PREDECLARED = {
     f"amq.{name}": Exchange(f"amq.{name}", exchange_type)
     for name, exchange_type in (("direct", "direct"), ("topic", "topic"), ("fanout", "fanout"), ("headers", "headers"),
@@ -130,68 +137,65 @@ def is_cycle(stored: Stored, queue: str) -> bool:
 class Refused(Exception):
     """The broker closes the channel with this; `reply_code` and `reply_text` as in `channel.close`."""
 
-    def __init__(self, reply_code: int, reply_text: str) -> None:
-        super().__init__(f"{reply_code} {reply_text}")
+    def __init__(self, reply_code: int, reason: str) -> None:
         self.reply_code = reply_code
-        self.reply_text = reply_text
+        self.reply_text = f"{_CODES[reply_code]} - {reason}"
+        super().__init__(f"{reply_code} {self.reply_text}")
 
 
 def not_found(entity_type: str, name: str) -> Refused:
     """No such queue or exchange."""
-    return Refused(NOT_FOUND, f"NOT_FOUND - no {entity_type} '{name}' in vhost '/'")
+    return Refused(NOT_FOUND, f"no {entity_type} '{name}' in vhost '/'")
 
 
 def resource_locked(queue: str) -> Refused:
     """An exclusive queue of another connection."""
-    return Refused(
-        RESOURCE_LOCKED, f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{queue}' in vhost '/'"
-    )
+    return Refused(RESOURCE_LOCKED, f"cannot obtain exclusive access to locked queue '{queue}' in vhost '/'")
 
 
 def too_large(size: int, limit: int) -> Refused:
     """A body over max_message_size."""
     return Refused(
         PRECONDITION_FAILED,
-        f"PRECONDITION_FAILED - message size {size} is larger than configured max size {limit}",
+        f"message size {size} is larger than configured max size {limit}",
     )
 
 
 def invalid_expiration(text: str) -> Refused:
     """A message whose expiration is no number of milliseconds."""
-    return Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - invalid expiration '{text}'")
+    return Refused(PRECONDITION_FAILED, f"invalid expiration '{text}'")
 
 
 def consumed_exclusively(queue: str) -> Refused:
     """A consumer that the queue's other consumers leave no room for."""
-    return Refused(ACCESS_REFUSED, f"ACCESS_REFUSED - queue '{queue}' in vhost '/' in exclusive use")
+    return Refused(ACCESS_REFUSED, f"queue '{queue}' in vhost '/' in exclusive use")
 
 
 def in_use(queue: str) -> Refused:
     """A queue that was to be deleted if it had no consumers or no messages."""
-    return Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - queue '{queue}' in vhost '/' in use or not empty")
+    return Refused(PRECONDITION_FAILED, f"queue '{queue}' in vhost '/' in use or not empty")
 
 
 def not_implemented(method: str) -> Refused:
     """A method that this broker has not."""
-    return Refused(NOT_IMPLEMENTED, f"NOT_IMPLEMENTED - the in-memory broker has no {method}")
+    return Refused(NOT_IMPLEMENTED, f"the in-memory broker has no {method}")
 
 
 def unknown_tag(tag: int) -> Refused:
     """An answer to a delivery that was answered already, or never made."""
-    return Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - unknown delivery tag {tag}")
+    return Refused(PRECONDITION_FAILED, f"unknown delivery tag {tag}")
 
 
 def check_valid(queue: Queue) -> None:
     """Raises: Refused for properties that the queue's type does not allow."""
     queue_type = queue.argument_map.get("x-queue-type", "classic")
     if queue_type not in ("classic", "quorum", "stream"):
-        raise Refused(PRECONDITION_FAILED, f"PRECONDITION_FAILED - the in-memory broker has no {queue_type} queues")
+        raise Refused(PRECONDITION_FAILED, f"the in-memory broker has no {queue_type} queues")
     if queue_type != "classic":
         for name, is_wrong in (("durable", not queue.durable), ("exclusive", queue.exclusive),
                                ("auto-delete", queue.auto_delete)):  # fmt: skip
             if is_wrong:
-                text = f"PRECONDITION_FAILED - invalid property '{name}' for queue '{queue.name}' in vhost '/'"
-                raise Refused(PRECONDITION_FAILED, text)
+                raise Refused(PRECONDITION_FAILED, f"invalid property '{name}' for queue '{queue.name}' in vhost '/'")
 
 
 def check_same(declared: Queue | Exchange, existing: Queue | Exchange) -> None:
@@ -202,7 +206,7 @@ def check_same(declared: Queue | Exchange, existing: Queue | Exchange) -> None:
             entity_type = "queue" if isinstance(declared, Queue) else "exchange"
             raise Refused(
                 PRECONDITION_FAILED,
-                f"PRECONDITION_FAILED - inequivalent arg '{name}' for {entity_type} '{declared.name}' in vhost '/': "
+                f"inequivalent arg '{name}' for {entity_type} '{declared.name}' in vhost '/': "
                 f"received {_shown(declared_properties.get(name))} but current is {_shown(existing_properties.get(name))}",
             )
 
@@ -432,7 +436,5 @@ def subscribe(queue: MemoryQueue, subscriber: Subscriber, arguments: FieldTable 
         return
     if not subscriber.prefetch:
         name = queue.declared.name
-        raise Refused(
-            PRECONDITION_FAILED, f"PRECONDITION_FAILED - consumer prefetch count is not set for stream '{name}'"
-        )
+        raise Refused(PRECONDITION_FAILED, f"consumer prefetch count is not set for stream '{name}'")
     subscriber.position = queue.begin_at((arguments or {}).get(OFFSET))
