@@ -313,14 +313,6 @@ def too_late(task_ids: Sequence[str], missing: int, timeout: float | None) -> Ti
 Arrived = Callable[[ResultMessage | Exception], None]
 
 
-class CallsBack(Protocol):
-    """A backend that calls when a result is ready."""
-
-    def add_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None: ...
-
-    def cancel_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None: ...
-
-
 async def await_arrival(
     task_id: str, timeout: float | None, subscribe: Callable[[Arrived], Callable[[], None]]
 ) -> ResultMessage:
@@ -349,16 +341,6 @@ async def await_arrival(
         raise too_late([task_id], 1, timeout) from None
     finally:
         cancel()
-
-
-async def await_callback(backend: CallsBack, task_id: str, timeout: float | None) -> ResultMessage:
-    """The result, when the backend's thread delivers it. Raises: TimeoutError."""
-
-    def subscribe(arrived: Arrived) -> Callable[[], None]:
-        backend.add_callback(task_id, arrived)
-        return lambda: backend.cancel_callback(task_id, arrived)
-
-    return await await_arrival(task_id, timeout, subscribe)
 
 
 # -- How the parts of a stored result are written and read: the same for all stores that keep bytes.

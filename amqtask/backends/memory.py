@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from amqtask import states
-from amqtask.backends.contract import BackendOptions, KnownStore, await_callback
+from amqtask.backends.contract import Arrived, BackendOptions, KnownStore, await_arrival
 from amqtask.backends.rpc import Arrivals, Mailbox
 from amqtask.protocol.result import ResultMessage, decode_result, encode_result
 from amqtask.protocol.serialization import content_types
@@ -105,7 +105,12 @@ class MemoryBackend(MemoryChords, KnownStore):
 
     async def await_result(self, task_id: str, *, timeout: float | None) -> ResultMessage:
         """`wait` for an event loop."""
-        return await await_callback(self, task_id, timeout)
+
+        def subscribe(arrived: Arrived) -> Callable[[], None]:
+            self._mailbox.when_ready(task_id, arrived)
+            return lambda: self._mailbox.cancel(task_id, arrived)
+
+        return await await_arrival(task_id, timeout, subscribe)
 
     def iter_ready(self, task_ids: Sequence[str], *, timeout: float | None) -> Iterator[tuple[str, ResultMessage]]:
         """Each result as it is stored."""

@@ -106,45 +106,19 @@ class Calls:
             args, kwargs = task.as_data(args, kwargs)
         if options and not KNOWN.issuperset(options):
             self.check_options(name, options, task)
-        route = self._route(name, args, kwargs, options, task, is_follow_up=is_follow_up)
+        route = self._router.route(name, args, kwargs, {key: options[key] for key in _ROUTING if key in options}, task)
+        if task is not None and task.fair_plan is not None:
+            try:
+                route = self._router.shared(route, name, args, kwargs, task)
+            except Exception as error:  # a user's function, or a key of odd values
+                if not is_follow_up:
+                    raise
+                # The task that has ended is not to blame, and may have had its effects.
+                logger.warning(
+                    "a call of task %s goes to queue %s: it has no key for fair_by (%r)", name, route.routing_key, error
+                )
         if route.options:
             options = {**route.options, **options}
-        call = self._call(name, args, kwargs, options, task, reply_to)
-        return self._message(call, route, options, task)
-
-    def _route(
-        self,
-        name: str,
-        args: Sequence[object],
-        kwargs: Keywords,
-        options: Options,
-        task: CalledTask | None,
-        *,
-        is_follow_up: bool,
-    ) -> Route:
-        route = self._router.route(name, args, kwargs, {key: options[key] for key in _ROUTING if key in options}, task)
-        if task is None or task.fair_plan is None:
-            return route
-        try:
-            return self._router.shared(route, name, args, kwargs, task)
-        except Exception as error:  # a user's function, or a key of odd values
-            if not is_follow_up:
-                raise
-            # The task that has ended is not to blame, and may have had its effects.
-            logger.warning(
-                "a call of task %s goes to queue %s: it has no key for fair_by (%r)", name, route.routing_key, error
-            )
-            return route
-
-    def _call(
-        self,
-        name: str,
-        args: Sequence[object],
-        kwargs: Keywords,
-        options: Options,
-        task: CalledTask | None,
-        reply_to: str,
-    ) -> TaskCall:
         if not options and task is None:
             call = TaskCall(str(uuid.uuid4()), name, args, kwargs, reply_to=reply_to, priority=self._priority)
             call.delivery_mode = self._delivery_mode
@@ -153,7 +127,7 @@ class Calls:
         parent = current.get()
         if parent is not None and parent.id is not None and options.get("add_to_parent", True):
             self._adopt(call, parent, options)
-        return call
+        return self._message(call, route, options, task)
 
     def _with_options(
         self,

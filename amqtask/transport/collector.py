@@ -31,7 +31,7 @@ from pika.exceptions import ChannelClosedByBroker
 from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.message import Delivery
-from amqtask.transport.connection import LoopConnection
+from amqtask.transport.connection import ConnectionListener, LoopConnection
 from amqtask.transport.contract import QueuePresence
 from amqtask.transport.declare import wrong_name
 from amqtask.transport.errors import ACCESS_REFUSED, NOT_FOUND, is_away
@@ -71,7 +71,7 @@ class _Look:
     held: int = 0
 
 
-class PikaCollector:
+class PikaCollector(ConnectionListener):
     """Over a connection of its own, opened at the first look; when it is lost, looks begin again on the next one."""
 
     def __init__(
@@ -230,17 +230,11 @@ class PikaCollector:
         if look is not None:
             self._line.appendleft(look)
 
-    def on_unreachable(self, error: Exception) -> None:
-        """The consumer on the same broker warns already."""
-
     def on_refused(self, error: Exception) -> None:
         """Log it once. No `on_done` is called, so nothing is acknowledged, until the broker accepts the login."""
         if str(error) not in self._refusals:
             self._refusals.add(str(error))
             self._warn(f"chords wait: {error}")
-
-    def on_blocked(self, reason: str | None) -> None:
-        """Nothing is published here."""
 
 
 class _Reader:

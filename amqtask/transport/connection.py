@@ -150,15 +150,18 @@ class Backoff:
 
 
 class ConnectionListener(Protocol):
-    """A user of a LoopConnection, with the methods that it calls."""
+    """A user of a LoopConnection, with the methods that it calls. Who derives from this may leave out those that mean nothing to
+    it."""
 
     def on_open(self, connection: Wire) -> None: ...
 
     def on_lost(self, error: Exception) -> None:
         """An open connection is gone; another attempt follows by itself."""
+        return
 
     def on_unreachable(self, error: Exception) -> None:
         """No host of a whole round could be reached; another round follows by itself."""
+        return
 
     def on_refused(self, error: Exception) -> None:
         """The broker refused the login or the virtual host, and never accepted it before. Another attempt follows unless
@@ -167,6 +170,7 @@ class ConnectionListener(Protocol):
 
     def on_blocked(self, reason: str | None) -> None:
         """The broker blocks publishing (an alarm), or does not any more (None)."""
+        return
 
 
 class LeftHost(AMQPHeartbeatTimeout, HostLeft):  # type: ignore[misc]  # pika is not typed

@@ -24,7 +24,7 @@ from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.entities import Declaration, Queue
 from amqtask.protocol.message import Delivery
 from amqtask.topology.declarations import consumption, is_quorum
-from amqtask.transport.connection import Backoff, LoopConnection
+from amqtask.transport.connection import Backoff, ConnectionListener, LoopConnection
 from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import RESOURCE_LOCKED, Declarer, QueueLocked
 from amqtask.transport.errors import ACCESS_REFUSED, lacks
@@ -104,7 +104,7 @@ class _Consumed:
     watch: Watch = field(default_factory=Watch)
 
 
-class PikaConsumer:
+class PikaConsumer(ConnectionListener):
     """A Consumer on pika's SelectConnection. `no_ack` is for mailboxes whose messages need no answer; others may use the
     connection, too."""
 
@@ -282,9 +282,6 @@ class PikaConsumer:
         """No further attempt makes sense."""
         self.stop()
         self._listener.on_fatal(error)
-
-    def on_blocked(self, reason: str | None) -> None:
-        """A consumer's connection publishes nothing: nothing to do."""
 
     # -- the channel
 

@@ -29,18 +29,19 @@ from pika.exceptions import AMQPError
 
 from amqtask.ground.loop import Ticker
 from amqtask.topology.declarations import CLASSIC, QUORUM, is_quorum
+from amqtask.transport.connection import ConnectionListener
 
 if TYPE_CHECKING:
     from amqtask.ground.loop import Loop
     from amqtask.protocol.entities import Queue
     from amqtask.protocol.message import PropertiesLike
-    from amqtask.transport.connection import ConnectionListener, ConnectionUse
+    from amqtask.transport.connection import ConnectionUse
     from amqtask.transport.wire import PikaChannel, PikaFrame, PikaMethod, Wire
 
 
 # How long another host may take to answer.
 OPINION_SECONDS = 2.0
-Connect = Callable[["ConnectionListener"], "ConnectionUse"]
+Connect = Callable[[ConnectionListener], "ConnectionUse"]
 TICK_SECONDS = 1.5
 QUEUES_PER_LOOK = 20
 # How often in a row messages must be ready.
@@ -85,7 +86,7 @@ class SecondOpinion:
             self._on_done(number)
 
 
-class _Asker:
+class _Asker(ConnectionListener):
     """The question to one host. Whatever fails, time runs out."""
 
     def __init__(self, connect: Connect, queue: str, answered: Callable[[int], None], number: int) -> None:
@@ -105,14 +106,8 @@ class _Asker:
         channel.basic_nack(method.delivery_tag, requeue=True)
         self._answered(self._number)
 
-    def on_lost(self, error: Exception) -> None: ...
-
-    def on_unreachable(self, error: Exception) -> None: ...
-
     def on_refused(self, error: Exception) -> None:
         self.connection.stop()
-
-    def on_blocked(self, reason: str | None) -> None: ...
 
 
 @dataclass(slots=True, eq=False)

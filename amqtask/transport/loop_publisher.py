@@ -42,7 +42,7 @@ from amqtask.transport.confirms import (
     Refusing,
     Trusted,
 )
-from amqtask.transport.connection import Backoff, LoopConnection
+from amqtask.transport.connection import Backoff, ConnectionListener, LoopConnection
 from amqtask.transport.content import UNWRITABLE, basic_properties, unwritable
 from amqtask.transport.declare import MOST_DECLARED, Declarer, KnownEntities, NotAnswered
 from amqtask.transport.errors import NOT_FOUND, channel_error, connection_closed_for, culprits, refused, unroutable
@@ -69,7 +69,7 @@ IN_LINE_SECONDS = 0.3
 _ConfirmingChannel: TypeAlias = "ConfirmingChannel[Pending]"
 
 
-class PikaLoopPublisher:
+class PikaLoopPublisher(ConnectionListener):
     """See amqtask.transport.contract.LoopPublisher; connects at `start` or at the first publish.
 
     Where the owner has deliveries on the connection, which end with it, its publishes must not go again afterwards (`resends`):
@@ -429,8 +429,7 @@ class PikaLoopPublisher:
         for pending in lost:
             pending.on_done(PublishTimeout(f"the connection was lost before the broker's confirm: {error}"))
 
-    def on_unreachable(self, error: Exception) -> None:
-        """The consumer on the same broker warns already."""
+    # A host that cannot be reached: the consumer on the same broker warns already.
 
     def on_refused(self, error: Exception) -> None:
         """Log it once; the messages stay outstanding, so nothing is acknowledged, until the broker accepts the login."""

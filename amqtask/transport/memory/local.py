@@ -72,10 +72,7 @@ class MemoryAddress(BrokerAddress):
         """`memory://`."""
         return MEMORY_URL
 
-    @property
-    def url(self) -> str:
-        """`memory://`."""
-        return MEMORY_URL
+    url = safe_url
 
     def stream(self) -> MemoryStream:
         """A stream of bytes to the broker, not connected."""

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqtask.exceptions import PublishError
 from amqtask.protocol.message import Properties, dead_headers
-from amqtask.transport.redis.layout import Layout, envelope, step_of
+from amqtask.transport.redis.layout import envelope, step_of
 from amqtask.transport.redis.link import Link, Timers
 from amqtask.transport.redis.publishing import Declared, passes, publish_error
 from amqtask.transport.redis.scripts import ACK, BURY, GIVE_BACK, PUBLISH, REPLACE
 from amqtask.transport.redis.wire import ReplyError
 
 if TYPE_CHECKING:
-    from amqtask.ground.loop import TurnLoop
     from amqtask.protocol.entities import Declaration, Queue
     from amqtask.transport.redis.layout import Incoming, Outgoing
 
@@ -143,8 +142,6 @@ class Answers:
     def __init__(
         self,
         link: Link,
-        layout: Layout,
-        loop: TurnLoop,
         timers: Timers,
         consumer: str,
         declared: Declared,
@@ -153,8 +150,6 @@ class Answers:
         complain: Callable[[str], None],
     ) -> None:
         self._link = link
-        self._layout = layout
-        self._loop = loop
         self._timers = timers
         self._consumer = consumer
         self._declared = declared
@@ -203,7 +198,7 @@ class Answers:
             if held.is_stored:
                 self._link.run(answered, BURY, f"{self._consumer}:{held.tag}", *letter)
             else:
-                self._link.run(answered, PUBLISH, self._layout.channels, *letter[:4])
+                self._link.run(answered, PUBLISH, self._link.layout.channels, *letter[:4])
             self._send_soon()
         else:
             self._bury_later(held, reason)
@@ -220,7 +215,7 @@ class Answers:
     def _send_soon(self) -> None:
         if not self._is_due:
             self._is_due = True
-            self._loop.call_last(self.send)
+            self._link.loop.call_last(self.send)
 
     def send(self) -> None:
         """Send what is not sent, or not confirmed."""
@@ -266,7 +261,7 @@ class Answers:
                 outgoing.envelope,
             )
         tag = f"{self._consumer}:{replacement.tag}"
-        self._link.run(partial(self._replaced, replacement), REPLACE, tag, self._layout.channels, *arguments)
+        self._link.run(partial(self._replaced, replacement), REPLACE, tag, self._link.layout.channels, *arguments)
 
     def _replaced(self, replacement: Replacement, reply: Any) -> None:
         if isinstance(reply, Exception) and passes(reply):

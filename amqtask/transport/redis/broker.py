@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -273,35 +274,25 @@ class RedisEnds:
     """See amqtask.transport.contract.SharedEnds. While the consumer has a queue alone, the publisher publishes as that one."""
 
     def __init__(self, server: _Server, options: BrokerOptions, loop: TurnLoop, name: str) -> None:
-        self._server = server
-        self._timeout = options.connect_timeout
-        self._loop = loop
-        self._name = name
+        from amqtask.transport.redis.link import Link
+
+        self._connect = partial(
+            Link, server.way, server.layout, loop, name=name, connect_timeout=options.connect_timeout
+        )
         self._consumer: RedisConsumer | None = None
 
     def consumer(self, listener: ConsumerListener, *, no_ack: bool = False) -> RedisConsumer:
         """On the loop."""
         from amqtask.transport.redis.consumer import RedisConsumer
 
-        way, layout = self._server.way, self._server.layout
-        self._consumer = RedisConsumer(
-            way, layout, self._loop, listener, name=self._name, connect_timeout=self._timeout, no_ack=no_ack
-        )
+        self._consumer = RedisConsumer(self._connect, listener, no_ack=no_ack)
         return self._consumer
 
     def publisher(self, *, on_warning: OnWarning, nack_patience: float | None = None) -> RedisLoopPublisher:
         """On the loop."""
         from amqtask.transport.redis.loop_publisher import RedisLoopPublisher
 
-        return RedisLoopPublisher(
-            self._server.way,
-            self._server.layout,
-            self._loop,
-            name=self._name,
-            connect_timeout=self._timeout,
-            on_warning=on_warning,
-            sole_right=self._sole_right,
-        )
+        return RedisLoopPublisher(self._connect, on_warning=on_warning, sole_right=self._sole_right)
 
     def _sole_right(self) -> tuple[str, str] | None:
         return None if self._consumer is None else self._consumer.sole_right

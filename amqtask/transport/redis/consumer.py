@@ -31,53 +31,38 @@ from amqtask.transport.redis.answers import (
     Held,
     Replacement,
 )
-from amqtask.transport.redis.layout import LEASE_ALONE_SECONDS, OWN_SECONDS, Layout, Outgoing, incoming, owner
-from amqtask.transport.redis.link import Link, Timers
+from amqtask.transport.redis.layout import LEASE_ALONE_SECONDS, OWN_SECONDS, Outgoing, incoming, owner
+from amqtask.transport.redis.link import Connect, LinkOwner, Timers
 from amqtask.transport.redis.publishing import Declared, prepare, publish_error
 from amqtask.transport.redis.scripts import DISOWN, LEAVE, OWN, RENEW
 from amqtask.transport.redis.taking import Housekeeping, Taking
 from amqtask.transport.redis.wire import Push, ReplyError, ignore_reply
 
 if TYPE_CHECKING:
-    from amqtask.ground.loop import TurnLoop
     from amqtask.protocol.message import Delivery, Message
     from amqtask.transport.contract import ConsumerListener
-    from amqtask.transport.redis.wire import Way
 
 logger = bounded_logger("amqtask.transport")
 # Seconds between two attempts to declare what Redis refused.
 RETRY_SECONDS = 0.5
 
 
-class RedisConsumer:
+class RedisConsumer(LinkOwner):
     """See amqtask.transport.contract.Consumer."""
 
-    def __init__(
-        self,
-        way: Way,
-        layout: Layout,
-        loop: TurnLoop,
-        listener: ConsumerListener,
-        *,
-        name: str,
-        connect_timeout: float,
-        no_ack: bool = False,
-    ) -> None:
-        self._layout = layout
-        self._loop = loop
+    def __init__(self, connect: Connect, listener: ConsumerListener, *, no_ack: bool = False) -> None:
+        self._link = connect(self)
+        self._layout, self._loop = self._link.layout, self._link.loop
         self._listener = listener
         self._no_ack = no_ack
-        self._declared = Declared(layout, listener.on_warning)
-        self._link = Link(way, layout, loop, self, name=name, connect_timeout=connect_timeout)
-        self._housekeeping = Housekeeping(self._link, layout, loop, listener.on_warning, self._renew)
+        self._declared = Declared(self._layout, listener.on_warning)
+        self._housekeeping = Housekeeping(self._link, listener.on_warning, self._renew)
         # By which Redis knows it.
         self._id = uuid.uuid4().hex
-        self._timers = Timers(loop)
-        self._taking = Taking(self._link, layout, loop, self._timers, self._id, self)
+        self._timers = Timers(self._loop)
+        self._taking = Taking(self._link, self._timers, self._id, self)
         self._answers = Answers(
             self._link,
-            layout,
-            loop,
             self._timers,
             self._id,
             self._declared,

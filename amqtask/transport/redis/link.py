@@ -40,19 +40,25 @@ LOOK_SECONDS, MOST_LOOKS = 5.0, 4
 
 
 class LinkOwner(Protocol):
-    """What a Link calls, on the loop."""
+    """What a Link calls, on the loop. Who derives from this may leave out what means nothing to it."""
 
     def on_open(self) -> None:
         """Connected, logged in."""
 
     def on_lost(self, error: Exception) -> None:
         """An open connection is gone; another attempt follows by itself."""
+        return
 
     def on_unreachable(self, error: PublishError) -> None:
         """An attempt failed; another follows by itself. AccessRefused: the login was refused."""
 
     def on_push(self, push: Push) -> None:
         """What Redis says unasked."""
+        return
+
+
+# Makes the Link of an owner, to a server on a loop.
+Connect = Callable[[LinkOwner], "Link"]
 
 
 class Link:
@@ -62,8 +68,8 @@ class Link:
         self, way: Way, layout: Layout, loop: TurnLoop, owner: LinkOwner, *, name: str, connect_timeout: float
     ) -> None:
         self._way = way
-        self._layout = layout
-        self._loop = loop
+        self.layout = layout
+        self.loop = loop
         self._owner = owner
         self._name = name
         self._timeout = connect_timeout
@@ -88,11 +94,11 @@ class Link:
 
         def replied(reply: Any) -> None:
             if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT" and self.is_open:
-                self.send(on_reply, "EVAL", script.source, 1, self._layout.prefix, *arguments)
+                self.send(on_reply, "EVAL", script.source, 1, self.layout.prefix, *arguments)
             else:
                 on_reply(reply)
 
-        self.send(replied, "EVALSHA", script.sha, 1, self._layout.prefix, *arguments)
+        self.send(replied, "EVALSHA", script.sha, 1, self.layout.prefix, *arguments)
 
     # -- connecting
 
@@ -110,7 +116,7 @@ class Link:
         self._watch.cancel()
         if wire is not None and was_open:
             # Redis may not answer any more.
-            overtime = self._loop.call_later(self._timeout, wire.drain_no_longer)
+            overtime = self.loop.call_later(self._timeout, wire.drain_no_longer)
 
             def drained() -> None:
                 overtime.cancel()
@@ -122,7 +128,7 @@ class Link:
         if wire is not None:
             wire.close()
         if on_stopped is not None:
-            self._loop.call_soon(on_stopped)
+            self.loop.call_soon(on_stopped)
 
     def _connect(self) -> None:
         if not self._is_running:
@@ -151,12 +157,12 @@ class Link:
                 self.server = server.name
                 self._connect_to(server)
 
-        wire = self._wire = Wire(self._loop, guide, on_open=opened, on_end=self._failed)
+        wire = self._wire = Wire(self.loop, guide, on_open=opened, on_end=self._failed)
         wire.open(self._timeout)
 
     def _connect_to(self, place: Place) -> None:
         wire = self._wire = Wire(
-            self._loop,
+            self.loop,
             place,
             on_open=lambda: self._log_in(wire, place),
             on_end=self._ended,

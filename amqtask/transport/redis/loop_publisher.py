@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from amqtask.exceptions import PublishError
 from amqtask.ground.loop import OneTimer
 from amqtask.transport.confirms import Attempt
-from amqtask.transport.redis.link import Link
+from amqtask.transport.redis.link import Connect, LinkOwner
 from amqtask.transport.redis.publishing import (
     Declared,
     lacks_queue,
@@ -23,10 +23,8 @@ from amqtask.transport.redis.publishing import (
 from amqtask.transport.redis.scripts import PUBLISH
 
 if TYPE_CHECKING:
-    from amqtask.ground.loop import TurnLoop
     from amqtask.protocol.message import Message
-    from amqtask.transport.redis.layout import Layout, Outgoing
-    from amqtask.transport.redis.wire import Push, Way
+    from amqtask.transport.redis.layout import Outgoing
 
 OnDone = Callable[["PublishError | None"], None]
 # Seconds before a message that Redis does not take now (its memory is full …) is sent again.
@@ -46,31 +44,26 @@ class _Pending(Attempt):
         self.obstacle: Exception | None = None
 
 
-class RedisLoopPublisher:
+class RedisLoopPublisher(LinkOwner):
     """See amqtask.transport.contract.LoopPublisher; connects at `start` or at the first publish."""
 
     def __init__(
         self,
-        way: Way,
-        layout: Layout,
-        loop: TurnLoop,
+        connect: Connect,
         *,
-        name: str,
-        connect_timeout: float,
         on_warning: Callable[[str], None],
         sole_right: Callable[[], tuple[str, str] | None] = lambda: None,
     ) -> None:
-        self._layout = layout
-        self._loop = loop
+        self._link = connect(self)
+        self._layout, self._loop = self._link.layout, self._link.loop
         self._warn = on_warning
         # As one that leads: publish only while it does.
         self._sole_right = sole_right
-        self._declared = Declared(layout, on_warning)
-        self._link = Link(way, layout, loop, self, name=name, connect_timeout=connect_timeout)
+        self._declared = Declared(self._layout, on_warning)
         self._numbers = itertools.count()
         self._pending: dict[int, _Pending] = {}
         self._unwritable = self._answers = 0
-        self._retry = OneTimer(loop)
+        self._retry = OneTimer(self._loop)
         self._is_stopped = False
         # The last warning of a Redis that cannot be reached: one is enough while that is so.
         self._complaint = ""
@@ -202,14 +195,8 @@ class RedisLoopPublisher:
         self._declared.forget_all()
         self._send_again()
 
-    def on_lost(self, error: Exception) -> None:
-        """Unanswered messages are sent again over the next connection."""
-
     def on_unreachable(self, error: PublishError) -> None:
         """Another attempt follows."""
         if self._pending and self._complaint != str(error):
             self._complaint = str(error)
             self._warn(f"{error} Trying again.")
-
-    def on_push(self, push: Push) -> None:
-        """Nothing is asked for."""

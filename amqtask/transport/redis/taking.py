@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import clause
-from amqtask.transport.redis.layout import Layout, list_keys
+from amqtask.transport.redis.layout import list_keys
 from amqtask.transport.redis.link import Link, Timers
 from amqtask.transport.redis.publishing import passes, publish_error
 from amqtask.transport.redis.scripts import RELEASE_DUE, RESERVE, SWEEP
 from amqtask.transport.redis.wire import ReplyError, ignore_reply
 
 if TYPE_CHECKING:
-    from amqtask.ground.loop import TurnLoop
     from amqtask.transport.redis.answers import Consumed
 
 
@@ -61,10 +60,8 @@ class Taker(Protocol):
 class Taking:
     """Messages are numbered as they are taken: asked again with the same number, Redis answers the same."""
 
-    def __init__(self, link: Link, layout: Layout, loop: TurnLoop, timers: Timers, consumer: str, taker: Taker) -> None:
+    def __init__(self, link: Link, timers: Timers, consumer: str, taker: Taker) -> None:
         self._link = link
-        self._layout = layout
-        self._loop = loop
         self._timers = timers
         self._consumer = consumer
         self._taker = taker
@@ -78,7 +75,7 @@ class Taking:
         self._watched: set[str] = set()
         # Those that were asked for in the table of queues, since when Redis says so when that changes.
         self._declared: set[str] = set()
-        self._queues_key = layout.key("amqtask.queues")
+        self._queues_key = link.layout.key("amqtask.queues")
         # Those whose key is no list, until the next look.
         self._odd: set[str] = set()
         self._is_told = True
@@ -117,7 +114,7 @@ class Taking:
         """Take no more; `on_taken` gets what is on its way: tags, and how often each has failed."""
         if self._is_taking and self._link.is_open:
             self._on_taken = on_taken
-            self._loop.call_later(FINISH_SECONDS, lambda: self._finish([]))
+            self._link.loop.call_later(FINISH_SECONDS, lambda: self._finish([]))
         else:
             on_taken([])
 
@@ -131,7 +128,7 @@ class Taking:
     def take_soon(self) -> None:
         """At the end of this turn."""
         if not self._is_taking:
-            self._loop.call_soon(self.take)
+            self._link.loop.call_soon(self.take)
 
     def take(self) -> None:
         """Ask for as many messages as there is room for."""
@@ -203,7 +200,7 @@ class Taking:
         if not names or not self._link.is_open:
             return
         self._watched.update(names)
-        keys = [key for name in names for key in list_keys(self._layout.prefix, name)]
+        keys = [key for name in names for key in list_keys(self._link.layout.prefix, name)]
         self._link.send(ignore_reply, "CLIENT", "CACHING", "YES")
         self._link.send(self._counted, "EXISTS", *keys)
         if not self._declared.issuperset(names):
@@ -246,15 +243,13 @@ class Housekeeping:
     """Runs while the consumer's link is open. Redis says when a message is delayed (CLIENT TRACKING), so
     that it asks only when one is due."""
 
-    def __init__(
-        self, link: Link, layout: Layout, loop: TurnLoop, warn: Callable[[str], None], renew: Callable[[], None]
-    ) -> None:
+    def __init__(self, link: Link, warn: Callable[[str], None], renew: Callable[[], None]) -> None:
         self._link = link
-        self._key = layout.key("amqtask.delay")
-        self._channels = layout.channels
+        self._key = link.layout.key("amqtask.delay")
+        self._channels = link.layout.channels
         self._warn = warn
         self._renew = renew
-        self._due, self._sweep = OneTimer(loop), OneTimer(loop)
+        self._due, self._sweep = OneTimer(link.loop), OneTimer(link.loop)
         self._is_asking = self._has_changed = False
         self._has_warned = self._has_looked = self._has_said_why = False
 
