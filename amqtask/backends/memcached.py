@@ -88,9 +88,7 @@ class MemcachedBackend(ValueBackend):
     def close(self) -> None:
         """Close connections; they open again when they are needed."""
         super().close()
-        client = self._clients.pop()
-        if client is not None:
-            client.close()
+        self._clients.end(lambda client: client.close())
 
     def _expiry(self) -> int:
         return self._expires if self._expires <= _LONGEST_RELATIVE else int(time.time()) + self._expires

@@ -160,9 +160,7 @@ class MongoBackend(PatientBackend):
     def close(self) -> None:
         """Close connections; they open again when they are needed."""
         super().close()
-        client = self._clients.pop()
-        if client is not None:
-            client.close()
+        self._clients.end(lambda client: client.close())
 
     # -- groups
 

@@ -121,9 +121,7 @@ class PollingBackend(KnownStore):
 
     def close(self) -> None:
         """End the polling thread."""
-        poller = self._pollers.pop()
-        if poller is not None:
-            poller.close()
+        self._pollers.end(Poller.close)
 
 
 class PatientBackend(PatientStore, PollingBackend):

@@ -154,13 +154,16 @@ class SqlBackend(PatientBackend):
 
     def keep(self, result: ResultMessage, policy: RetryPolicy | None) -> None:
         """One UPDATE, and an INSERT if there is no such row."""
-        row = self._row(result)
-        self._run(lambda database: self._write(database, row), policy)
+        row, table = self._row(result), self._tables.tasks
+        is_open = sa.and_(table.c.task_id == result.task_id, table.c.status != states.SUCCESS)
 
-    def _write(self, database: _Database, row: JsonFields) -> None:
-        table = self._tables.tasks
-        values = {name: value for name, value in row.items() if name in database.columns}
-        is_open = sa.and_(table.c.task_id == row["task_id"], table.c.status != states.SUCCESS)
+        def write(database: _Database) -> None:
+            values = {name: value for name, value in row.items() if name in database.columns}
+            self._write(database, table, is_open, values)
+
+        self._run(write, policy)
+
+    def _write(self, database: _Database, table: sa.Table, is_open: Any, values: JsonFields) -> None:
         with database.engine.connect() as connection:
             for _ in range(2):
                 if connection.execute(sa.update(table).where(is_open).values(values)).rowcount:
@@ -250,9 +253,7 @@ class SqlBackend(PatientBackend):
     def close(self) -> None:
         """Close connections; they open again when they are needed."""
         super().close()
-        database = self._databases.pop()
-        if database is not None:
-            database.engine.dispose()
+        self._databases.end(lambda database: database.engine.dispose())
 
     # -- groups
 
@@ -260,20 +261,11 @@ class SqlBackend(PatientBackend):
         """Keep a group's results (their ids). Raises: EncodeError, BackendUnreachable."""
         table = self._tables.groups
         values = {
+            "taskset_id": group_id,
             "result": self._codec.value(members, f"group {group_id}"),
             "date_done": datetime.now(timezone.utc).replace(tzinfo=None),
         }
-
-        def write(database: _Database) -> None:
-            with database.engine.connect() as connection:
-                if connection.execute(sa.update(table).where(table.c.taskset_id == group_id).values(values)).rowcount:
-                    return
-                try:
-                    connection.execute(sa.insert(table).values(taskset_id=group_id, **values))
-                except sa.exc.IntegrityError:
-                    pass  # somebody saved it a moment ago; a group has one list of members
-
-        self._run(write)
+        self._run(lambda database: self._write(database, table, table.c.taskset_id == group_id, values))
 
     def restore_group(self, group_id: str) -> object:
         """What `save_group`, ours or Celery's, kept; None when there is nothing. Raises: BackendUnreachable."""

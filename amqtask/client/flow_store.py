@@ -99,9 +99,8 @@ def _open_redis(url: str, options: Options, connect_timeout: float, settings: Se
     lines = ByProcess(lambda: Lines(SCRIPTS, ask_slowly, lambda: servers.get().client, connect_timeout))
 
     def close() -> None:
-        for part in (lines.pop(), servers.pop()):
-            if part is not None:
-                part.close()
+        lines.end(Lines.close)
+        servers.end(RedisServer.close)
 
     return RedisStore(deployment.name, lines.get, close)
 
@@ -135,12 +134,7 @@ def _open_sql(url: str, options: Options, connect_timeout: float) -> FlowStore:
             explain=lambda error: _away(name, cause_of(error)),
         )
 
-    def close() -> None:
-        engine = engines.pop()
-        if engine is not None:
-            engine.dispose()
-
-    return SqlStore(name, run, close)
+    return SqlStore(name, run, lambda: engines.end(lambda engine: engine.dispose()))
 
 
 def _away(name: str, error: BaseException) -> FlowStoreUnreachable:

@@ -109,6 +109,12 @@ class ByProcess(Generic[T]):
         """Remove and return this process's object; None when there is none."""
         return self.made.pop(os.getpid(), None)
 
+    def end(self, end: Callable[[T], object]) -> None:
+        """Remove this process's object, and end it; nothing when there is none."""
+        instance = self.pop()
+        if instance is not None:
+            end(instance)
+
     def peek(self) -> T | None:
         """This process's object; None when there is none."""
         return self.made.get(os.getpid())

@@ -206,13 +206,13 @@ class QueueAdmin:
         done = Moved()
         with self.channel(queue) as link:
             remaining = _state(link).ready
-            while remaining > 0 and not is_stopped() and not done.is_over and (limit is None or done.moved < limit):
-                batch_size = min(BATCH, remaining, BATCH if limit is None else limit - done.moved)
-                taken = [delivery for _ in range(batch_size) if (delivery := link.get()) is not None]
-                remaining -= batch_size if taken else remaining
-                pairs = [(delivery, message) for delivery in taken if (message := convert(delivery)) is not None]
-                done.kept += len(taken) - len(pairs)
-                stored = done.publish(publisher, pairs)
+            for most in done.batches(limit, is_stopped):
+                size = min(most, remaining)
+                taken = [delivery for _ in range(size) if (delivery := link.get()) is not None]
+                if not taken:
+                    break
+                remaining -= size
+                stored = done.publish(publisher, taken, convert)
                 if acknowledge and stored:
                     _acknowledge(link, stored, multiple=not done.failed and not done.kept)
                 on_progress(done)

@@ -346,8 +346,17 @@ class Moved:
     failure: PublishError | None = None
     is_over: bool = False
 
-    def publish(self, publisher: Publisher, pairs: Sequence[tuple[Delivery, Message]]) -> list[Delivery]:
+    def batches(self, limit: int | None, is_stopped: Callable[[], bool]) -> Iterator[int]:
+        """How many messages may be taken next, for as long as the move goes on."""
+        while not is_stopped() and not self.is_over and (limit is None or self.moved < limit):
+            yield BATCH if limit is None else min(BATCH, limit - self.moved)
+
+    def publish(
+        self, publisher: Publisher, taken: Sequence[Delivery], convert: Callable[[Delivery], Message | None]
+    ) -> list[Delivery]:
         """Publish the messages, and note what became of them; the deliveries whose messages are stored."""
+        pairs = [(delivery, message) for delivery in taken if (message := convert(delivery)) is not None]
+        self.kept += len(taken) - len(pairs)
         if not pairs:
             return []
         try:

@@ -16,7 +16,7 @@ from amqtask.ground.strikes import let_through
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Delivery, Message
 from amqtask.topology.delays import TO_HEADER, UNTIL_HEADER
-from amqtask.transport.contract import BATCH, OFFSET, Moved, QueueState, Refusal
+from amqtask.transport.contract import OFFSET, Moved, QueueState, Refusal
 from amqtask.transport.errors import NOT_FOUND, PRECONDITION_FAILED
 from amqtask.transport.redis.answers import MOST_ANSWERS, NEVER_CAME
 from amqtask.transport.redis.layout import LEASE_SECONDS, SEPARATOR, Command, Layout, envelope, incoming, list_keys
@@ -364,14 +364,13 @@ class RedisAdmin(RedisJobs):
         remaining, first, held = self.count(queue), 1, list[int]()
         renew_at = time.monotonic() + LEASE_SECONDS / 3
         try:
-            while remaining > 0 and not is_stopped() and not done.is_over and (limit is None or done.moved < limit):
-                size = min(BATCH, remaining, BATCH if limit is None else limit - done.moved)
-                taken = self._reserve(mover, first, queue, size)
-                first, remaining = first + len(taken), remaining - (len(taken) or remaining)
+            for most in done.batches(limit, is_stopped):
+                taken = self._reserve(mover, first, queue, min(most, remaining)) if remaining else []
+                if not taken:
+                    break
+                first, remaining = first + len(taken), remaining - len(taken)
                 held += (delivery.tag for delivery in taken)
-                pairs = [(delivery, message) for delivery in taken if (message := convert(delivery)) is not None]
-                done.kept += len(taken) - len(pairs)
-                stored = done.publish(publisher, pairs)
+                stored = done.publish(publisher, taken, convert)
                 if acknowledge and stored:
                     tags = [delivery.tag for delivery in stored]
                     self._run(ACK, mover, *tags)
@@ -477,12 +476,11 @@ class RedisAdmin(RedisJobs):
         """What is due meanwhile goes to its queue here, too: it may then be in both places."""
         done = Moved()
         waiting = list(self._all_waiting())
-        while waiting and not is_stopped() and not done.is_over and (limit is None or done.moved < limit):
-            size = BATCH if limit is None else min(BATCH, limit - done.moved)
-            batch, waiting = waiting[:size], waiting[size:]
-            pairs = [(delivery, message) for _, delivery in batch if (message := convert(delivery)) is not None]
-            done.kept += len(batch) - len(pairs)
-            stored = done.publish(publisher, pairs)
+        for most in done.batches(limit, is_stopped):
+            batch, waiting = waiting[:most], waiting[most:]
+            if not batch:
+                break
+            stored = done.publish(publisher, [delivery for _, delivery in batch], convert)
             if acknowledge:
                 self._drop([name for name, delivery in batch if any(delivery is other for other in stored)])
             on_progress(done)

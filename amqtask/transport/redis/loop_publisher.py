@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtask.exceptions import PublishError
 from amqtask.ground.loop import OneTimer
-from amqtask.transport.confirms import Attempt
+from amqtask.transport.confirms import OnDone, Pending
 from amqtask.transport.redis.link import Connect, LinkOwner
 from amqtask.transport.redis.publishing import (
     Declared,
@@ -26,20 +26,18 @@ if TYPE_CHECKING:
     from amqtask.protocol.message import Message
     from amqtask.transport.redis.layout import Outgoing
 
-OnDone = Callable[["PublishError | None"], None]
 # Seconds before a message that Redis does not take now (its memory is full …) is sent again.
 RETRY_SECONDS = 0.5
 
 
-class _Pending(Attempt):
+class _Pending(Pending):
     """A message without its answer."""
 
-    __slots__ = ("is_under_way", "leaving", "obstacle", "on_done")
+    __slots__ = ("is_under_way", "leaving", "obstacle")
 
     def __init__(self, leaving: Outgoing, on_done: OnDone) -> None:
-        super().__init__(leaving.message)
+        super().__init__(leaving.message, on_done)
         self.leaving = leaving
-        self.on_done = on_done
         self.is_under_way = False
         self.obstacle: Exception | None = None
 

@@ -185,9 +185,7 @@ class RedisPublisher:
 
     def close(self) -> None:
         """Close the connections."""
-        conversations = self._conversations.pop()
-        if conversations is not None:
-            conversations.close()
+        self._conversations.end(Conversations.close)
         close_idle(self._client)
 
 
