@@ -102,9 +102,6 @@ class Configured(Protocol):
     def timezone(self) -> tzinfo:
         """That of schedules."""
 
-    def now(self) -> datetime:
-        """The present time in that zone."""
-
     @property
     def queues(self) -> Queues:
         """Those of `task_queues`, and those created because they were named."""
@@ -156,11 +153,6 @@ class Sends(Protocol):
     ) -> UntypedResult:
         """Publish a task by name."""
 
-    async def asend_task(
-        self, name: str, args: Iterable[object] | None = None, kwargs: Keywords | None = None, **options: object
-    ) -> UntypedResult:
-        """`send_task` without blocking the event loop."""
-
     def publish_call(
         self, name: str, args: Arguments, kwargs: KeywordDict, options: Options, task: CalledTask | None = None
     ) -> UntypedResult:
@@ -175,12 +167,6 @@ class Sends(Protocol):
         """Publish a plain signature."""
 
     async def apublish_signature(self, call: Any) -> UntypedResult:
-        """The same over the async publisher."""
-
-    def publish_many(self, calls: Iterable[Any], *, timeout: float | None = None) -> list[UntypedResult]:
-        """Publish many signatures in one pipelined burst."""
-
-    async def apublish_many(self, calls: Iterable[Any], *, timeout: float | None = None) -> list[UntypedResult]:
         """The same over the async publisher."""
 
     def publish_composition(self, composition: object, args: Arguments, kwargs: KeywordDict, options: Options) -> Any:

@@ -41,7 +41,6 @@ from amqtask.transport.loop import PikaLoop
 from amqtask.transport.resolving import Answer, avoid, look_up_in_thread
 
 if TYPE_CHECKING:
-    from amqtask.ground.shapes import FieldTable
     from amqtask.protocol.message import PropertiesLike
 
 
@@ -227,71 +226,13 @@ class PikaChannel(Protocol):
         mandatory: bool = False,
     ) -> object: ...
 
-    def basic_qos(self, *, prefetch_count: int = 0) -> object: ...
-
-    def basic_consume(
-        self,
-        queue: str,
-        on_message_callback: Callback,
-        auto_ack: bool = False,
-        exclusive: bool = False,
-        consumer_tag: str | None = None,
-        arguments: FieldTable | None = None,
-        callback: Callback | None = None,
-    ) -> str: ...
-
-    def basic_cancel(self, consumer_tag: str = "", callback: Callback | None = None) -> object: ...
-
-    def basic_get(self, queue: str, callback: Callback, auto_ack: bool = False) -> object: ...
-
-    def basic_ack(self, delivery_tag: int = 0, multiple: bool = False) -> object: ...
+    def basic_get(self, queue: str, callback: Callback) -> object: ...
 
     def basic_nack(self, delivery_tag: int = 0, multiple: bool = False, requeue: bool = True) -> object: ...
 
-    def basic_reject(self, delivery_tag: int = 0, requeue: bool = True) -> object: ...
-
-    def queue_declare(
-        self,
-        queue: str,
-        passive: bool = False,
-        durable: bool = False,
-        exclusive: bool = False,
-        auto_delete: bool = False,
-        arguments: FieldTable | None = None,
-        callback: Callback | None = None,
-    ) -> object: ...
+    def queue_declare(self, queue: str, passive: bool = False, *, callback: Callback | None = None) -> object: ...
 
     def queue_delete(self, queue: str, *, callback: Callback | None = None) -> object: ...
-
-    def queue_bind(
-        self,
-        queue: str,
-        exchange: str,
-        routing_key: str | None = None,
-        arguments: FieldTable | None = None,
-        callback: Callback | None = None,
-    ) -> object: ...
-
-    def exchange_declare(
-        self,
-        exchange: str,
-        exchange_type: str = "direct",
-        passive: bool = False,
-        durable: bool = False,
-        auto_delete: bool = False,
-        internal: bool = False,
-        arguments: FieldTable | None = None,
-        callback: Callback | None = None,
-    ) -> object: ...
-
-    def exchange_bind(
-        self,
-        destination: str,
-        source: str,
-        routing_key: str = "",
-        arguments: FieldTable | None = None,
-        callback: Callback | None = None,
-    ) -> object: ...
 
 
 class _Lookup(AbstractIOReference):  # type: ignore[misc]  # pika is untyped here
