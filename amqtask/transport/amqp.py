@@ -106,30 +106,24 @@ class AmqpBroker:
         """Blocking, over a pool of connections."""
         from amqtask.transport.publisher import PikaPublisher
 
-        options = self._options
         return PikaPublisher(
-            self._written,
-            timeout=options.publish_timeout,
-            pool_limit=options.pool_limit,
-            heartbeat=options.heartbeat,
-            connect_timeout=options.connect_timeout,
-            client_name=name,
-            on_warning=on_warning,
+            self._written, pool_limit=self._options.pool_limit, on_warning=on_warning, **self._publishing(name)
         )
 
     def async_publisher(self, *, name: str, on_warning: OnWarning) -> AsyncPublisher:
         """Over aio-pika."""
         from amqtask.transport.async_publisher import AioPikaPublisher
 
+        return AioPikaPublisher(self._written, on_warning=on_warning, **self._publishing(name))
+
+    def _publishing(self, name: str) -> dict[str, Any]:
         options = self._options
-        return AioPikaPublisher(
-            self._written,
-            timeout=options.publish_timeout,
-            heartbeat=options.heartbeat,
-            connect_timeout=options.connect_timeout,
-            client_name=name,
-            on_warning=on_warning,
-        )
+        return {
+            "timeout": options.publish_timeout,
+            "heartbeat": options.heartbeat,
+            "connect_timeout": options.connect_timeout,
+            "client_name": name,
+        }
 
     def event_publisher(self, *, name: str, on_warning: OnWarning) -> PikaEventPublisher:
         """Without confirms."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from amqtask.transport.redis.admin import RedisAdmin, RedisDelayed, RedisJobs, RedisJournal, RedisNote, RedisTail
     from amqtask.transport.redis.consumer import RedisConsumer
     from amqtask.transport.redis.layout import Layout
-    from amqtask.transport.redis.loop_publisher import RedisLoopPublisher
+    from amqtask.transport.redis.link import RedisLoopPublisher
     from amqtask.transport.redis.publisher import (
         RedisAsyncPublisher,
         RedisEventPublisher,
@@ -290,7 +290,7 @@ class RedisEnds:
 
     def publisher(self, *, on_warning: OnWarning, nack_patience: float | None = None) -> RedisLoopPublisher:
         """On the loop."""
-        from amqtask.transport.redis.loop_publisher import RedisLoopPublisher
+        from amqtask.transport.redis.link import RedisLoopPublisher
 
         return RedisLoopPublisher(self._connect, on_warning=on_warning, sole_right=self._sole_right)
 
