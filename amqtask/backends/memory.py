@@ -127,10 +127,6 @@ class MemoryBackend(MemoryChords, KnownStore):
         """Call once when the result is stored."""
         self._mailbox.when_ready(task_id, callback)
 
-    def cancel_callback(self, task_id: str, callback: Callable[[ResultMessage], None]) -> None:
-        """Cancel a callback."""
-        self._mailbox.cancel(task_id, callback)
-
     def forget(self, task_id: str) -> None:
         """Drop the result."""
         self._mailbox.forget(task_id)

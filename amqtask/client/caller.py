@@ -190,7 +190,7 @@ class Caller:
         if options:
             options = of_call(name, options)
         if task is None:
-            task = self._app.tasks.get(name) if name in self._app.tasks else None
+            task = self._app.tasks.get(name)
         backend = self._app.runtime.backend
         reply_to = ""
         if backend is not None and not _ignores(options, task):

@@ -223,8 +223,7 @@ class Workflows:
 
     def _compose_here(self, call: Signature) -> Message:
         app = self._app
-        task = app.tasks.get(call.task) if call.task in app.tasks else None
-        options = routed(call).options
+        task, options = app.tasks.get(call.task), routed(call).options
         return _announced(app.calls.compose(call.task, call.args, call.kwargs, options, task=task, is_follow_up=True))
 
     # -- what follows from a task

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 from aio_pika import exceptions as aio_errors
 from aiormq import exceptions as wire_errors
@@ -25,6 +25,7 @@ from amqtask.protocol.entities import Declaration
 from amqtask.protocol.message import Message
 from amqtask.transport.confirms import Trusted
 from amqtask.transport.content import FRAME_MAX, UNWRITABLE, encode_properties, unwritable
+from amqtask.transport.contract import Refusal
 from amqtask.transport.declare import DeclaredEntities, check_name, declaring, entity_name
 from amqtask.transport.errors import (
     ACCESS_REFUSED,
@@ -102,13 +103,6 @@ class Nacked(Exception):
 
 class Suspected(Exception):
     """The broker closed the channel because of one of several messages, and its text does not tell which."""
-
-
-class Closing(NamedTuple):
-    """Why the broker closed a channel."""
-
-    reply_code: int
-    reply_text: str
 
 
 class _Encoded(commands.Basic.Properties):
@@ -387,7 +381,7 @@ class Line:
 
     async def _declare_on_its_own_channel(
         self, entity: Declaration, deadline: float, *, passive: bool
-    ) -> Closing | None:
+    ) -> Refusal | None:
         """Why the broker refused it. A refusal closes the channel, and the shared channel is needed for publishes."""
         check_name(entity)
         channel = await self._open_channel(deadline, confirms=False)
@@ -457,10 +451,10 @@ def _abandon(channel: Any) -> None:
         leave_behind(channel.close())
 
 
-def closing_of(error: aio_errors.ChannelClosed) -> Closing:
+def closing_of(error: aio_errors.ChannelClosed) -> Refusal:
     """The broker's code (0 for a code that we do not distinguish) and text."""
     text = str(error.args[-1]) if error.args else ""
-    return Closing(_CODES.get(text.partition(" ")[0], 0), text)
+    return Refusal(_CODES.get(text.partition(" ")[0], 0), text)
 
 
 async def _channel(connection: Any, confirms: bool) -> Any:

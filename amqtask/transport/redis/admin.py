@@ -52,6 +52,10 @@ class RedisJobs:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
         close_idle(self._client)
 
     def state(self, queue: str) -> QueueState:
@@ -139,10 +143,6 @@ class RedisTail(RedisJobs):
             names = ("EVAL", TRIM.source, 1, self._layout.prefix, self._queue)
             self._ask((*names, held[0], held[-1], len(held)))
 
-    def close(self) -> None:
-        """See the contract."""
-        close_idle(self._client)
-
 
 class RedisNote(RedisJobs):
     """See amqtask.transport.contract.Note."""
@@ -154,13 +154,13 @@ class RedisNote(RedisJobs):
     def read(self) -> str | None:
         """See the contract."""
         (text,) = self._ask(("GET", self._key))
-        close_idle(self._client)
+        self.close()
         return None if text is None else text.decode(errors="replace")
 
     def write(self, text: str) -> None:
         """See the contract."""
         self._ask(("SET", self._key, text))
-        close_idle(self._client)
+        self.close()
 
 
 # Messages that a journal has at most, about.
@@ -179,7 +179,7 @@ class RedisJournal(RedisJobs):
     def write(self, message: Message) -> None:
         """See the contract."""
         self._ask(_entry(message, self._layout, self._name))
-        close_idle(self._client)
+        self.close()
 
     def tail(self, position: object) -> RedisJournalTail:
         """See the contract."""
@@ -221,10 +221,6 @@ class RedisJournalTail(RedisJobs):
 
     def acknowledge(self) -> None:
         """Nothing waits for that."""
-
-    def close(self) -> None:
-        """See the contract."""
-        close_idle(self._client)
 
 
 # The queue in which delayed messages are for those who look at queues.

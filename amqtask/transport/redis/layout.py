@@ -208,9 +208,7 @@ def _regular_expression(key: str) -> str:
 
 # What kombu has elsewhere in the envelope.
 _ELSEWHERE = frozenset({"content_type", "content_encoding", "headers"})
-_NUMBERS = ("delivery_mode", "priority", "timestamp")
 _OTHERS = tuple(name for name in Properties.__dataclass_fields__ if name not in _ELSEWHERE)
-_TEXTS = tuple(name for name in _OTHERS if name not in _NUMBERS)
 _DELAYS = DelayPlan()
 
 
