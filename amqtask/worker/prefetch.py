@@ -140,8 +140,7 @@ class Window:
         return min(self.current, 1 << (max(1, self.current - self.old_deliveries) - 1).bit_length())
 
     def look(self, now: float, *, arriving: bool = True) -> int | None:
-        """Update the runtime; returns the new window if it should change now. `arriving`: the worker has got deliveries since
-        the last look."""
+        """Update the runtime; returns the new window if it should change now. `arriving`: deliveries come just now."""
         if self.count:
             self._take_in()
         if now < self._next_change:
@@ -193,6 +192,8 @@ class Window:
 
 # How often `look` really looks; it is called once per loop turn.
 LOOK_SECONDS = 0.01
+# Deliveries arrive: one came so many seconds ago. A node that has lost the others gives out no more, at once.
+ARRIVING_SECONDS = 0.05
 # The most extra deliveries per window while the broker confirms nothing.
 MOST_ROOM = 4096
 
@@ -209,6 +210,7 @@ class Windows:
         self._has_old_deliveries = False
         self._next_look = 0.0
         self._taken = 0
+        self._taken_at = 0.0
         self._room = 0
         # The worker adds each ended task's runtime to these directly.
         self.by_queue: dict[str, Window] = {}
@@ -268,10 +270,12 @@ class Windows:
 
     def look(self, now: float, taken: int) -> None:
         """Change the windows that should change now. `taken`: how many deliveries have come to the worker at all."""
+        if taken != self._taken:
+            self._taken, self._taken_at = taken, now
         if now < self._next_look and not self._has_old_deliveries:
             return
         self._next_look = now + LOOK_SECONDS
-        arriving, self._taken = taken != self._taken, taken
+        arriving = now - self._taken_at < ARRIVING_SECONDS
         self._has_old_deliveries = False
         for queue, window in self.by_queue.items():
             old_size = window.current

@@ -126,7 +126,7 @@ def busy_bench(slots: int = 2, **setup: Any) -> Bench:
     bench = Bench(slots=slots, **setup)
     bench.deliver("short")
     bench.end("short", runtime=0.0001)
-    bench.pass_time(0.1)
+    bench.pass_time(0.02)
     bench.deliver(*(str(number) for number in range(20)))
     return bench
 
@@ -213,7 +213,7 @@ def test_what_is_to_be_acked_early_goes_back_before_it_was() -> None:
     bench = Bench(slots=1)
     bench.deliver("short", task="early")
     bench.end("short", runtime=0.0001)
-    bench.pass_time(0.1)
+    bench.pass_time(0.02)
     bench.deliver("a", "b", task="early")
 
     assert after(bench, 5.0) == 1
@@ -250,8 +250,8 @@ def test_a_closed_window_has_no_more_room_than_slots_that_become_free() -> None:
 def test_a_window_that_opens_again_has_all_its_room() -> None:
     bench = busy_bench()
     after(bench, 5.0)
-    for _ in range(4):
+    for _ in range(8):
         end_short_ones(bench)
-        bench.pass_time(1.0)
+        bench.pass_time(0.02)
 
     assert bench.consumer.windows["q"] > 20

@@ -558,7 +558,7 @@ def test_short_tasks_open_the_window() -> None:
     bench.deliver("a")
     bench.end("a", runtime=0.0001)
     bench.deliver("b")
-    bench.pass_time(0.1)
+    bench.pass_time(0.02)
 
     assert bench.consumer.windows["q"] > 20
 
@@ -567,7 +567,7 @@ def test_long_tasks_close_the_window_and_what_waits_is_given_back() -> None:
     bench = Bench(slots=1)
     bench.deliver("a")
     bench.end("a", runtime=0.0001)
-    bench.pass_time(0.1)
+    bench.pass_time(0.02)
     bench.deliver("b", "c", "d")
     bench.deliver("e", redelivered=True)
     bench.pass_time(2.0)
@@ -587,7 +587,7 @@ def test_long_tasks_have_what_the_pool_has_not_begun_given_back() -> None:
     bench = Bench(slots=3)
     bench.deliver("a")
     bench.end("a", runtime=0.0001)
-    bench.pass_time(0.1)
+    bench.pass_time(0.02)
     bench.deliver("b", "c", "d")
     bench.pool.unbegun = [4]
     bench.pass_time(2.0)
