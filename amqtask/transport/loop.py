@@ -36,6 +36,28 @@ class LoopTimer:
             self._loop = None
 
 
+class _Turns(IOLoop):  # type: ignore[misc]  # pika is untyped here
+    """pika's loop, which ends each turn for which that is asked with `end`. A timer for it would cost each turn more than most
+    of what is done in it."""
+
+    def __init__(self, end: Callback) -> None:
+        super().__init__()
+        self.is_end_due = False
+        self._end = end
+
+    def process_timeouts(self) -> None:
+        """Timers that are due, then the end of the turn."""
+        super().process_timeouts()
+        if self.is_end_due:
+            # Callbacks that are added at the end run in the next turn, so that sockets are polled in between.
+            self.is_end_due = False
+            self._end()
+
+    def _get_remaining_interval(self) -> float | None:
+        seconds: float | None = 0 if self.is_end_due else super()._get_remaining_interval()
+        return seconds
+
+
 class PikaLoop:
     """One loop for the broker's sockets, the children's pipes and all timers; see amqtask.pool.Loop.
 
@@ -43,10 +65,9 @@ class PikaLoop:
     """
 
     def __init__(self) -> None:
-        self.pika = IOLoop()
+        self.pika = _Turns(self._end_turn)
         self._soon: list[Callback] = []
         self._last: list[Callback] = []
-        self._is_end_due = False
         self._is_ending = False
         self._is_stopping = False
         self._is_closed = False
@@ -69,24 +90,17 @@ class PikaLoop:
         return LoopTimer(self.pika, delay, callback)
 
     def call_soon(self, callback: Callback) -> None:
-        """Run at the end of this loop turn; all such calls share one timer."""
+        """Run at the end of this loop turn."""
         self._soon.append(callback)
-        self._have_an_end()
+        self.pika.is_end_due = True
 
     def call_last(self, callback: Callback) -> None:
         """Run at the very end of this loop turn, after all `call_soon` callbacks."""
         self._last.append(callback)
         if not self._is_ending:
-            self._have_an_end()
-
-    def _have_an_end(self) -> None:
-        if not self._is_end_due:
-            self._is_end_due = True
-            self.pika.call_later(0, self._end_turn)
+            self.pika.is_end_due = True
 
     def _end_turn(self) -> None:
-        # Callbacks added by these callbacks run in the next turn, so that sockets are polled in between.
-        self._is_end_due = False
         batch, self._soon = self._soon, []
         self._is_ending = True
         try:
