@@ -229,7 +229,7 @@ class Reject(TaskPredicate):
         self.requeue = requeue
 
 
-def _repr(error: BaseException) -> str:
+def _repr(error: BaseException | type[BaseException]) -> str:
     """Its repr, or its class where that fails."""
     try:
         return repr(error)
@@ -246,7 +246,7 @@ class Retry(TaskPredicate):
     def __init__(
         self,
         message: str | None = None,
-        exc: BaseException | str | None = None,
+        exc: BaseException | type[BaseException] | str | None = None,
         when: datetime | float | None = None,
         is_eager: bool = False,
         sig: Any = None,

@@ -6,7 +6,7 @@ import inspect
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeGuard, TypeVar
 
 from amqtask.calls.signature import Signature
 from amqtask.canvas import ACCUMULATE, chain, chord, chunks, group, xmap, xstarmap
@@ -23,7 +23,7 @@ from amqtask.flow.keys import fair_plan_of, plan_of
 from amqtask.ground.current import current_app
 from amqtask.ground.plugins import WithOthersNames, plugins
 from amqtask.protocol import option_types
-from amqtask.protocol.option_types import TASK, of_call, of_task
+from amqtask.protocol.option_types import CALL_NAMES, TASK, of_call, of_task
 from amqtask.protocol.result import ResultMessage
 from amqtask.protocol.serialization import is_private
 
@@ -277,7 +277,7 @@ class Task(WithOthersNames, Generic[P, R]):
         self,
         args: Iterable[object] | None = None,
         kwargs: Keywords | None = None,
-        exc: BaseException | None = None,
+        exc: BaseException | type[BaseException] | str | None = None,
         throw: bool = True,
         eta: datetime | None = None,
         countdown: float | None = None,
@@ -290,35 +290,42 @@ class Task(WithOthersNames, Generic[P, R]):
         `countdown` (seconds) or `eta` says when, else `default_retry_delay`. Past `max_retries`, and for a time after the task's
         deadline, the cause `exc` is raised, else MaxRetriesExceededError. Called directly, it raises the cause. `args` and
         `kwargs` take the place of those of this run, also where an argument was given by name and is given by position now, or
-        the other way round.
+        the other way round. `options` are those of `apply_async`. Raises: TypeError, WrongValue for what is none of them.
         """
         request = self.request
+        cause = exc if isinstance(exc, BaseException) or _is_exception(exc) else None
+        told = None if exc is None or cause is not None else str(exc)
         if request.called_directly:
-            raise exc or Retry("Task can be retried", None)
+            raise cause or Retry(told or "Task can be retried", None)
+        if options:
+            check_names(f"task {self.name}: retry()", options, self)
+            options = dict(of_call(self.name, options))
         times = of_call(self.name, {"eta": eta, "countdown": countdown})
         max_retries = of_task(self.name, {"max_retries": max_retries})["max_retries"]
         limit = self.max_retries if max_retries is None else max_retries
         if limit is not None and request.retries >= limit:
-            if exc is not None:
-                raise exc
+            if cause is not None:
+                raise cause
             raise MaxRetriesExceededError(
-                f"Can't retry {self.name}[{request.id}] args:{request.args} kwargs:{request.kwargs}",
+                told or f"Can't retry {self.name}[{request.id}] args:{request.args} kwargs:{request.kwargs}",
                 task_args=request.args,
                 task_kwargs=request.kwargs,
             )
         countdown = self.default_retry_delay if countdown is None else times["countdown"]
         when: datetime | float = times["eta"] or countdown
+        positional, keywords = option_types.arguments(self.name, args, kwargs)
+        args, kwargs = positional if args is not None else None, keywords if kwargs is not None else None
         if (args is None) != (kwargs is None):
             args, kwargs = _in_their_place(self.run, request, args, kwargs)
         if request.is_over_at(when):
-            raise exc or MaxRetriesExceededError(
-                f"Can't retry {self.name}[{request.id}]: its deadline is at {request.deadline}"
+            raise cause or MaxRetriesExceededError(
+                told or f"Can't retry {self.name}[{request.id}]: its deadline is at {request.deadline}"
             )
         changes = {"args": args, "kwargs": kwargs, "options": options}
         verdict = Retry(exc=exc, when=when, is_eager=request.is_eager, sig=changes)
         if throw:
             try:
-                raise verdict from exc
+                raise verdict from cause
             finally:
                 del verdict  # or this frame, in its own traceback, keeps all that the task has until a full collection
         if request.is_eager:
@@ -474,6 +481,21 @@ class AsyncTask(Task[P, R]):
         """The coroutine, for `await`."""
         coroutine: CoroutineOf[R] = self.run(*args, **kwargs)
         return coroutine
+
+
+def check_names(subject: str, options: Options, task: object) -> None:
+    """Stamps are keyword arguments of their own, and a task's own options may be said otherwise for a call (libraries read them
+    before); everything else unknown is a mistake. Raises: TypeError."""
+    stamps = frozenset(options.get("stamped_headers") or ())
+    unknown = sorted(
+        option for option in options.keys() - CALL_NAMES - stamps if hasattr(Task, option) or not hasattr(task, option)
+    )
+    if unknown:
+        raise TypeError(f"{subject} has no option {', '.join(map(repr, unknown))}")
+
+
+def _is_exception(value: object) -> TypeGuard[type[BaseException]]:
+    return isinstance(value, type) and issubclass(value, BaseException)
 
 
 def _in_their_place(

@@ -21,6 +21,7 @@ from amqtask.protocol import option_types
 from amqtask.protocol.compression import compress
 from amqtask.protocol.entities import Exchange, Queue
 from amqtask.protocol.message import Message, Properties, strip_transit_headers
+from amqtask.protocol.option_types import CALL_NAMES
 from amqtask.protocol.serialization import JSON, dumps, is_private
 from amqtask.protocol.task import (
     PROTOCOL_HEADERS,
@@ -31,7 +32,7 @@ from amqtask.protocol.task import (
     encode_task,
     limits_in,
 )
-from amqtask.task import Task
+from amqtask.task import check_names
 from amqtask.topology.delays import DelayPlan
 
 if TYPE_CHECKING:
@@ -42,25 +43,11 @@ if TYPE_CHECKING:
     from amqtask.topology.routes import Route, Router
 
 logger = bounded_logger("amqtask.client")
-# Options that say how to publish, not what the message is.
-PUBLISHING = frozenset({"retry", "retry_policy", "timeout", "confirm_timeout", "producer", "publisher", "connection"})
-_IGNORED = frozenset(
-    {"add_to_parent", "declare", "immediate", "mandatory", "router", "result_cls", "route_name", "task_type"}
-)
 _ROUTING = frozenset({"queue", "exchange", "exchange_type", "routing_key"})
-_CALL = frozenset(
-    {
-        "task_id", "eta", "countdown", "expires", "deadline", "retries", "time_limit", "soft_time_limit", "group_id",
-        "group_index", "root_id", "parent_id", "shadow", "ignore_result", "reply_to", "priority", "delivery_mode", "serializer",
-        "compression", "headers", "link", "link_error", "chain", "chord", "replaced_task_nesting", "stamped_headers",
-        "stamps", "origin", "argsrepr", "kwargsrepr",
-    }
-)  # fmt: skip
 _PROPERTIES = frozenset(
     {"message_id", "timestamp", "type", "user_id", "app_id", "content_type", "content_encoding", "expiration",
      "correlation_id"}
 )  # fmt: skip
-KNOWN = PUBLISHING | _IGNORED | _ROUTING | _CALL | _PROPERTIES
 
 
 class _Unregistered:
@@ -104,7 +91,7 @@ class Calls:
         EncodeError, QueueNotFound."""
         if task is not None and task.as_data is not None:
             args, kwargs = task.as_data(args, kwargs)
-        if options and not KNOWN.issuperset(options):
+        if options and not CALL_NAMES.issuperset(options):
             self.check_options(name, options, task)
         route = self._router.route(name, args, kwargs, {key: options[key] for key in _ROUTING if key in options}, task)
         if task is not None and task.fair_plan is not None:
@@ -315,14 +302,8 @@ class Calls:
         return self._delays.delayed(message, call.eta.timestamp() - time.time())
 
     def check_options(self, name: str, options: Options, task: CalledTask | None) -> None:
-        """Stamps are keyword arguments of their own, and a task's own options may be said otherwise for a call (libraries read
-        them before); everything else unknown is a mistake. Raises: TypeError."""
-        stamps = frozenset(options.get("stamped_headers") or ())
-        unknown = sorted(
-            option for option in set(options) - KNOWN - stamps if hasattr(Task, option) or not hasattr(task, option)
-        )
-        if unknown:
-            raise TypeError(f"task {name}: apply_async() has no option {', '.join(map(repr, unknown))}")
+        """Raises: TypeError for an option that no call of the task has."""
+        check_names(f"task {name}: apply_async()", options, task)
 
 
 def _naming(call: TaskCall, serializer: str) -> EncodeError | None:

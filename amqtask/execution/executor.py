@@ -411,8 +411,10 @@ class Executor(Endings):
         return self.refused(request, RuntimeError(told), in_slot=True)
 
     def _retried(self, plan: TaskPlan, request: Request, context: Context, retry: Retry, runtime: float) -> Outcome:
+        # Somebody may raise a Retry of his own.
+        when = plan.task.default_retry_delay if retry.when is None else retry.when
         try:
-            message = self._composer.compose_retry(request, context, when=retry.when, sig=retry.sig)
+            message = self._composer.compose_retry(request, context, when=when, sig=retry.sig)
         except Exception as error:  # noqa: BLE001 - the retry's own arguments cannot be encoded
             return self._failed(plan, request, context, error, runtime)
         cause = retry.exc or retry

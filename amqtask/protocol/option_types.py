@@ -545,6 +545,10 @@ CALL: dict[str, Kind] = {
     "kwargsrepr": TEXT,
     **dict.fromkeys(_NAMES, KEY),
 }
+# All that a call may be given. These are Celery's, or its messaging library's, and have no effect.
+CALL_NAMES = frozenset(CALL) | {
+    "connection", "declare", "producer", "publisher", "result_cls", "route_name", "router", "task_type",
+}  # fmt: skip
 
 
 def of_call(task: str, options: Options) -> Options:

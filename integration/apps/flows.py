@@ -56,4 +56,4 @@ def leave_mark(folder: str, name: str) -> str:
 def retries_badly(self: Any, folder: str, name: str) -> None:
     """Asks for a retry that no broker takes."""
     leave_mark(folder, name)
-    raise self.retry(countdown=0, priority=300)
+    raise self.retry(countdown=0, headers={"large": 200_000 * "x"})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from amqtask import AmqTask, states
-from amqtask.exceptions import Terminated
+from amqtask.exceptions import MaxRetriesExceededError, Retry, Terminated
 from amqtask.execution.request import Abandoned, HardLimitReached
 from amqtask.testing.tasks import make_executor, request
 from amqtask.testing.worker import start_worker
@@ -65,6 +65,48 @@ def test_new_arguments_of_a_retry_take_the_place_of_the_old_ones(
     run = task.apply if inline else task.apply_async
 
     assert run(args, kwargs, headers={"told": told}).get(timeout=60) == found
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"coutdown": 5}, r"task again: retry\(\) has no option 'coutdown'"),
+        ({"time_limit": "long"}, "task again: time_limit wants"),
+        ({"priority": 300}, "task again: priority wants"),
+        ({"args": 5}, "task again: args is a list or a tuple"),
+        ({"kwargs": [1]}, "task again: kwargs is a dictionary"),
+    ],
+)
+def test_what_no_retry_can_have_is_an_error_of_the_task(app: AmqTask, told: Any, said: str, inline: bool) -> None:
+    task = app.tasks["again"]
+    run = task.apply if inline else task.apply_async
+
+    with pytest.raises((TypeError, ValueError), match=said):
+        run((1,), headers={"told": told}).get(timeout=60)
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_the_cause_of_a_retry_may_be_a_text(app: AmqTask, inline: bool) -> None:
+    task = app.tasks["again"]
+    run = task.apply if inline else task.apply_async
+
+    assert run((1,), headers={"told": {"exc": "not yet"}}).get(timeout=60) == [1, 2]
+    with pytest.raises(MaxRetriesExceededError, match="not yet"):
+        run((1,), headers={"told": {"exc": "not yet", "max_retries": 0}}).get(timeout=60)
+
+
+def test_a_retry_that_a_task_raises_by_itself_comes_after_the_tasks_delay() -> None:
+    app = AmqTask("raising", broker="memory://", backend="cache+memory://")
+
+    @app.task(bind=True, default_retry_delay=0)
+    def raising(self: Any) -> int:
+        if not self.request.retries:
+            raise Retry
+        return int(self.request.retries)
+
+    with start_worker(app, pool="threads", concurrency=1):
+        assert raising.delay().get(timeout=60) == 1
 
 
 def test_a_task_that_is_run_by_another_is_its_child() -> None:
