@@ -19,8 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> int:
     """The exit code: 1 when something is to be done."""
-    public = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
-    to_do = [*vulnerable(), *broken(ROOT, "amqtask", public)]
+    to_do = [*vulnerable(), *broken(ROOT, "amqtask", public_names(ROOT))]
     for line in to_do:
         print(line, file=sys.stderr)
     return 1 if to_do else 0
@@ -52,20 +51,27 @@ def vulnerable(*options: str) -> Iterator[str]:
                 yield f"{package['name']} {package['version']}: {fault['id']}, mended in {', '.join(fault['fix_versions'])}"
 
 
+def public_names(repository: Path) -> list[str]:
+    """What docs/api.md has."""
+    return re.findall(r"^::: ([\w.]+)$", (repository / "docs" / "api.md").read_text(), re.MULTILINE)
+
+
 def broken(repository: Path, package: str, public: list[str]) -> Iterator[str]:
-    """What of the public names a caller of the last tag's would miss, and CHANGELOG.md does not name as unreleased."""
+    """What of the public names a caller of the last tag's would miss, and CHANGELOG.md does not name as changed or removed."""
     git = ["git", "-C", str(repository), "describe", "--tags", "--abbrev=0", "--match", "v*"]
     tag = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     if not tag:
         print("griffe: no tag yet, so there is no release to compare with")
         return
-    told = (repository / "CHANGELOG.md").read_text().partition("## [Unreleased]")[2].partition("\n## ")[0]
+    unreleased = (repository / "CHANGELOG.md").read_text().partition("## [Unreleased]")[2].partition("\n## ")[0]
+    # Elsewhere a name may stand for any reason.
+    told = "".join(part for part in unreleased.split("\n### ") if part.startswith(("Changed\n", "Removed\n")))
     before = griffe.load_git(package, ref=tag, repo=repository, resolve_aliases=False)
-    now = griffe.load(package, search_paths=[repository], resolve_aliases=False)
+    now = griffe.load(package, search_paths=[repository], try_relative_path=False, resolve_aliases=False)
     for breakage in griffe.find_breaking_changes(before, now):
         name = breakage.obj.path
         if any(f"{name}.".startswith(f"{each}.") for each in public) and f"`{breakage.obj.name}" not in told:
-            yield f"{name}: {breakage.kind.value}, since {tag}; CHANGELOG.md does not name it"
+            yield f"{name}: {breakage.kind.value}, since {tag}; CHANGELOG.md names it under neither Changed nor Removed"
 
 
 if __name__ == "__main__":
