@@ -22,6 +22,21 @@ logger = bounded_logger("amqtask.execution")
 GRACE = 5.0
 
 
+def run_for_all(loop: asyncio.AbstractEventLoop, is_stopped: Callable[[], bool]) -> None:
+    """Run a loop that many tasks share until `is_stopped`, also when one of them stops it, or when a coroutine that one has left
+    running raises SystemExit or KeyboardInterrupt, with which asyncio leaves its loop."""
+    while True:
+        try:
+            loop.run_forever()
+            error = None
+        except (SystemExit, KeyboardInterrupt) as raised:
+            error = raised
+        if is_stopped():
+            return
+        what = "a task has stopped it" if error is None else f"a coroutine that a task has left there raised {error!r}"
+        logger.error("the event loop goes on, as other tasks need it: %s", what)
+
+
 class Interruptible:
     """Await it once, in the asyncio `task` that is set here. `interrupt` is called on that task's loop."""
 

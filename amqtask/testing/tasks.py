@@ -228,6 +228,24 @@ def wait_for(folder: str, name: str, until: str, seconds: float = 60.0) -> str:
     return name
 
 
+async def stop_the_loop() -> str:
+    """Stop the event loop that it runs on, which may be others', too."""
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0.01)
+    return "went on"
+
+
+async def leave_an_exit() -> str:
+    """Leave a coroutine on the loop that ends the program."""
+
+    async def leave() -> None:
+        raise SystemExit("the program")
+
+    left = asyncio.get_running_loop().create_task(leave())
+    await asyncio.sleep(0.01)
+    return f"went on without {left.exception()!r}"
+
+
 async def wait_for_async(folder: str, name: str, until: str, seconds: float = 60.0) -> str:
     """`wait_for` as a coroutine."""
     for _ in _looks(folder, name, until, seconds):
@@ -415,5 +433,6 @@ POOL_TASKS = BATCH_TASKS + tuple(
         add, add_async, fail, leave_the_process, try_again, wait_for, wait_for_async, clean_up, clean_up_async,
         clean_up_beside_async, who_am_i, share_a_lock, share_a_lock_async, run_a_loop, use_asyncio,
         set_a_context_variable, set_a_context_variable_async, fork_and_return, leave_a_timeout,
+        stop_the_loop, leave_an_exit,
     )
 )  # fmt: skip

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import greenlet
 
-from amqtask.execution.coroutines import Interruptible
+from amqtask.execution.coroutines import Interruptible, run_for_all
 
 if TYPE_CHECKING:
     from selectors import DefaultSelector, SelectorKey
@@ -52,6 +52,7 @@ class GreenLoop:
         self._hub = hub
         self._selector = _HubSelector(hub)
         self._aloop = asyncio.SelectorEventLoop(self._selector)
+        self._is_stopped = False
 
     def start(self) -> None:
         """Start the loop's green thread, with the hub's next turn."""
@@ -59,6 +60,7 @@ class GreenLoop:
 
     def stop(self) -> None:
         """Stop the loop; coroutines that still run end with the process."""
+        self._is_stopped = True
         self._soon(self._aloop.stop)
 
     def run(self, coroutine: CoroutineOf[object]) -> Any:
@@ -83,7 +85,7 @@ class GreenLoop:
     def _turn(self) -> None:
         with _ThreadShare(self._hub.current()):
             try:
-                self._aloop.run_forever()
+                run_for_all(self._aloop, lambda: self._is_stopped)
             finally:
                 self._aloop.close()
 

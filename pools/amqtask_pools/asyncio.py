@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from amqtask.exceptions import SoftTimeLimitExceeded, Terminated
-from amqtask.execution.coroutines import Interruptible
+from amqtask.execution.coroutines import Interruptible, run_for_all
 from amqtask.execution.request import Abandoned, HardLimitReached
 from amqtask.ground.printable import bounded_logger
 from amqtask_pools._slot_table import SlotPool
@@ -61,6 +61,7 @@ class AsyncioPool(SlotPool):
         self._storing_now = 0
         self._aloop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._is_winding_up = False
 
     def start(self) -> None:
         """Start the event loop's thread."""
@@ -73,7 +74,7 @@ class AsyncioPool(SlotPool):
         assert self._aloop is not None
         asyncio.set_event_loop(self._aloop)
         try:
-            self._aloop.run_forever()
+            run_for_all(self._aloop, lambda: self._is_winding_up)
         finally:
             self._aloop.close()
 
@@ -257,4 +258,5 @@ class AsyncioPool(SlotPool):
         if ending:
             await asyncio.wait(ending, timeout=STOP_GRACE)
         await loop.shutdown_asyncgens()
+        self._is_winding_up = True
         loop.stop()

@@ -307,6 +307,16 @@ class PoolSuite(LimitsSuite):
 
         assert (bench.value(first), bench.value(second)) == ("a", "b")
 
+    @pytest.mark.parametrize("task", ["stop_the_loop", "leave_an_exit"])
+    def test_a_task_that_ends_its_event_loop_ends_no_other_task(self, bench: Bench, tmp_path: Path, task: str) -> None:
+        needs_two_slots(bench)
+        waiting = bench.submit("wait_for_async", str(tmp_path), "a", "go")
+        bench.outcome(bench.submit(task))
+        (tmp_path / "go").touch()
+
+        assert bench.value(waiting) == "a"
+        assert bench.value(bench.submit("add_async", 1, 2)) == 3
+
     def test_async_tasks_share_locks_with_all_others(self, bench: Bench) -> None:
         numbers = [bench.submit(task, 30) for task in ("share_a_lock", "share_a_lock_async") * 4]
 
