@@ -124,11 +124,6 @@ class ForeignSettings(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def replace(self, values: SettingValues) -> None:
-        """Replace the names that were set one by one by these."""
-        self.explicit.clear()
-        self.explicit.update(values)
-
     def clear(self) -> None:
         """Forget all names and sources."""
         for names in (self.explicit, self._kept, self._sources):
@@ -333,7 +328,7 @@ class Settings(MutableMapping[str, Any]):
         finally:
             self._values.clear()
             self._values.update(before)
-            self._foreign.replace(foreign)
+            self._foreign.explicit = foreign
             self._changed()
 
     # -- reading configurations

@@ -100,7 +100,7 @@ class Lifecycle:
         self.services = tuple(services)
         self.started_at = time.time()
         self.is_ready = False
-        self.shutdown = Shutdown(self, worker.loop, setup, self._tell_shutting_down)
+        self.shutdown = Shutdown(self, worker.loop, setup)
         self._handlers = SignalHandlers(worker.loop, self.shutdown.on_signal)
         self._busy_check = Ticker(worker.loop, BUSY_CHECK_SECONDS, self.look_at_long_tasks)
         self._orphans = Ticker(worker.loop, LOOK_FOR_ZOMBIES_EVERY, Orphans().reap) if os.getpid() == 1 else None
@@ -296,10 +296,6 @@ class Lifecycle:
 
     def halt(self) -> None:
         self._loop.stop()
-
-    def _tell_shutting_down(self, signal_name: str | None, how: str, exit_code: int) -> None:
-        if signals.worker_shutting_down:
-            signals.worker_shutting_down.send(sender=self._setup.hostname, sig=signal_name, how=how, exitcode=exit_code)
 
 
 def _has_file(stream: object) -> bool:

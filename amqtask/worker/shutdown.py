@@ -21,6 +21,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from amqtask import signals
 from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 
@@ -75,18 +76,11 @@ class Stoppable(Protocol):
 
 
 class Shutdown:
-    """Steps through the degrees of a shutdown. `on_change(signal name or None, how, exit code)` is called when one begins."""
+    """Steps through the degrees of a shutdown."""
 
-    def __init__(
-        self,
-        worker: Stoppable,
-        loop: Loop,
-        setup: WorkerSetup,
-        on_change: Callable[[str | None, str, int], None] | None = None,
-    ) -> None:
+    def __init__(self, worker: Stoppable, loop: Loop, setup: WorkerSetup) -> None:
         self._worker = worker
         self._setup = setup
-        self._on_change = on_change
         self._timer = OneTimer(loop)
         self.degree = Degree.RUNNING
         self.exit_code = EX_OK
@@ -175,8 +169,10 @@ class Shutdown:
         self.degree = degree
         self.exit_code = max(self.exit_code, exit_code)
         logger.warning("worker: %s shutdown%s", how, f" ({signal_name})" if signal_name else "")
-        if self._on_change is not None:
-            self._on_change(signal_name, how, self.exit_code)
+        if signals.worker_shutting_down:
+            signals.worker_shutting_down.send(
+                sender=self._setup.hostname, sig=signal_name, how=how, exitcode=self.exit_code
+            )
 
     def _grace_is_over(self) -> None:
         logger.warning("worker: running tasks did not end within %g seconds", self._setup.shutdown_timeout)

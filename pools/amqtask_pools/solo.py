@@ -186,8 +186,7 @@ class SoloPool(PoolDefaults):
     def stop(self) -> list[Request]:
         """Return the waiting requests, and the running one, which is interrupted."""
         self._stopped.set()
-        unfinished = list(self._waiting)
-        self._waiting.clear()
+        unfinished = self.take_back()
         if self._running is not None:
             unfinished.insert(0, self._running)
             self._interrupt(Abandoned())
