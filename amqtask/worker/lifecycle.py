@@ -111,6 +111,8 @@ class Lifecycle:
         self._busy_since: float | None = None
         # How often the broker had answered publishes at the last look, and since when it answers none.
         self._answers, self._answered_at = 0, clock()
+        # How many waited for confirms then.
+        self._waits = 0
         # The unconfirmed messages when a stopping worker last looked, and since when there was no confirm.
         self._unconfirmed = (0, 0)
         self._unconfirmed_since: float | None = None
@@ -206,13 +208,14 @@ class Lifecycle:
         broker may have lost a majority."""
         worker, now = self._worker, self._clock()
         near = worker.dispatcher.next_in_line.look_for_room()
-        waits = worker.finisher.look_for_long_waits() + len(worker.lost) + near
+        # Room for those that wait for confirms is made a look later: what the broker has answered since then shows that it works.
+        before, self._waits = self._waits, worker.finisher.look_for_long_waits()
         answers = worker.publisher.answers
         if answers != self._answers or worker.publisher.oldest is None:
             self._answers, self._answered_at = answers, now
         elif now - self._answered_at < SILENT_SECONDS:
             return
-        worker.windows.hold(waits)
+        worker.windows.hold(min(before, self._waits) + len(worker.lost) + near)
 
     def _look_whether_nothing_ends(self) -> None:
         worker, now = self._worker, self._clock()

@@ -85,6 +85,7 @@ def test_tasks_whose_results_are_not_confirmed_do_not_keep_others_out(prefetch: 
         if number in (3, 8, 21, 44):
             bench.pass_time(lifecycle.SILENT_SECONDS)
             bench.pass_time(1.0)
+            bench.pass_time(1.0)
             assert bench.consumer.windows["q"] > number + 1
 
     accept(bench)
@@ -107,6 +108,20 @@ def test_while_a_broker_answers_nothing_the_window_stays_and_with_its_next_answe
     bench.pass_time(1.0)
 
     assert bench.consumer.windows["q"] > before + 6
+
+
+def test_a_broker_whose_last_answer_came_before_the_wait_was_seen_has_the_window_stay() -> None:
+    bench = Bench(slots=1)
+    for number in range(8):
+        bench.deliver(f"mute-{number}")
+        bench.end(f"mute-{number}", result=result())
+    bench.pass_time(0.25)
+    before = bench.consumer.windows["q"]
+    bench.publisher.confirm()
+
+    for _ in range(8):
+        bench.pass_time(0.25)
+        assert bench.consumer.windows["q"] == before
 
 
 @pytest.mark.parametrize("error", [TOO_LARGE, PublishError("priority 300"), MessageRefused("user_id")])
