@@ -23,7 +23,10 @@ import click
 from integration.workers import ROOT
 
 CELERY = "celery==5.7.0"
-OURS = ("pika>=1.4.2,<2", "aio-pika>=9.5", "billiard>=4.2.1,<5", "click>=8.1.7", "tomli>=2; python_version < '3.11'")
+OURS = (
+    "pika>=1.4.2,<2", "aio-pika>=9.5", "billiard>=4.2.1,<5", "click>=8.1.7", "tomli>=2; python_version < '3.11'",
+    "msgspec>=0.20",  # of the extra redis
+)  # fmt: skip
 LEAST = 0.9
 # Seconds for one test: under a system that lacks something a test may wait for ever.
 ONE_TEST = 60
