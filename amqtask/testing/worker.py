@@ -85,7 +85,6 @@ def start_worker(
     worker = build_worker(app, WorkerOptions(install_signals=False, banner=False, **options))
     with _running(worker, timeout):
         yield worker
-    worker.loop.close()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
+from weakref import WeakSet
 
 from pika.adapters.select_connection import IOLoop
 
@@ -82,6 +83,8 @@ class PikaLoop:
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
         self.add_reader(self._wake_reader.fileno(), self._on_woken)
+        # Of connections that may still be open, or on their way, when the loop ends.
+        self._sockets: WeakSet[socket.socket] = WeakSet()
 
     # -- timers and calls
 
@@ -209,6 +212,10 @@ class PikaLoop:
             self.pika.process_timeouts()
             self._run_last()
 
+    def own(self, sock: socket.socket) -> None:
+        """Close this, too, when the loop is closed: nobody is there any more to do it."""
+        self._sockets.add(sock)
+
     def close(self) -> None:
         """Release the descriptors; may be called twice."""
         if not self._is_closed:
@@ -216,6 +223,8 @@ class PikaLoop:
             self.remove_reader(self._wake_reader.fileno())
             self._wake_reader.close()
             self._wake_writer.close()
+            for sock in list(self._sockets):
+                sock.close()
             self.pika.close()
 
 

@@ -260,6 +260,10 @@ class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]  # pika is unt
 
     tried: object = None
 
+    def __init__(self, loop: PikaLoop) -> None:
+        super().__init__(loop.pika)
+        self.loop = loop
+
     def getaddrinfo(
         self, host: str, port: int, on_done: Callable[[Answer], None], *_: int, **__: int
     ) -> AbstractIOReference:
@@ -267,6 +271,7 @@ class _Services(SelectorIOServicesAdapter):  # type: ignore[misc]  # pika is unt
 
     def connect_socket(self, sock: socket.socket, resolved_addr: object, on_done: Callback) -> AbstractIOReference:
         self.tried = resolved_addr
+        self.loop.own(sock)
         return super().connect_socket(sock, resolved_addr, on_done)
 
 
@@ -411,12 +416,14 @@ class SocketWire(Wire, SelectConnection):  # type: ignore[misc]  # pika is untyp
             raise TypeError(f"a connection over a socket needs a PikaLoop, not {loop!r}")
         keep_quiet()
         self.turns = loop
-        self._services = _Services(loop.pika)
+        self._services = _Services(loop)
         super().__init__(*arguments, custom_ioloop=self._services)
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = MOST_READ
         super()._proto_connection_made(transport)
+        if self.sock is not None:  # with TLS it is another one than that which connected
+            self._services.loop.own(self.sock)
 
     @property
     def sock(self) -> socket.socket | None:

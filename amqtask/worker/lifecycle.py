@@ -189,6 +189,7 @@ class Lifecycle:
             self._state.save()
         if signals.worker_shutdown:
             signals.worker_shutdown.send(sender=self._worker)
+        self._loop.close()
 
     def look_at_long_tasks(self) -> None:
         """Update windows, revokes and the state file; called every BUSY_CHECK_SECONDS."""
