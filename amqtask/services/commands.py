@@ -7,6 +7,7 @@ reply; None: no reply is sent. An AmqTaskError is answered as `{"error": …}`.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import resource
 import time
@@ -401,12 +402,15 @@ def _limit(arguments: CommandArguments, limit_name: str) -> float | None:
     if raw_limit is None:
         return None
     try:
-        seconds = as_limit(float(raw_limit))
+        seconds = float(raw_limit)
     except (TypeError, ValueError, OverflowError):
-        seconds = None
-    if seconds is None:
-        raise ConfigurationError(f"a {limit_name} time limit is a number of seconds above 0, not {raw_limit!r}")
-    return seconds
+        seconds = math.nan
+    limit = as_limit(seconds)
+    if limit is None and seconds != 0:
+        raise ConfigurationError(
+            f"a {limit_name} time limit is a number of seconds above 0, or 0 for none, not {raw_limit!r}"
+        )
+    return limit
 
 
 def pool_grow(control: Control, arguments: CommandArguments) -> object:

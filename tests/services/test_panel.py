@@ -527,6 +527,16 @@ def test_rate_limits_and_time_limits_are_set_or_refused() -> None:
     assert "no hard time limits" in remote.ask("time_limit", task_name="t", hard=5.0)["error"]
 
 
+@pytest.mark.parametrize("none", [0, 0.0, "0", None])
+def test_a_time_limit_of_0_takes_it_away_as_it_does_for_tasks(none: Any) -> None:
+    remote = Remote()
+    strategy: Any = remote.bench.worker.strategies["t"]
+    strategy.soft_limit = strategy.hard_limit = 5.0
+
+    assert "ok" in remote.ask("time_limit", task_name="t", soft=none, hard=none)
+    assert (strategy.soft_limit, strategy.hard_limit) == (None, None)
+
+
 def test_a_batch_task_has_no_rate_limit_and_says_so() -> None:
     remote = Remote()
     remote.bench.worker.strategies["t"].batch = Batch()
@@ -536,7 +546,7 @@ def test_a_batch_task_has_no_rate_limit_and_says_so() -> None:
     }
 
 
-@pytest.mark.parametrize("limit", ["nan", "inf", float("inf"), 1e300, 0, -5, "soon", [1], 10**400])
+@pytest.mark.parametrize("limit", ["nan", "inf", float("inf"), 1e300, -5, "soon", [1], 10**400])
 def test_a_time_limit_that_is_no_time_is_refused(limit: Any) -> None:
     remote = Remote()
 
