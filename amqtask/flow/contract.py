@@ -17,9 +17,9 @@ from typing import NamedTuple, Protocol
 # measured pace, so that somebody is there whenever a place becomes free. The next ones ask again after this share of a run, one
 # after the other, within these bounds (seconds), and in any case sooner than places become free: at this part of that.
 PACE, SHARE, LEAST_STEP, MOST_STEP, SOONER = 0.8, 0.06, 0.005, 5.0, 0.6
-# Seconds: the shortest wait; the longest; how long a backlog may be that a new call still tries to overtake; what is assumed of
-# runs of which none has ended yet.
-SHORTEST, LONGEST, PATIENCE, UNKNOWN = 0.02, 600.0, 1.0, 0.02
+# Seconds: the shortest wait, and that of one whose turn at a rate has all but come; the longest; how long a backlog may be that a
+# new call still tries to overtake; what is assumed of runs of which none has ended yet.
+SHORTEST, LEAST_WAIT, LONGEST, PATIENCE, UNKNOWN = 0.02, 0.001, 600.0, 1.0, 0.02
 # The last runs from which their length is known; and while all places are taken, which part of the time since the last run began
 # is taken for a run's length: those who wait ask ever more rarely while runs do not end.
 NOTED_RUNS, DOUBT = 32, 0.1

@@ -346,6 +346,9 @@ class MemoryStore:
         first = now if bound.places else self._first(bound, line, now)
         if not bound.places and ahead > 1:
             at = first + (ahead - 1) * pace
+        elif not bound.places and first - now < pace / 2:
+            # The one before it began late: it keeps its turn, and asks again just when that comes.
+            return ticket, max(rules.LEAST_WAIT, first - now)
         elif ahead > bound.places + 1:
             at = first + ahead * pace * rules.PACE
         else:

@@ -177,6 +177,8 @@ local function draw(bound)
   if bound.places == 0 then from = first(bound) end
   if bound.places == 0 and ahead > 1 then
     at = from + (ahead - 1) * pace
+  elseif bound.places == 0 and from - now < pace / 2 then
+    return ticket, math.max({rules.LEAST_WAIT}, from - now)
   elseif ahead > bound.places + 1 then
     at = from + ahead * pace * {rules.PACE}
   else
@@ -201,7 +203,7 @@ for _, bound in ipairs(e.bounds) do
 end
 if longest > 0 then
   if lock then keep(lock, 'w') end
-  return {{string.format('%.3f', longest), reason, '', unpack(tickets)}}
+  return {{string.format('%.4f', longest), reason, '', unpack(tickets)}}
 end
 local runs, has_lease = e.most, lock or guard
 for _, bound in ipairs(e.bounds) do

@@ -121,7 +121,10 @@ def test_the_places_are_used_while_somebody_waits(places: int, seconds: float, s
     assert backlog.questions / count < (50 if places == 1 else 20), told
 
 
-@pytest.mark.parametrize(("rate", "burst", "used"), [(160, 160, 0.99), (20, 20, 0.99), (20, 1, 0.7), (5, 1, 0.93)])
+@pytest.mark.parametrize(
+    ("rate", "burst", "used"),
+    [(160, 160, 0.99), (20, 20, 0.99), (160, 1, 0.72), (40, 1, 0.84), (20, 1, 0.9), (5, 1, 0.95)],
+)
 def test_a_rate_is_used_while_somebody_waits(rate: int, burst: int, used: float) -> None:
     now, count, questions, chance = 0.0, 5 * rate + burst + 50, 0, random.Random(1)
     store, bound = MemoryStore(lambda: now), Bound("x", "rate", interval=1 / rate, burst=burst)
@@ -140,7 +143,7 @@ def test_a_rate_is_used_while_somebody_waits(rate: int, burst: int, used: float)
     displaced = sum(abs(number - place) for place, (_, number) in enumerate(begun)) / count
     told = f"{questions / count:.1f} questions a run, {displaced:.1f} places away from its own"
     assert (count - burst) / rate / (begun[-1][0] - begun[0][0]) > used
-    assert questions / count < (4 if burst > 1 or rate < 10 else 8), told
+    assert questions / count < (4 if burst > 1 or rate < 10 else 9), told
     assert displaced < 0.05 * count, told
 
 
