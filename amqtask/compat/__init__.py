@@ -101,6 +101,7 @@ MODULES: dict[str, dict[str, str]] = {
     "amqtask.bin.celery": {"celery": "amqtask.cli.main:cli", "main": "amqtask.compat.commands:main"},
     "amqtask.bin.worker": {"worker": "amqtask.cli.worker:command"},
     "amqtask.events.event": NAMES["amqtask.events"],
+    "amqtask.events.receiver": _in("amqtask.events.client", "EventReceiver"),
     "amqtask.fixups": {},
     "amqtask.fixups.django": {"FixupWarning": "amqtask.compat.errors:FixupWarning"},
     "amqtask.platforms": _in(
