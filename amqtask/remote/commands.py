@@ -139,11 +139,7 @@ _custom: dict[str, tuple[CommandInfo, Callable[..., Any]]] = {}
 
 
 class CommandDecorator:
-    """Add a command to workers: `function(state, **arguments)`, run on their I/O loop.
-
-    `name` is the function's unless given, `args` and `variadic` say what the command line takes. What the function
-    returns is the reply; what it raises is answered as an error.
-    """
+    """Adds commands of one kind to workers, as a decorator with or without options: `control_command` and `inspect_command`."""
 
     def __init__(self, kind: Kind) -> None:
         self._kind = kind
@@ -177,8 +173,15 @@ class CommandDecorator:
         return function
 
 
-# A command that changes a worker, and one that asks it.
-control_command, inspect_command = CommandDecorator("control"), CommandDecorator("inspect")
+control_command = CommandDecorator("control")
+"""Add a command that changes a worker: `function(state, **arguments)`, run on its I/O loop.
+
+`name` is the function's unless given, `args` and `variadic` say what the command line takes. What the function
+returns is the reply; what it raises is answered as an error.
+"""
+
+inspect_command = CommandDecorator("inspect")
+"""Add a command that asks a worker; see `control_command`."""
 
 
 def find_custom(name: str) -> Callable[..., Any] | None:
