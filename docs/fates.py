@@ -20,7 +20,10 @@ WITHOUT_EFFECT = {
     "broker_pool_acquire_timeout": "part of `broker_publish_timeout`",
     "control_queue_durable": "queues for commands and replies belong to one connection, as RabbitMQ 4 wants it",
     "control_queue_exclusive": "queues for commands and replies belong to one connection, as RabbitMQ 4 wants it",
-    "enable_utc": "times in messages are UTC; schedules follow `timezone`",
+    "enable_utc": (
+        "times in messages are UTC; schedules follow `timezone`. With `False` and no `timezone` Celery takes the machine's zone: "
+        "name it in `timezone` (`amqtask doctor` says so)"
+    ),
     "event_queue_durable": "queues for events belong to one connection, as RabbitMQ 4 wants it",
     "event_queue_exclusive": "queues for events belong to one connection, as RabbitMQ 4 wants it",
     "redis_retry_on_timeout": "what failed is tried again (`retry_for` in `result_backend_transport_options`)",

@@ -128,6 +128,12 @@ def of_project(facts: Facts) -> Iterator[Finding]:
             "info", "setting task_acks_late", "is off", "A worker that dies loses the tasks that it has.",
             "Leave it to the default, and give acks_late=False to tasks that must not run twice.",
         )  # fmt: skip
+    if conf.enable_utc is False and not conf.timezone:
+        yield Finding(
+            "warning", "setting enable_utc", "has no effect, and there is no timezone",
+            "Schedules and times without a zone are in UTC; Celery's would be in the zone of the machine.",
+            "Name the zone in the setting timezone.",
+        )  # fmt: skip
     if conf.broker_transport_options and app.broker.transport == "amqp":
         yield Finding(
             "info", "setting broker_transport_options", "has no effect with RabbitMQ",

@@ -198,6 +198,7 @@ SEEDS: list[tuple[str, Callable[[], Facts], str]] = [
     ("read", lambda: facts(project(), **rights(read="^other")), "error user shop may not read 'work'"),
     ("configure", lambda: facts(project(), states={}, **rights(configure="")), "error user shop may not configure 'work'"),
     ("write", lambda: facts(project(), **rights(write="^work")), "error user shop may not write 'amq.default'"),
+    ("local time", lambda: facts(project(enable_utc=False)), "warning setting enable_utc has no effect"),
     ("time zone", lambda: facts(project(timezone="Europe/Berln")), "error setting timezone cannot be used"),
     ("pool", lambda: facts(project(worker_pool="prefrok")), "error setting worker_pool cannot be used"),
     ("scheduler", lambda: facts(project(beat_scheduler="shop:Nothing")), "error setting beat_scheduler cannot be used"),
