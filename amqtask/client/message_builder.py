@@ -50,6 +50,10 @@ _PROPERTIES = frozenset(
 )  # fmt: skip
 
 
+# A name of so many characters, of at most four bytes, has its room.
+_ALWAYS_FITS = 63
+
+
 class _Unregistered:
     """The options of a task that is not registered here: none."""
 
@@ -89,7 +93,10 @@ class Calls:
     ) -> Message:
         """The message of a call; `is_follow_up`: of one that a task's end brings. Raises: TypeError (unknown option), ValueError,
         EncodeError, QueueNotFound."""
-        if task is not None and task.as_data is not None:
+        if task is None:
+            if not (name.__class__ is str and 0 < len(name) <= _ALWAYS_FITS) and not is_follow_up:
+                name = option_types.convert("the name of a task", option_types.NAME, name)
+        elif task.as_data is not None:
             args, kwargs = task.as_data(args, kwargs)
         if options and not CALL_NAMES.issuperset(options):
             self.check_options(name, options, task)

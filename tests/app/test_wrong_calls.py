@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from amqtask import AmqTask, Queue
+from amqtask import AmqTask, Queue, group
 from amqtask.calls.signature import Signature
 from amqtask.exceptions import ConfigurationError, EncodeError, WrongValue
 
@@ -146,3 +146,14 @@ def test_eager_calls_get_what_a_worker_would_get() -> None:
     assert kind.apply_async(({1, 2},), serializer="pickle").get() == "set"
     assert twice.delay().get() == 2
     assert retried == [KeyError, KeyError]
+
+
+@pytest.mark.parametrize("name", [None, "", 5, b"same", "n" * 256])
+def test_a_name_that_no_task_can_have_is_refused(app: AmqTask, name: Any) -> None:
+    for call in (
+        lambda: app.send_task(name),
+        lambda: Signature(name, app=app).delay(),
+        lambda: group([Signature(name, app=app)], app=app).delay(),
+    ):
+        with pytest.raises((WrongValue, TypeError), match=r"the name of a task wants|a signature is wanted"):
+            call()
