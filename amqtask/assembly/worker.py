@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from amqtask import signals
@@ -259,7 +260,8 @@ class WorkerBuilder:
         """Chords are joined in the broker where no store counts their parts."""
         if self.app.chord_store is not None:
             return None
-        collector = self.app.broker.collector(
+        make_collector = partial(
+            self.app.broker.collector,
             self.loop,
             name=f"{self.hostname} chords",
             heartbeat=self.conf.broker_heartbeat,
@@ -267,7 +269,9 @@ class WorkerBuilder:
             on_warning=_warn,
         )
         accept = content_types(self.conf.result_accept_content or self.conf.accept_content)
-        return ChordJoiner(collector, self.executor.follow_ups, accept | content_types([self.conf.result_serializer]))
+        return ChordJoiner(
+            make_collector, self.executor.follow_ups, accept | content_types([self.conf.result_serializer])
+        )
 
     def services(self, worker: Worker, monitoring: Monitoring | None) -> list[Service]:
         operations = Operations(worker)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from amqtask.exceptions import AccessRefused, BackendUnreachable, ChordError, MessageError, PublishError, Unroutable
 from amqtask.execution.chain_steps import needs_no_broker
 from amqtask.execution.no_run import STORE_PAUSE
+from amqtask.ground.lazy import lazy
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.chord import gather
 from amqtask.protocol.message import Delivery
@@ -138,13 +139,20 @@ def _patience(error: PublishError) -> float:
 
 
 class ChordJoiner:
-    """ChordJoiner chords for one worker. `accept` are the content types of results."""
+    """Joins chords for one worker. `make_collector` is called for the first one; `accept` are the content types of results."""
 
-    def __init__(self, collector: Collector, chords: FollowUpComposer, accept: frozenset[str]) -> None:
-        self.collector = collector
+    def __init__(
+        self, make_collector: Callable[[], Collector], chords: FollowUpComposer, accept: frozenset[str]
+    ) -> None:
+        self._make_collector = make_collector
         self.chords = chords
         self.accept = accept
         self._away = 0
+
+    @lazy
+    def collector(self) -> Collector:
+        """Looks at the queues of parts."""
+        return self._make_collector()
 
     def waits(self, change: int, group_id: str) -> None:
         """So many more members, or fewer, wait for a queue that is away. One log line, however many there are."""
@@ -158,8 +166,9 @@ class ChordJoiner:
         _Member(self, part, following, on_done).store()
 
     def stop(self) -> None:
-        """Close the connection."""
-        self.collector.stop()
+        """Close the connection, if there was a chord."""
+        if "collector" in vars(self):
+            self.collector.stop()
 
 
 class _Member:

@@ -70,7 +70,7 @@ class Table:
         executor: Executor = app.make_executor("w@h")
         self.chords: FollowUpComposer = executor.follow_ups
         self.loop, self.publisher, self.collector = HandLoop(), HandPublisher(), HandCollector()
-        self.chord_joiner = ChordJoiner(self.collector, self.chords, JSON)
+        self.chord_joiner = ChordJoiner(lambda: self.collector, self.chords, JSON)
         self.is_stopping = False
         self.following = FollowUpPublisher(
             self.publisher, self.loop, executor, add_part=self.add, is_stopping=lambda: self.is_stopping
