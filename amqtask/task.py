@@ -16,6 +16,7 @@ from amqtask.exceptions import (
     OperationalError,
     Replaced,
     Retry,
+    WrongValue,
 )
 from amqtask.execution.batches import check_batch
 from amqtask.execution.context import Context, current_context
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import Arguments, CoroutineOf, KeywordDict, Keywords, Options
     from amqtask.result import AsyncResult, EagerResult
 
+# Arguments of `Task.retry` beside the options of a call.
+_OF_RETRY = frozenset({"args", "kwargs", "exc", "throw", "eta", "countdown", "max_retries"})
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -426,6 +429,11 @@ class Task(WithOthersNames, Generic[P, R]):
         for name, value in of_task(self.name, plain).items():
             if value is not plain[name]:
                 setattr(task_class, name, value)
+        retry_options = {name: None for name in self.retry_kwargs or () if name not in _OF_RETRY}
+        try:
+            check_names(f"task {self.name}: retry_kwargs", retry_options, self)
+        except TypeError as error:
+            raise WrongValue(str(error)) from None
 
     def bind(self, app: Application) -> None:
         """Bind the task to an app: take its settings where an option is None, note which hooks are overridden."""

@@ -157,3 +157,9 @@ def test_a_name_that_no_task_can_have_is_refused(app: AmqTask, name: Any) -> Non
     ):
         with pytest.raises((WrongValue, TypeError), match=r"the name of a task wants|a signature is wanted"):
             call()
+
+
+def test_an_option_that_no_retry_has_is_refused_where_the_task_is_defined(app: AmqTask) -> None:
+    options: dict[str, Any] = {"retry_kwargs": {"countdown": 5, "max_retires": 5}}
+    with pytest.raises(WrongValue, match="retry_kwargs has no option 'max_retires'"):
+        app.task(name="misspelt", **options)(print)
