@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -32,5 +33,7 @@ def command(settings: Globals, interval: float, hours: int) -> int:
     with load_shared(settings) as app:
         if not sys.stdout.isatty():
             raise ConfigurationError("top wants a terminal; `amqtask tasks`, `queues` and `workers` print, also --json")
+        # A screen without its terminal shows nobody anything: it ends with it, also when nohup or a supervisor began it.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         screen.Top(app, interval=interval, hours=hours).run()
     return 0

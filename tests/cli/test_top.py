@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import html
+import os
+import pty
 import re
+import signal
+import subprocess
+import sys
+import termios
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -119,3 +126,27 @@ def test_an_index_that_is_away_is_said_and_the_rest_stays(shown: Shown, tmp_path
 def test_without_a_terminal_it_says_what_prints(shown: Shown, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["top"], shown.app) == 1
     assert "memory://" in capsys.readouterr().err
+
+
+def test_it_ends_with_its_terminal_also_where_hang_ups_are_ignored(tmp_path: Path) -> None:
+    history = f"sqlite:///{tmp_path / 'history.sqlite3'}"
+    (tmp_path / "proj.py").write_text(
+        f"import amqtask; app = amqtask.AmqTask(broker='amqp://127.0.0.1:1', history_url={history!r})"
+    )
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "amqtask", "-A", "proj", "top"],
+        stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, start_new_session=True,
+        preexec_fn=lambda: (fcntl.ioctl(theirs, termios.TIOCSCTTY, 0), signal.signal(signal.SIGHUP, signal.SIG_IGN)),
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        try:
+            seen = b""
+            while b"?1049h" not in seen:  # the screen
+                seen += os.read(ours, 4096)
+            os.close(ours)
+            code = process.wait(timeout=60)
+        finally:
+            process.kill()
+
+    assert code == -signal.SIGHUP
