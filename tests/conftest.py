@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -32,9 +33,16 @@ def loggers() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_room() -> Iterator[None]:
-    """Nothing can be written to a file, as on a full disk."""
+def no_room() -> Callable[[], AbstractContextManager[None]]:
+    """Nothing can be written to a file, as on a full disk, in a block; pytest itself may write to one after it."""
+    return _no_room
+
+
+@contextmanager
+def _no_room() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -7,6 +7,8 @@ import pwd
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
@@ -61,9 +63,10 @@ def test_a_pid_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "1\n"
 
 
-@pytest.mark.usefixtures("no_room")
-def test_a_pid_file_for_which_the_disk_has_no_room_is_none(tmp_path: Path) -> None:
-    with pytest.raises(click.UsageError, match="cannot be used: File too large"):
+def test_a_pid_file_for_which_the_disk_has_no_room_is_none(
+    tmp_path: Path, no_room: Callable[[], AbstractContextManager[None]]
+) -> None:
+    with no_room(), pytest.raises(click.UsageError, match="cannot be used: File too large"):
         daemon.write_pidfile(tmp_path / "pid")
 
     assert not list(tmp_path.iterdir())
