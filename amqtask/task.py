@@ -307,9 +307,7 @@ class Task(WithOthersNames, Generic[P, R]):
         max_retries = of_task(self.name, {"max_retries": max_retries})["max_retries"]
         limit = self.max_retries if max_retries is None else max_retries
         if limit is not None and request.retries >= limit:
-            if cause is not None:
-                raise cause
-            raise MaxRetriesExceededError(
+            raise cause or MaxRetriesExceededError(
                 told or f"Can't retry {self.name}[{request.id}] args:{request.args} kwargs:{request.kwargs}",
                 task_args=request.args,
                 task_kwargs=request.kwargs,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from amqtask.ground.shapes import JsonObject
     from amqtask.protocol.entities import Declaration, Queue
     from amqtask.remote.kept import Pause
+    from amqtask.settings import Settings
     from amqtask.transport.contract import QueueState
 
 # -- What `amqtask doctor` reads (Facts), and what it finds (Finding).
@@ -90,18 +91,7 @@ CONSUMER_TIMEOUT = 1800.0
 def of_project(facts: Facts) -> Iterator[Finding]:
     """Settings, tasks and schedules; no broker is needed."""
     app, conf = facts.app, facts.app.conf
-    for name, near in conf.unknown_names().items():
-        hint = f"Write {near}." if near else "Take it away if no library of yours reads it."
-        yield Finding(
-            "warning" if near else "info", f"setting {name}", "is no setting of amqtask's", "It has no effect here.", hint,
-        )  # fmt: skip
-    configured = conf.table()
-    for setting in SETTINGS:
-        if setting.name in configured and not setting.doc:
-            yield Finding(
-                "info", f"setting {setting.name}", "is accepted and has no effect", "It has another fate here than in Celery.",
-                "See docs/coming-from-celery.md, and take it away.",
-            )  # fmt: skip
+    yield from _of_setting_names(conf)
     if conf.task_always_eager:
         yield Finding(
             "error", "setting task_always_eager", "is on", "Calls run where they are made: no worker gets a task.",
@@ -148,6 +138,21 @@ def of_project(facts: Facts) -> Iterator[Finding]:
     yield from _of_schedule(app)
     yield from _of_urls(app)
     yield from _of_redis_options(app)
+
+
+def _of_setting_names(conf: Settings) -> Iterator[Finding]:
+    for name, near in conf.unknown_names().items():
+        hint = f"Write {near}." if near else "Take it away if no library of yours reads it."
+        yield Finding(
+            "warning" if near else "info", f"setting {name}", "is no setting of amqtask's", "It has no effect here.", hint,
+        )  # fmt: skip
+    configured = conf.table()
+    for setting in SETTINGS:
+        if setting.name in configured and not setting.doc:
+            yield Finding(
+                "info", f"setting {setting.name}", "is accepted and has no effect", "It has another fate here than in Celery.",
+                "See docs/coming-from-celery.md, and take it away.",
+            )  # fmt: skip
 
 
 def _of_values(app: AmqTask) -> Iterator[Finding]:
