@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from integration.waiting import LONG
@@ -54,10 +55,11 @@ class Project:
             process.kill()
             raise
 
-    def type(self, line: str, *, answers: Path) -> LoggedProcess:
+    def type(self, line: str, *, answers: Path, environment: Mapping[str, str]) -> LoggedProcess:
         """Begin what a shell makes of a line, in its place. What that asks it reads from `answers`."""
         command = ["bash", "-c", f"exec <{shlex.quote(str(answers))}\n{line}"]
-        return LoggedProcess(command, folder=self.folder, environment=self.environment).start(wait=False)
+        whole = {**self.environment, **environment}
+        return LoggedProcess(command, folder=self.folder, environment=whole).start(wait=False)
 
     def _command(self, line: str) -> list[str]:
         program, *arguments = shlex.split(line)
