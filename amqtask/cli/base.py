@@ -167,8 +167,10 @@ def _cell(value: object) -> str:
 
 
 @contextmanager
-def signals_to(handler: Callable[[int, FrameType | None], object], *signums: signal.Signals) -> Iterator[None]:
-    """Have the handler called for them, until the end of the block."""
+def signals_to(
+    handler: Callable[[int, FrameType | None], object] | signal.Handlers, *signums: signal.Signals
+) -> Iterator[None]:
+    """Have the handler called for them, or what it stands for done (SIG_DFL, SIG_IGN), until the end of the block."""
     before = {signum: signal.signal(signum, handler) for signum in signums}
     try:
         yield

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from amqtask.cli.base import Globals
+from amqtask.cli.base import Globals, signals_to
 from amqtask.cli.broker import load_shared
 from amqtask.exceptions import ConfigurationError
 from amqtask.ground.plugins import load
@@ -34,6 +34,6 @@ def command(settings: Globals, interval: float, hours: int) -> int:
         if not sys.stdout.isatty():
             raise ConfigurationError("top wants a terminal; `amqtask tasks`, `queues` and `workers` print, also --json")
         # A screen without its terminal shows nobody anything: it ends with it, also when nohup or a supervisor began it.
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        screen.Top(app, interval=interval, hours=hours).run()
+        with signals_to(signal.SIG_DFL, signal.SIGHUP):
+            screen.Top(app, interval=interval, hours=hours).run()
     return 0
