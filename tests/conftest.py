@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -32,16 +32,11 @@ def loggers() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@pytest.fixture
-def no_room() -> Callable[[], AbstractContextManager[None]]:
-    """Nothing can be written to a file, as on a full disk, in a block; pytest itself may write to one after it."""
-    return _no_room
-
-
 @contextmanager
-def _no_room() -> Iterator[None]:
+def full_disk(room: int = 0) -> Iterator[None]:
+    """No file of this process grows beyond so many bytes, in a block: after it pytest itself may write to one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
         yield
     finally:

@@ -7,8 +7,6 @@ import pwd
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
@@ -19,6 +17,7 @@ from amqtask.cli import daemon
 from amqtask.cli.daemon import drop_privileges
 from amqtask.cli.main import run
 from amqtask.testing.suites.backend import in_a_child
+from tests.conftest import full_disk
 
 
 @pytest.fixture
@@ -63,10 +62,8 @@ def test_a_pid_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "1\n"
 
 
-def test_a_pid_file_for_which_the_disk_has_no_room_is_none(
-    tmp_path: Path, no_room: Callable[[], AbstractContextManager[None]]
-) -> None:
-    with no_room(), pytest.raises(click.UsageError, match="cannot be used: File too large"):
+def test_a_pid_file_for_which_the_disk_has_no_room_is_none(tmp_path: Path) -> None:
+    with full_disk(), pytest.raises(click.UsageError, match="cannot be used: File too large"):
         daemon.write_pidfile(tmp_path / "pid")
 
     assert not list(tmp_path.iterdir())

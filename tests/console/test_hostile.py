@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from amqtask.protocol.message import Message, Properties
 from amqtask.remote.commands import inspect_command
 from amqtask.testing.worker import start_worker
 from amqtask.topology.delays import TO_HEADER, UNTIL_HEADER
+from tests.conftest import full_disk
 from tests.console.test_console import EVIL, LOCAL, Client, Shown
 
 LONG = "x" * 1_000_000
@@ -180,23 +179,11 @@ def test_two_who_run_the_same_task_again_at_once_run_it_once(shown: Shown) -> No
     assert [shown.client.post("/api/do/rerun", json={"id": "good"}).status_code for _ in range(2)] == [400, 400]
 
 
-@contextmanager
-def full_disk(folder: Path) -> Iterator[None]:
-    """No file of this process grows any more."""
-    largest = max(file.stat().st_size for file in folder.iterdir())
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_on_a_full_disk_it_is_read_and_nothing_is_done_or_lost(shown: Shown, tmp_path: Path) -> None:
     index = shown.app.history.index
     before = index.position()
     event = {"type": "task-sent", "hostname": "gen1@web", "timestamp": time.time(), "args": "x" * 5_000}
-    with full_disk(tmp_path):
+    with full_disk(max(file.stat().st_size for file in tmp_path.iterdir())):
         with pytest.raises(Exception, match="cannot be written"):
             index.take([{**event, "uuid": f"t{number}"} for number in range(2_000)], before=before, now=7)
         answers = [shown.client.post("/api/do/pause", json={"queue": "mail"}) for _ in range(200)]

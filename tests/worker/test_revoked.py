@@ -6,8 +6,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 
 from amqtask.exceptions import ConfigurationError
 from amqtask.worker.revoked import Revocations, StateFile
+from tests.conftest import full_disk
 
 
 def test_it_is_remembered_for_as_long_as_there_is_room() -> None:
@@ -90,13 +89,11 @@ def test_it_survives_a_worker_that_is_killed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_is_told_once_and_leaves_no_files(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, no_room: Callable[[], AbstractContextManager[None]]
-) -> None:
+def test_a_full_disk_is_told_once_and_leaves_no_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = StateFile(str(tmp_path / "state"), Revocations())
     file.load()
 
-    with no_room():
+    with full_disk():
         file.save()
         file.save()
 
