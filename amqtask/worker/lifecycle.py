@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -143,8 +140,8 @@ class Lifecycle:
         if self._state is not None:
             self._state.load()
         worker.pool.start()
-        if setup.install_signals and self._handlers.install() and hasattr(signal, "SIGUSR1") and _has_file(sys.stderr):
-            faulthandler.register(signal.SIGUSR1, all_threads=True)
+        if setup.install_signals:
+            self._handlers.install()
         for name, limit in setup.rate_limits.items():
             worker.throttle.set_rate(name, limit)
         worker.steps.look()
@@ -300,13 +297,6 @@ class Lifecycle:
 
     def halt(self) -> None:
         self._loop.stop()
-
-
-def _has_file(stream: object) -> bool:
-    try:
-        return stream.fileno() >= 0  # type: ignore[attr-defined,no-any-return] # a test's stream may have none
-    except (AttributeError, OSError, ValueError):
-        return False
 
 
 # -- For a worker that is process 1, a container's only program: the kernel gives it all orphaned processes, which it has to

@@ -15,11 +15,13 @@ program that was started with HUP ignored (nohup) goes on ignoring it.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import sys
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from amqtask import signals
 from amqtask.ground.loop import OneTimer
@@ -186,7 +188,11 @@ class Shutdown:
 
 
 class SignalHandlers:
-    """TERM, INT, QUIT and HUP to `on_signal` on the loop; USR1 prints all stacks. `restore` puts the old ones back."""
+    """TERM, INT, QUIT and HUP to `on_signal` on the loop; USR1 prints all stacks. `restore` puts the old ones back.
+
+    The stacks are printed by Python's handler: `faulthandler.register` would read the frames of threads that run on
+    meanwhile, and its process dies when one of them has just ended.
+    """
 
     SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
 
@@ -209,6 +215,10 @@ class SignalHandlers:
                     self._previous[signum] = signal.signal(signum, self._note)
                 except ValueError:
                     return False
+        if hasattr(signal, "SIGUSR1") and (stream := _stream_with_file()) is not None:
+            self._previous[signal.SIGUSR1] = signal.signal(
+                signal.SIGUSR1, lambda signum, frame: faulthandler.dump_traceback(stream, all_threads=True)
+            )
         return True
 
     def restore(self) -> None:
@@ -230,6 +240,14 @@ class SignalHandlers:
     def _deliver(self) -> None:
         while self._received:
             self._on_signal(self._received.pop(0))
+
+
+def _stream_with_file() -> TextIO | None:
+    """Standard error, if it is a file of the system: a test's stream may be none."""
+    try:
+        return sys.stderr if sys.stderr.fileno() >= 0 else None
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _has_terminal() -> bool:

@@ -206,6 +206,41 @@ print(f"ended by {os.WTERMSIG(status)}, the worker got {signums}")
 """
 
 
+def test_stacks_are_printed_again_and_again_while_threads_begin_and_end() -> None:
+    done = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True, timeout=120, check=False)
+
+    assert (done.returncode, done.stdout) == (0, "lives\n")
+    assert done.stderr.count("Current thread") > 100
+
+
+ASKED = """
+import os, signal, threading, time
+from amqtask.testing.loop import PlainLoop
+from amqtask.worker.shutdown import SignalHandlers
+
+assert SignalHandlers(PlainLoop(), lambda signum: None).install()
+
+def begin_and_end():
+    while True:
+        thread = threading.Thread(target=os.getpid)
+        thread.start()
+        thread.join()
+
+worker = os.getpid()
+pid = os.fork()
+if not pid:
+    for _ in range(3000):
+        os.kill(worker, signal.SIGUSR1)
+        time.sleep(0.0005)
+    os._exit(0)
+for _ in range(2):
+    threading.Thread(target=begin_and_end, daemon=True).start()
+os.waitpid(pid, 0)
+print("lives", flush=True)
+os._exit(0)
+"""
+
+
 @pytest.mark.parametrize("signum", [TERM, INT])
 def test_a_worker_that_is_to_start_anew_can_be_stopped_and_its_tasks_end(signum: int) -> None:
     told = Told(busy=True)
