@@ -292,8 +292,13 @@ class Lookout:
 
     # -- whether the queue's nodes agree
 
+    @property
+    def _silence(self) -> int:
+        """For how many ticks nothing has come from any queue; 0 also where none is consumed: the consumer's channel is gone."""
+        return min((0 if each.watch.has_moved else each.watch.ticks for each in self._watched()), default=0)
+
     def _is_to_answer(self, watched: Watched) -> bool:
-        silence = min(other.watch.ticks for other in self._watched())
+        silence = self._silence
         is_turn = silence > 0 and (silence <= EACH_TICK or not silence % LATER_TICKS)
         is_new = self._connection is not None and self._connection.server_version >= (4,)
         return is_new and is_turn and bool(self._connects) and watched.has_room and _can_be_asked(watched.queue)
@@ -311,8 +316,7 @@ class Lookout:
 
     def _ask_others(self, watched: Watched, why: str) -> bool:
         """Ask the other hosts. False: there are none, they cannot be asked, or this one delivers from other queues."""
-        is_silent = all(other.watch.ticks for other in self._watched())
-        if not (is_silent and self._connects and _can_be_asked(watched.queue)):
+        if not (self._silence and self._connects and _can_be_asked(watched.queue)):
             return False
         if self._opinion is None and watched.watch.may_act(time.monotonic()):
             self._opinion = SecondOpinion(self._loop, self._connects, watched.queue.name, partial(self._advised, why))
@@ -321,9 +325,7 @@ class Lookout:
     def _advised(self, why: str, number: int | None) -> None:
         self._opinion = None
         self._drop_channel()  # it may wait for an answer for long
-        if number is not None and all(
-            watched.watch.ticks and not watched.watch.has_moved for watched in self._watched()
-        ):
+        if number is not None and self._silence:
             self._on_better(number + 1, f"{why}, and another host answers")
 
 
