@@ -77,21 +77,21 @@ def command(
     if not conf.task_history:
         echo("task_history is off, so no task is found here: set task_history = True.", err=True)
     set_up(conf, loglevel=loglevel.upper(), logfile=None, log_format=log_format, color=settings.color)
-    served = web.console(app, access=access, indexes=not no_index, watches=not no_alerts)
+    server: Any
+    served = web.console(
+        app, access=access, indexes=not no_index, watches=not no_alerts, is_ending=lambda: server.should_exit
+    )
+    server = uvicorn.Server(uvicorn.Config(served, host=host, port=port, log_config=None, access_log=False))
     shown = f"[{host}]" if ":" in host else host
     if not is_repeated():
         echo(f"The console is on http://{shown}:{port}" + (", for this machine only." if access.is_local_only else "."))
     try:
-        if fd is None:
-            uvicorn.run(served, host=host, port=port, log_config=None, access_log=False)
-        else:
-            server = uvicorn.Server(uvicorn.Config(served, log_config=None, access_log=False))
-            server.run(sockets=[socket.socket(fileno=fd)])
+        server.run(sockets=None if fd is None else [socket.socket(fileno=fd)])
     except KeyboardInterrupt:
         pass
     finally:
         app.close()
-    return 0
+    return 0 if server.started else 1
 
 
 def _free_port(host: str, port: int) -> int:

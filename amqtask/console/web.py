@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlencode
 from jinja2 import Environment, FileSystemLoader
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -43,6 +43,8 @@ HERE = Path(__file__).parent
 # Bytes that a form may have: arguments are edited in one. Characters of any other field, and of what is told of an action.
 LARGEST_FORM = 2_000_000
 LONGEST_FIELD, LONGEST_NOTICE = 4_096, 1_000
+# Seconds in which it has to come.
+FORM_SECONDS = 10.0
 # Fields that are as long as the form.
 _LONG_FIELDS = ("args", "kwargs")
 # Seconds between looks whether something happened, for pages that show it live.
@@ -107,9 +109,10 @@ class Service(Protocol):
 class Console:
     """The requests' handlers; `access` says who may do what."""
 
-    def __init__(self, app: AmqTask, access: Access) -> None:
+    def __init__(self, app: AmqTask, access: Access, is_ending: Callable[[], bool]) -> None:
         self._app = app
         self._access = access
+        self._is_ending = is_ending
         self._templates = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True)
         self._templates.filters.update(
             duration=duration, local=_local, localiso=_iso, json=lambda value: json.dumps(value, default=str, indent=2)
@@ -151,6 +154,8 @@ class Console:
                 response = self._denied(request, error)
             except AmqTaskError as error:
                 response = self._error(request, str(error), 503 if isinstance(error, OperationalError) else 400)
+            except ClientDisconnect:
+                response = Response(status_code=400)  # nobody reads it
             response.headers.update(HEADERS)
             return response
 
@@ -257,7 +262,7 @@ class Console:
         async def news() -> AsyncIterator[str]:
             last = None
             yield "retry: 3000\n\n"
-            while not await request.is_disconnected():
+            while not (self._is_ending() or await request.is_disconnected()):
                 try:
                     await run_in_threadpool(self._access.user, request.headers, request.scope.get("session"))
                     newest = await run_in_threadpool(self._app.history.index.changes)
@@ -281,13 +286,21 @@ class Form(dict[str, str]):
         raise Denied(400, f"the field '{name}' is missing")
 
 
-async def _form(request: Request) -> Form:
-    """The fields of a form, or of a JSON object. Raises: Denied."""
-    body = b""
+async def _body(request: Request) -> bytes:
+    body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > LARGEST_FORM:
             raise Denied(413, f"a form has at most {LARGEST_FORM} bytes")
+    return bytes(body)
+
+
+async def _form(request: Request) -> Form:
+    """The fields of a form, or of a JSON object. Raises: Denied."""
+    try:
+        body = await asyncio.wait_for(_body(request), FORM_SECONDS)
+    except asyncio.TimeoutError:
+        raise Denied(408, f"the form did not come within {FORM_SECONDS:g} s") from None
     try:
         if request.headers.get("content-type", "").startswith("application/json"):
             fields = json.loads(body or b"{}")
@@ -306,9 +319,18 @@ async def _form(request: Request) -> Form:
     return Form(form)
 
 
-def console(app: AmqTask, *, access: Access | None = None, indexes: bool = True, watches: bool = True) -> Starlette:
-    """The console of an application, to be served or mounted. With `indexes` it also reads kept events into the index, and with
-    `watches` it looks whether an alert is due, each in a thread of its own. Raises: ConfigurationError."""
+def console(
+    app: AmqTask,
+    *,
+    access: Access | None = None,
+    indexes: bool = True,
+    watches: bool = True,
+    is_ending: Callable[[], bool] = lambda: False,
+) -> Starlette:
+    """The console of an application, to be served or mounted.
+
+    With `indexes` it also reads kept events into the index, and with `watches` it looks whether an alert is due, each in a thread
+    of its own. A server waits for pages that are open: they get no more news once `is_ending`. Raises: ConfigurationError."""
     watch = Watch(app) if watches else None
 
     @contextlib.asynccontextmanager
@@ -328,7 +350,7 @@ def console(app: AmqTask, *, access: Access | None = None, indexes: bool = True,
 
     access = access or Access()
     middleware = [access.login.middleware()] if access.login is not None else []
-    return Starlette(routes=Console(app, access).routes(), middleware=middleware, lifespan=lifespan)
+    return Starlette(routes=Console(app, access, is_ending).routes(), middleware=middleware, lifespan=lifespan)
 
 
 def _path(request: Request) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,16 @@ def test_arguments_of_a_megabyte_are_sent_and_nested_ones_are_refused(shown: Sho
     assert (refused.status_code, "not JSON" in refused.json()["error"]) == (400, True)
     with shown.app.broker.admin() as admin:
         assert admin.count("mail") == 1
+
+
+def test_a_form_that_does_not_come_is_not_waited_for(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amqtask.console.web.FORM_SECONDS", 0.05)
+
+    async def begun() -> AsyncIterator[bytes]:
+        yield b"id="
+        await asyncio.Event().wait()
+
+    assert shown.client.post("/api/do/revoke", content=begun()).status_code == 408
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "POST"])

@@ -26,7 +26,12 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     applications: list[Any] = []
-    monkeypatch.setattr(uvicorn, "run", lambda application, **_: applications.append(application))
+
+    def run(server: uvicorn.Server, sockets: object = None) -> None:
+        server.started = True
+        applications.append(server.config.app)
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
     return applications
 
 
