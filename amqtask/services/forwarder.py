@@ -28,6 +28,7 @@ from amqtask.exceptions import AccessRefused, MessageRefused, PublishError, Publ
 from amqtask.ground.loop import OneTimer, Ticker
 from amqtask.ground.printable import bounded_logger
 from amqtask.topology.delays import TO_HEADER, Address, DelayPlan, address_of, due_at, leaves_at
+from amqtask.transport.contract import held_too_long
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop
@@ -251,6 +252,12 @@ class Forwarder:
     def on_connection_lost(self, error: Exception) -> None:
         """The broker has requeued the held messages."""
         logger.info("delays: connection lost: %s", error)
+        if held_too_long(error):
+            self._complain(
+                "delays: RabbitMQ's consumer_timeout is shorter than the 23 minutes for which workers hold delayed messages: all "
+                "of them come again each time, and one that goes on at that moment may run twice. Raise consumer_timeout to half "
+                "an hour, its default, or more"
+            )
         self._begin(-1)
 
     def on_cancelled(self, queue: str, reason: str) -> None:

@@ -115,6 +115,15 @@ class LoopPublisher(Protocol):
     def stop(self) -> None: ...
 
 
+# RabbitMQ's words: "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms. …"
+_HELD_TOO_LONG = "delivery acknowledgement on channel"
+
+
+def held_too_long(error: Exception) -> bool:
+    """Whether the broker closed a channel, and took all its deliveries back, for one that was held beyond `consumer_timeout`."""
+    return _HELD_TOO_LONG in str(error)
+
+
 class HostLeft(Exception):
     """The host answers, and was left for one that does more."""
 

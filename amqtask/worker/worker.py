@@ -25,7 +25,7 @@ from amqtask.flow.keys import TICKETS
 from amqtask.ground.plugins import WithListedNames
 from amqtask.ground.printable import bounded_logger
 from amqtask.topology.declarations import base_of
-from amqtask.transport.contract import HostLeft
+from amqtask.transport.contract import HostLeft, held_too_long
 from amqtask.worker.deliveries import Deliveries
 from amqtask.worker.dispatcher import Dispatcher, Surplus
 from amqtask.worker.division import Division
@@ -456,7 +456,7 @@ class Worker(WithListedNames, others_names="blueprint hostname pid start timer")
         self.lifecycle.note_consuming()
 
     def on_connection_lost(self, error: Exception) -> None:
-        if "delivery acknowledgement" in str(error):
+        if held_too_long(error):
             logger.warning(
                 "consumer: a task ran for longer than RabbitMQ's consumer_timeout, so the broker takes its message "
                 "back; it is answered when it comes again. Raise consumer_timeout for tasks of that length."

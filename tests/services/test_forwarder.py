@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from pika.exceptions import ChannelClosedByBroker
+
 from amqtask.exceptions import AccessRefused, MessageRefused, PublishError, PublishRefused, PublishTimeout, Unroutable
 from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.services import forwarder
@@ -310,6 +312,17 @@ def test_without_the_right_to_the_queues_the_worker_says_so_once_and_looks_again
 
     assert place.consumer.words.count("start") == 3
     assert [record.message.count("topology declare") for record in caplog.records] == [1]
+
+
+def test_a_broker_that_takes_back_what_is_held_is_told_once_with_what_to_do(caplog: Any) -> None:
+    place = Place()
+    text = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 3000 ms. This timeout …"
+
+    for _ in range(2):
+        place.deliver(place.message(10))
+        place.forwarder.on_connection_lost(ChannelClosedByBroker(406, text))
+
+    assert [record.message.count("Raise consumer_timeout") for record in caplog.records] == [1]
 
 
 def test_what_it_holds_and_is_meant_runs_now_or_not_at_all() -> None:
