@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import inspect
 import json
@@ -235,6 +236,13 @@ async def stop_the_loop() -> str:
     return "went on"
 
 
+def leave_a_thread_that_exits() -> str:
+    """Leave a thread, green where threads are, that ends the program. (threading.Thread keeps a SystemExit to itself.)"""
+    _thread.start_new_thread(sys.exit, (3,))
+    time.sleep(0.05)
+    return "went on"
+
+
 async def leave_an_exit() -> str:
     """Leave a coroutine on the loop that ends the program."""
 
@@ -433,6 +441,6 @@ POOL_TASKS = BATCH_TASKS + tuple(
         add, add_async, fail, leave_the_process, try_again, wait_for, wait_for_async, clean_up, clean_up_async,
         clean_up_beside_async, who_am_i, share_a_lock, share_a_lock_async, run_a_loop, use_asyncio,
         set_a_context_variable, set_a_context_variable_async, fork_and_return, leave_a_timeout,
-        stop_the_loop, leave_an_exit,
+        stop_the_loop, leave_an_exit, leave_a_thread_that_exits,
     )
 )  # fmt: skip

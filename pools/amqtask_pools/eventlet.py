@@ -30,6 +30,8 @@ class EventletHub:
 
     def __init__(self) -> None:
         self._hub = hubs.get_hub()
+        # eventlet leaves its hub with these, and the worker with it: a thread that a task has left would end all other tasks.
+        self._hub.SYSTEM_EXCEPTIONS = (KeyboardInterrupt,)
         self.current: Callable[[], object] = eventlet.getcurrent
         self.wait: Callable[[], Any] = self._hub.switch
         self.sleep: Callable[[float], Any] = eventlet.sleep

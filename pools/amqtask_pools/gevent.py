@@ -25,6 +25,8 @@ class GeventHub:
 
     def __init__(self) -> None:
         hub = self._hub = gevent.get_hub()
+        # gevent raises these in the main greenlet, which is the worker's: a greenlet that a task has left would end all others.
+        hub.SYSTEM_ERROR = (KeyboardInterrupt,)
         self.call_soon: Callable[..., Any] = hub.loop.run_callback
         self.current: Callable[[], object] = gevent.getcurrent
         self.wait: Callable[[], Any] = hub.switch

@@ -307,7 +307,7 @@ class PoolSuite(LimitsSuite):
 
         assert (bench.value(first), bench.value(second)) == ("a", "b")
 
-    @pytest.mark.parametrize("task", ["stop_the_loop", "leave_an_exit"])
+    @pytest.mark.parametrize("task", ["stop_the_loop", "leave_an_exit", "leave_a_thread_that_exits"])
     def test_a_task_that_ends_its_event_loop_ends_no_other_task(self, bench: Bench, tmp_path: Path, task: str) -> None:
         needs_two_slots(bench)
         waiting = bench.submit("wait_for_async", str(tmp_path), "a", "go")
