@@ -1,9 +1,9 @@
 """What a worker does around each task for Django, as Django does around each request.
 
 Before a task: language and time zone as the settings say, whatever an earlier task in this slot activated; connections that
-are broken or older than CONN_MAX_AGE are closed. After it, when its result is stored: the same for connections, and caches
-are closed. `async def` tasks use the ORM in a thread of their own each (asgiref's ThreadSensitiveContext, as an ASGI
-request does), whose connections end with the task.
+are broken or older than CONN_MAX_AGE are closed. After it, when its result is stored: the same for connections, a transaction
+that it has left open is rolled back, and caches are closed. `async def` tasks use the ORM in a thread of their own each
+(asgiref's ThreadSensitiveContext, as an ASGI request does), whose connections end with the task.
 A process of the prefork pool begins without its parent's connections: it must neither use them nor say goodbye on
 their sockets. Tasks that run inline (task_always_eager, apply) are part of a request, and are left alone.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from amqtask.ground.shapes import CoroutineOf
     from amqtask.outbox.contract import Outbox
+
+
+logger = bounded_logger("amqtask.django")
 
 
 # -- This thread's database connections between two pieces of work, and calls that leave when their transaction is committed.
@@ -48,6 +51,20 @@ def close_broken_connections() -> None:
             connection.close()
 
 
+def roll_back_what_was_left(task: str, aliases: Collection[str]) -> None:
+    """Have no transaction open but those of `aliases`: one that a task has left would take all that later ones write."""
+    for connection in db.connections.all(initialized_only=True):
+        if connection.in_atomic_block and connection.alias not in aliases:
+            logger.error(
+                "task %s has left a transaction open on database %r: what it wrote there is rolled back, its result, too, if "
+                "that is kept there",
+                task, connection.alias,
+            )  # fmt: skip
+            connection.close()
+            # Django's object stays in its transaction when it is closed.
+            del db.connections[connection.alias]
+
+
 def after_commit(call: Callable[[], object], outbox: Outbox | None = None) -> None:
     """Make the call when the transaction is committed, now if there is none, never if it is rolled back.
 
@@ -64,13 +81,12 @@ async def aafter_commit(call: Callable[[], object], outbox: Outbox | None = None
     await sync_to_async(after_commit)(call, outbox)
 
 
-logger = bounded_logger("amqtask.django")
-
-
 class AroundTasks:
     """Connected to the signals of one worker, from its construction to `worker_shutdown`."""
 
     def __init__(self) -> None:
+        # The databases of those tasks that began in a transaction: of a test, whose thread shares its connection.
+        self._begun_within: dict[str, list[str]] = {}
         self._receivers: tuple[tuple[signals.Signal, Callable[..., None]], ...] = (
             (signals.worker_init, self._close_all),
             (signals.worker_process_init, self._leave_to_the_parent),
@@ -102,17 +118,21 @@ class AroundTasks:
 
     # -- receivers
 
-    def _before(self, *, task: Any, **_: Any) -> None:
+    def _before(self, *, task: Any, task_id: str, **_: Any) -> None:
         if task.request.is_eager:
             return
         translation.deactivate()
         timezone.deactivate()
         db.reset_queries()
         close_old_connections()
+        within = [each.alias for each in db.connections.all(initialized_only=True) if each.in_atomic_block]
+        if within:
+            self._begun_within[task_id] = within
 
-    def _after(self, *, task: Any, **_: Any) -> None:
+    def _after(self, *, task: Any, task_id: str, **_: Any) -> None:
         if task.request.is_eager:
             return
+        roll_back_what_was_left(task.name, self._begun_within.pop(task_id, ()))
         close_old_connections()
         caches.close_all()
 

@@ -98,6 +98,28 @@ def test_a_task_that_runs_inline_leaves_its_callers_connection_alone(project: Am
         assert run("call_inline") is True
 
 
+@pytest.mark.parametrize("pool", ["solo", "threads", "asyncio"])
+@pytest.mark.parametrize("age", [0, 60])
+def test_a_transaction_that_a_task_leaves_open_takes_no_other_tasks_work(
+    project: AmqTask,
+    run: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    pool: str,
+    age: int,
+) -> None:
+    from django.contrib.auth.models import Group
+    from django.db import connections
+
+    monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", age)
+    with start_worker(project, pool=pool, concurrency=1):
+        run("leave_a_transaction", "never")
+        run("order", "books")
+
+        assert [each.name for each in Group.objects.all()] == ["books"]
+    assert "leave_a_transaction has left a transaction open on database 'default'" in caplog.text
+
+
 def test_each_task_begins_with_the_language_and_zone_of_the_settings(project: AmqTask, run: Callable[..., Any]) -> None:
     with start_worker(project):
         first = run("speak", "fr", "Asia/Tokyo")

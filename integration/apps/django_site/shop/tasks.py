@@ -50,6 +50,13 @@ def fail_in_transaction(name: str) -> None:
 
 
 @shared_task
+def leave_a_transaction(name: str) -> None:
+    """Store an order in a transaction that nobody ends, as where a time limit strikes while it begins."""
+    transaction.atomic().__enter__()
+    Group.objects.create(name=name)
+
+
+@shared_task
 def speak(language: str | None = None, zone: str | None = None) -> tuple[str, str]:
     """The language and time zone at the start; then activate others."""
     found = (translation.get_language(), timezone.get_current_timezone_name())
