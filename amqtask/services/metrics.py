@@ -7,7 +7,6 @@ names that this worker does not know share the label `unknown`: anybody may send
 
 from __future__ import annotations
 
-import errno
 import platform
 import re
 import socket
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from amqtask.exceptions import ConfigurationError, PublishRefused, Unroutable
 from amqtask.flow.contract import CLOSED, HALF_OPEN, OPEN
 from amqtask.ground import VERSION
+from amqtask.ground.accepting import Acceptor
 from amqtask.ground.printable import bounded_logger, clause
 from amqtask.protocol.task import PUBLISHED_AT, timestamp
 from amqtask.worker.report import Observer
@@ -116,12 +116,12 @@ class HttpServer:
         self._host = host
         self.port = port
         self.pages = pages
-        self._listener: socket.socket | None = None
+        self._acceptor: Acceptor | None = None
         self._open: dict[int, _Connection] = {}
 
     def start(self) -> None:
         """Listen. Raises: ConfigurationError (the port is taken, or forbidden)."""
-        if self._listener is not None:
+        if self._acceptor is not None:
             return
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
@@ -131,37 +131,28 @@ class HttpServer:
                 f"cannot listen on {self._host} port {self.port} for metrics or health: {clause(error.strerror or error)}. "
                 "Give each worker of a host a port of its own."
             ) from error
-        listener.setblocking(False)
-        self._listener = listener
         self.port = listener.getsockname()[1]
-        self._loop.add_reader(listener.fileno(), self._accept)
+        self._acceptor = Acceptor(self._loop, listener, self._accepted, make_room=self._make_room)
+        self._acceptor.start()
 
     def stop(self) -> None:
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
+        if self._acceptor is not None:
+            self._acceptor.stop()
+            self._acceptor = None
         for connection in list(self._open.values()):
             connection.close()
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        try:
-            accepted, _ = self._listener.accept()
-        except OSError as error:  # the client has gone again, or there are no more descriptors
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._make_room()
-            return
-        accepted.setblocking(False)
+    def _accepted(self, accepted: socket.socket) -> None:
         if len(self._open) >= MOST_CONNECTIONS:
             self._make_room()
         self._open[accepted.fileno()] = _Connection(self._loop, accepted, self.pages, self._forget)
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
         """Close the oldest connection: a probe takes a moment only."""
         oldest = next(iter(self._open.values()), None)
         if oldest is not None:
             oldest.close()
+        return oldest is not None
 
     def _forget(self, fd: int) -> None:
         self._open.pop(fd, None)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from amqtask.ground.accepting import Acceptor
 from amqtask.transport.loop import PikaLoop
 from amqtask.transport.memory.broker import MemoryBroker
 from amqtask.transport.memory.peer import Peer
@@ -22,10 +23,10 @@ class MemoryServer:
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.broker = MemoryBroker()
-        self._socket = socket.create_server((host, port), backlog=128)
-        self._socket.setblocking(False)
-        self.host, self.port = host, int(self._socket.getsockname()[1])
+        listener = socket.create_server((host, port), backlog=128)
+        self.host, self.port = host, int(listener.getsockname()[1])
         self._loop = PikaLoop()
+        self._acceptor = Acceptor(self._loop, listener, self._accepted)
         self._ends: set[_End] = set()
         self._thread = threading.Thread(target=self._loop.run, name="amqtask broker", daemon=True)
 
@@ -36,7 +37,7 @@ class MemoryServer:
 
     def start(self) -> Self:
         """Begin to serve."""
-        self._loop.add_reader(self._socket.fileno(), self._accept)
+        self._acceptor.start()
         self._thread.start()
         return self
 
@@ -46,16 +47,11 @@ class MemoryServer:
         self._thread.join()
         self._loop.close()
 
-    def _accept(self) -> None:
-        try:
-            connected, _ = self._socket.accept()
-        except OSError:
-            return  # it has gone again
+    def _accepted(self, connected: socket.socket) -> None:
         self._ends.add(_End(connected, self.broker, self._loop, self._ends.discard))
 
     def _end(self) -> None:
-        self._loop.remove_reader(self._socket.fileno())
-        self._socket.close()
+        self._acceptor.stop()
         for end in list(self._ends):
             end.close()
         self._loop.stop()
@@ -67,7 +63,6 @@ class _End:
     def __init__(
         self, connected: socket.socket, broker: MemoryBroker, loop: PikaLoop, closed: Callable[[_End], None]
     ) -> None:
-        connected.setblocking(False)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket, self._loop, self._closed = connected, loop, closed
         self._greeting = b""
