@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from amqtask.__main__ import main
-from amqtask.console.access import hashed
+from amqtask.console.access import Access, Denied, hashed
 
 pytestmark = pytest.mark.usefixtures("loggers")
 APP = 'from amqtask import AmqTask\napp = AmqTask("seen", broker="amqp://127.0.0.1:1//")\n'
@@ -77,3 +79,16 @@ def test_a_port_that_is_taken_is_told_before_the_console_is_said_to_be_there(
     assert f"cannot be served on 127.0.0.1:{port}: Address already in use" in shown.err
     assert "The console is on" not in shown.out
     assert served == []
+
+
+def test_a_name_that_nobody_has_is_refused_no_sooner_than_a_wrong_password() -> None:
+    access = Access({"ann": hashed("secret")})
+
+    def seconds(login: str) -> float:
+        began = time.process_time()
+        with pytest.raises(Denied, match="log in"):
+            access.user({"authorization": f"Basic {base64.b64encode(login.encode()).decode()}"})
+        return time.process_time() - began
+
+    known, unknown = (min(seconds(f"{name}:wrong") for _ in range(5)) for name in ("ann", "bob"))
+    assert unknown > known / 3
