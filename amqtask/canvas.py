@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
 from amqtask.calls.signature import Signature, gathered, listed
 from amqtask.exceptions import ConfigurationError, WrongValue
@@ -496,7 +496,7 @@ def _rebuilt_members(header: Any) -> list[object]:
 
 def from_dict(fields: SignatureFields, app: Application | None = None) -> Signature:
     """The chain, group, chord … or plain signature that a dictionary describes, ours or Celery's."""
-    if isinstance(fields, Signature) and (type(fields) is not Signature or fields["task"] not in _KINDS):
+    if _is_made(fields):
         return fields
     make = _KINDS.get(fields["task"])
     if make is None:
@@ -515,7 +515,13 @@ def as_signature(sig: Any, app: Application | None = None) -> Signature:
 
     Raises: TypeError for something else.
     """
-    return from_dict(signature_of(sig), app)
+    # Compositions ask this of each of their parts, again and again.
+    return sig if _is_made(sig) else from_dict(signature_of(sig), app)
+
+
+def _is_made(sig: object) -> TypeGuard[Signature]:
+    """Whether it is of the class that its data say."""
+    return isinstance(sig, Signature) and (sig.__class__ is not Signature or sig["task"] not in _KINDS)
 
 
 @overload

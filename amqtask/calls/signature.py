@@ -267,6 +267,8 @@ class Signature(dict[str, Any]):
 
     def _changeable(self, options: OptionDict) -> OptionDict:
         """A member stays in its group, and a stamp stays as it was put (Celery's rule)."""
+        if not options:
+            return options
         fixed = self.options.keys() & {"group_id", "stamped_headers", *(self.options.get("stamped_headers") or ())}
         return {key: value for key, value in options.items() if key not in fixed} if fixed else options
 

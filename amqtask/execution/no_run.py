@@ -31,7 +31,7 @@ from amqtask.execution.request import HIDDEN, Answer, HardLimitReached, Outcome
 from amqtask.ground.printable import bounded_logger, described, printable
 from amqtask.protocol.chord import size_of
 from amqtask.protocol.serialization import is_private
-from amqtask.protocol.task import NO_FOLLOW_UPS, decode_body, light_limit, saferepr
+from amqtask.protocol.task import MAPPING, NO_FOLLOW_UPS, decode_body, light_limit, saferepr
 
 if TYPE_CHECKING:
     from amqtask.execution.contract import TaskLike
@@ -72,7 +72,12 @@ class Bounds(NamedTuple):
         """Raises: InvalidTaskError for the third element of a body with too many follow-ups, or with one that is no signature."""
         if not any(embed.values()):
             return
-        signatures = [*_listed(embed, "callbacks"), *_listed(embed, "errbacks"), *_listed(embed, "chain")[-1:]]
+        signatures: list[object] = []
+        for name in ("callbacks", "errbacks"):
+            if embed.get(name):
+                signatures += _listed(embed, name)
+        if embed.get("chain"):
+            signatures += _listed(embed, "chain")[-1:]
         chord = embed.get("chord")
         if chord:
             signatures.append(chord)
@@ -127,10 +132,10 @@ def _published(signatures: list[object]) -> Iterator[Mapping[str, object]]:
     """The options of each call that is published for these signatures."""
     while signatures:
         sig = signatures.pop()
-        if not isinstance(sig, Mapping) or not isinstance(sig.get("task"), str):
+        if not isinstance(sig, MAPPING) or not isinstance(sig.get("task"), str):
             raise InvalidTaskError(f"a follow-up of the message is not a signature: {saferepr(sig, 100)}")
         kwargs, options = sig.get("kwargs") or {}, sig.get("options") or {}
-        if not isinstance(kwargs, Mapping) or not isinstance(options, Mapping):
+        if not isinstance(kwargs, MAPPING) or not isinstance(options, MAPPING):
             raise InvalidTaskError(
                 f"a follow-up of the message has no mapping as kwargs or options: {saferepr(sig, 100)}"
             )

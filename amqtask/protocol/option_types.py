@@ -38,6 +38,9 @@ _RATE = r"(?i)\s*\d+(\.\d*)?\s*(/\s*[smh])?\s*"
 _SHOWN = 100
 
 
+_REFUSALS = (ValueError, TypeError, ArithmeticError, AttributeError)
+
+
 class Kind(NamedTuple):
     """`convert` returns the value that is used. It raises ValueError or TypeError for what is not what `wants` says."""
 
@@ -49,11 +52,15 @@ def convert(subject: str, kind: Kind, value: object) -> Any:
     """The value as it is used; `subject` says whose it is. Raises: WrongValue, which says what is wanted."""
     try:
         return kind.convert(value)
-    except _OfOption as error:
-        raise WrongValue(f"{subject}: {error}") from None
-    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
-        reason = f" ({error})" if isinstance(error, _Because) else ""
-        raise WrongValue(f"{subject} wants {kind.wants}, not {shown(value)}{reason}") from None
+    except _REFUSALS as error:
+        raise _refusal(subject, kind, value, error) from None
+
+
+def _refusal(subject: str, kind: Kind, value: object, error: Exception) -> WrongValue:
+    if isinstance(error, _OfOption):
+        return WrongValue(f"{subject}: {error}")
+    reason = f" ({error})" if isinstance(error, _Because) else ""
+    return WrongValue(f"{subject} wants {kind.wants}, not {shown(value)}{reason}")
 
 
 def shown(value: object) -> str:
@@ -414,6 +421,8 @@ URLS = either("a URL, or a list of them", TEXT, TEXTS)
 def arguments(task: str, args: object, kwargs: object) -> tuple[Arguments, dict[str, Any]]:
     """The arguments of a call. Raises: TypeError, which names the task, for what are none."""
     positional, keywords = args or (), kwargs or {}
+    if positional.__class__ is tuple and keywords.__class__ is dict:
+        return positional, {**keywords}
     if isinstance(positional, (str, bytes, Mapping, Set)) or not isinstance(positional, Iterable):
         hint = f"; keyword arguments are kwargs={shown(args)}" if isinstance(args, Mapping) else ""
         raise TypeError(f"task {task}: args is a list or a tuple of arguments, not {shown(args)}{hint}")
@@ -429,7 +438,10 @@ def checked(subject: str, kinds: Mapping[str, Kind], values: Mapping[str, object
         kind = kinds.get(name)
         if kind is None or value is None:
             continue
-        valid = convert(f"{subject}: {name}", kind, value)
+        try:
+            valid = kind.convert(value)
+        except _REFUSALS as error:
+            raise _refusal(f"{subject}: {name}", kind, value, error) from None
         if valid is not value:
             converted = {**values} if converted is None else converted
             converted[name] = valid

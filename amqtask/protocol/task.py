@@ -356,29 +356,43 @@ def _check_embed(embed: JsonFields) -> None:
         raise InvalidTaskError("`chord` of the message is not a signature")
 
 
+_LISTS_IN_OPTIONS = ("chain", "link_error")
 _NAMES_IN_OPTIONS = ("task_id", "root_id", "parent_id", "group_id", "reply_to")
+# An instance of dict costs no look at the abstract class.
+MAPPING = (dict, Mapping)
 
 
 def is_signature(candidate: object) -> bool:
     """Whether it looks like a signature that can be published; its parts are checked when they are published."""
-    if not isinstance(candidate, Mapping) or not isinstance(candidate.get("task"), str):
+    if not isinstance(candidate, MAPPING):
         return False
-    args, kwargs, options = candidate.get("args") or (), candidate.get("kwargs") or {}, candidate.get("options") or {}
-    if not (isinstance(args, (list, tuple)) and isinstance(kwargs, Mapping) and isinstance(options, Mapping)):
+    get = candidate.get
+    task, args, kwargs, options = get("task"), get("args") or (), get("kwargs") or {}, get("options") or {}
+    if not (isinstance(task, str) and isinstance(args, (list, tuple)) and isinstance(kwargs, MAPPING)):
         return False
-    if not all(isinstance(options.get(name) or (), (list, tuple, Mapping)) for name in ("chain", "link_error")):
+    if not isinstance(options, MAPPING) or (options and not _are_options(options)):
         return False
-    if any(isinstance(options.get(name), (list, tuple, set, Mapping)) for name in _NAMES_IN_OPTIONS):
-        return False
-    if options.get("chord") and not isinstance(options["chord"], Mapping):
-        return False
-    match candidate["task"]:
+    match task:
         case "celery.chain" | "celery.group":
             tasks = kwargs.get("tasks") or ()
             return isinstance(tasks, (list, tuple)) and all(map(is_signature, tasks))
         case "celery.chord":
             return not kwargs.get("body") or is_signature(kwargs["body"])
     return True
+
+
+def _are_options(options: Mapping[str, Any]) -> bool:
+    get = options.get
+    for name in _LISTS_IN_OPTIONS:
+        value = get(name)
+        if value and not isinstance(value, (list, tuple, *MAPPING)):
+            return False
+    for name in _NAMES_IN_OPTIONS:
+        value = get(name)
+        if value is not None and value.__class__ is not str and isinstance(value, (list, tuple, set, *MAPPING)):
+            return False
+    chord = get("chord")
+    return not chord or isinstance(chord, MAPPING)
 
 
 def read_v1(

@@ -31,7 +31,7 @@ from amqtask.ground.printable import described
 from amqtask.protocol.chord import ChordPart
 from amqtask.protocol.entities import Declaration, as_document, from_document
 from amqtask.protocol.message import Message, Properties
-from amqtask.protocol.serialization import JSON, MSGPACK, PICKLE, YAML, dumps, loads
+from amqtask.protocol.serialization import JSON, MSGPACK, PICKLE, YAML, Encoded, dumps, loads
 from amqtask.protocol.task import saferepr
 
 if TYPE_CHECKING:
@@ -131,8 +131,8 @@ def socket_pair(socket_type: int | None = None) -> tuple[socket.socket, socket.s
 #     OUTCOMES, the length of the text, the text: a list of rows, then the bodies of their messages, one after the other
 #
 # A row is an outcome's fields in their order, with `publish`, `result`, `parts` and `going_on` written as documents, and `calls`
-# as rows. The row of a successful task has three fields, number, runtime and summary, and a fourth if there is a result to
-# publish.
+# as rows. The row of a successful task has three fields, number, runtime and summary, a fourth if there is a result to publish,
+# and a fifth if there are parts of chords.
 #
 # Where all have succeeded, without a message to publish, only those three fields are sent, column by column:
 #
@@ -160,11 +160,14 @@ _ANSWER, _STATE, _RUNTIME, _PAUSE, _TICKETS, _PLACES = (
 _REST = _RUNTIME + 2
 _BARE = Outcome(0)
 _BEFORE, _BEHIND = _BARE[1:_RESULT], _BARE[_REST:]
+_BEFORE_PARTS, _BEHIND_PARTS = _BARE[_REST:_PARTS], _BARE[_PARTS + 1 :]
 # The same where the result is none, too.
 _BEFORE_RUNTIME = _BARE[1:_RUNTIME]
 assert _FIELDS[_RESULT:_REST] == ("result", "runtime", "summary")
 _SUCCESS_SIZE = struct.calcsize(">qd")
 _TEXT, _NUMBER = frozenset({str}), frozenset({int})
+# Bytes: the body of a chord that is longer is read anew for each part, and not kept.
+_REMEMBERED = 4096
 # Longer than any task runs, or any outcome waits (seconds).
 _FOR_EVER = 1e10
 # Serializers for a part's body; the first ones keep types best.
@@ -235,10 +238,12 @@ class _Writer:
         self._headers = headers
 
     def row(self, outcome: Outcome) -> Sequence[object]:
-        if outcome[1:_RESULT] == _BEFORE and outcome[_REST:] == _BEHIND:
-            if outcome.result is None:
-                return outcome.number, outcome.runtime, outcome.summary
-            return outcome.number, outcome.runtime, outcome.summary, self._message(outcome.result)
+        if (
+            outcome[1:_RESULT] == _BEFORE
+            and outcome[_REST:_PARTS] == _BEFORE_PARTS
+            and outcome[_PARTS + 1 :] == _BEHIND_PARTS
+        ):
+            return self._short_row(outcome)
         row: list[object] = [*outcome]
         row[_PUBLISH] = [self._message(message) for message in outcome.publish]
         if outcome.result is not None:
@@ -248,6 +253,15 @@ class _Writer:
             row[_GOING_ON] = outcome.going_on.until
         row[_CALLS] = [self.row(call) for call in outcome.calls]
         return row
+
+    def _short_row(self, outcome: Outcome) -> Sequence[object]:
+        result = None if outcome.result is None else self._message(outcome.result)
+        if outcome.parts:
+            parts = [self._part(part) for part in outcome.parts]
+            return outcome.number, outcome.runtime, outcome.summary, result, parts
+        if result is not None:
+            return outcome.number, outcome.runtime, outcome.summary, result
+        return outcome.number, outcome.runtime, outcome.summary
 
     def _message(self, message: Message) -> list[object]:
         _, properties = message.properties.__reduce__()
@@ -264,19 +278,35 @@ class _Writer:
         ]
 
     def _part(self, part: ChordPart) -> list[object]:
-        for content_type, name in _SERIALIZERS:
-            if content_type not in self._accept and content_type != JSON:
-                continue
-            try:
-                body = dumps(part.body, name)
-            except EncodeError:
-                continue
-            self.bodies.append(body.body)
-            document = [len(body.body), body.content_type, body.content_encoding]
-            return [*part._replace(body=document, message=self._message(part.message))]  # type: ignore[arg-type]
-        raise EncodeError(
-            f"the body of chord {part.group_id} cannot be written by any serializer of accept_content, nor as JSON"
-        )
+        body = _body_of(part, self._accept)
+        self.bodies.append(body.body)
+        document = [len(body.body), body.content_type, body.content_encoding]
+        return [part.group_id, part.task_id, part.size, document, self._message(part.message), part.is_broken]
+
+
+# The body that was written last, by the queue of its chord (whose name nobody can guess): all its parts have the same.
+_last_body: dict[tuple[str, frozenset[str]], Encoded] = {}
+
+
+def _body_of(part: ChordPart, accept: frozenset[str]) -> Encoded:
+    key = part.queue, accept
+    body = _last_body.get(key)
+    if body is None:
+        body = _write_body(part, accept)
+        _last_body.clear()
+        if len(body.body) <= _REMEMBERED:
+            _last_body[key] = body
+    return body
+
+
+def _write_body(part: ChordPart, accept: frozenset[str]) -> Encoded:
+    for content_type, name in _SERIALIZERS:
+        if content_type in accept or content_type == JSON:
+            with contextlib.suppress(EncodeError):
+                return dumps(part.body, name)
+    raise EncodeError(
+        f"the body of chord {part.group_id} cannot be written by any serializer of accept_content, nor as JSON"
+    )
 
 
 def _writable(headers: object) -> object:
@@ -357,11 +387,12 @@ class _Reader:
         self._accept = accept
 
     def outcome(self, row: list[Any]) -> Outcome:
-        if len(row) <= 4:
-            number, runtime, summary, *results = row
+        if len(row) <= 5:
+            number, runtime, summary, *more = row
             if type(number) is int and type(runtime) is float and 0 <= runtime < _FOR_EVER and type(summary) is str:
-                result = self._message(results[0]) if results else None
-                return of_success(number, runtime, summary, result=result)
+                result = self._message(more[0]) if more and more[0] is not None else None
+                parts = tuple([self._part(document) for document in more[1]]) if len(more) > 1 else ()
+                return of_success(number, runtime, summary, result=result, parts=parts)
         if len(row) != len(_FIELDS):
             raise BrokenFrame(f"an outcome of {len(row)} fields")
         for index, field_type in _FIELD_TYPES:
@@ -398,15 +429,13 @@ class _Reader:
         )
 
     def _part(self, document: list[Any]) -> ChordPart:
-        part = ChordPart(*document)
-        body_document: Any = part.body
-        size, content_type, content_encoding = body_document
-        body = loads(self._body(size), content_type, content_encoding, self._accept | {JSON})
-        _check("the body of a chord", body, dict)
-        for name in ("group_id", "task_id"):
-            _check(name, getattr(part, name), str)
-        _check("size", part.size, int)
-        return part._replace(body=body, message=self._message(part.message))  # type: ignore[arg-type]
+        group_id, task_id, size, (length, content_type, content_encoding), message, is_broken = document
+        content = self._body(length)
+        read = _read_body if length > _REMEMBERED else _read_body_once
+        body = read(content, content_type, content_encoding, self._accept)
+        if not type(group_id) is type(task_id) is str or type(size) is not int or type(is_broken) is not bool:
+            raise BrokenFrame("a part of no chord")
+        return ChordPart(group_id, task_id, size, body, self._message(message), is_broken)
 
     def _body(self, size: int) -> bytes:
         offset = self._offset
@@ -414,6 +443,16 @@ class _Reader:
             raise BrokenFrame("a body that is not there")
         self._offset = end = offset + size
         return bytes(self._bodies[offset:end])
+
+
+def _read_body(content: bytes, content_type: str, content_encoding: str, accept: frozenset[str]) -> dict[str, Any]:
+    body = loads(content, content_type, content_encoding, accept | {JSON})
+    _check("the body of a chord", body, dict)
+    return body  # type: ignore[no-any-return] # checked
+
+
+# All parts of a chord have the same, which nobody changes in place.
+_read_body_once = lru_cache(maxsize=16)(_read_body)
 
 
 def _check(name: str, value: object, expected_type: type | tuple[type, ...]) -> None:
