@@ -298,3 +298,25 @@ def test_a_worker_that_is_killed_leaves_what_it_held_to_the_next_one(rabbit: Bro
     rows = [line.split() for line in file.read_text().splitlines()]
     assert sorted(int(number) for number, _ in rows) == list(range(20))
     assert min(float(late) for _, late in rows) >= 0
+
+
+def test_a_burst_is_held_by_further_consumers_and_each_task_of_it_runs_once(rabbit: Broker, tmp_path: Path) -> None:
+    queue, file = rabbit.queue("burst"), tmp_path / "ran"
+    file.touch()
+    app = AmqTask("burst", broker=rabbit.url, task_default_queue=queue, set_as_current=False, **PATIENT)
+    environment = {"SOAK_QUEUE": queue, "SOAK_FILE": str(file), "AMQTASK_BROKER_URL": rabbit.url}
+    held = app.delays.queue_name(0, 1)
+    with WorkerProcess("integration.apps.numbered", "-P", "solo", environment=environment):
+        for number in range(500):
+            app.send_task("numbered.due", (number, time.time() + 7), countdown=7)
+        channel = rabbit.channel()
+        eventually(
+            lambda: channel.queue_declare(held, passive=True).method.consumer_count > 2,
+            what="nobody made room for more",
+        )
+        eventually(lambda: file.read_text().count("\n") >= 500, what="not all of the delayed tasks ran")
+    app.close()
+
+    rows = [line.split() for line in file.read_text().splitlines()]
+    assert sorted(int(number) for number, _ in rows) == list(range(500))
+    assert min(float(late) for _, late in rows) >= 0

@@ -29,7 +29,7 @@ from amqtask.services.command_context import Control, asked_queue
 from amqtask.services.elections import Elections
 from amqtask.services.events import HEARTBEAT_SECONDS, EventSender
 from amqtask.services.flow import Later, Leases
-from amqtask.services.forwarder import Forwarder
+from amqtask.services.forwarder import Forwarder, MakeConsumer
 from amqtask.services.kept_orders import Pausing, RevokeReader
 from amqtask.services.panel import Panel
 from amqtask.services.reloading import import_again
@@ -349,12 +349,14 @@ class WorkerBuilder:
         """Delayed messages; what it consumes and publishes shares a connection."""
         return Forwarder(loop=self.loop, delays=self.app.delays, make_ends=self.forwarding_ends)
 
-    def forwarding_ends(self, listener: ConsumerListener) -> tuple[Consumer, LoopPublisher]:
+    def forwarding_ends(self, listener: ConsumerListener) -> tuple[Consumer, LoopPublisher, MakeConsumer]:
         ends = self.app.broker.shared_ends(
             self.loop, name=f"{self.hostname} delays", heartbeat=self.conf.broker_heartbeat
         )
         # The consumer first: it is the first to be told that their connection is lost.
-        return ends.consumer(listener), ends.publisher(on_warning=_warn, nack_patience=FORWARD_PATIENCE)
+        consumer = ends.consumer(listener)
+        publisher = ends.publisher(on_warning=_warn, nack_patience=FORWARD_PATIENCE)
+        return consumer, publisher, partial(ends.consumer, is_second=True)
 
     def beat(self) -> Service:
         """The scheduler; its modules are loaded only for -B."""

@@ -10,6 +10,11 @@ all windows together stop growing at MOST_HELD. Further messages wait in the que
 4 s between two queues. A message of a higher level whose window is half full goes to a lower queue in time, which makes room for
 others.
 
+A window grows by a further consumer of its queue, on a channel of its own, and shrinks as that channel is closed: what it held
+comes again. The consumers that are there are left alone. On a node of RabbitMQ 4.3 that has lost the others a channel that starts
+or cancels a consumer stands still for a minute (`rabbit_fifo_client:checkout`), and when the nodes are together again, its other
+consumers are given messages that nobody gets before the minute is over. A channel that begins has no others.
+
 Deliveries and publishes share one connection: when it is lost, unconfirmed messages are delivered again, to this worker or
 another, and are forwarded then (a second time, if only the confirm was lost). A message that cannot be published is tried again,
 then it waits in the broker once more, each time for longer, so that other messages can be held.
@@ -28,12 +33,13 @@ from amqtask.exceptions import AccessRefused, MessageRefused, PublishError, Publ
 from amqtask.ground.loop import OneTimer, Ticker
 from amqtask.ground.printable import bounded_logger
 from amqtask.topology.delays import TO_HEADER, Address, DelayPlan, address_of, due_at, leaves_at
-from amqtask.transport.contract import held_too_long
+from amqtask.transport.contract import ConsumerListener, HostLeft, held_too_long
 
 if TYPE_CHECKING:
     from amqtask.pool import Loop
     from amqtask.protocol.message import Delivery, Message
-    from amqtask.transport.contract import Consumer, ConsumerListener, LoopPublisher
+    from amqtask.topology.delays import HeldQueue
+    from amqtask.transport.contract import Consumer, LoopPublisher
 
 logger = bounded_logger("amqtask.worker")
 
@@ -54,21 +60,89 @@ MOST_COMPLAINTS = 100
 STUCK_SECONDS, WATCH_SECONDS, LONGEST_RENEWAL_PAUSE = 3.0, 1.0, 60.0
 # A wall clock that falls back behind the monotonic one by more than this (seconds) was put back.
 CLOCK_STEP = 1.0
-# Seconds until the next attempt when queues or rights are missing.
+# Seconds until the next attempt when queues, rights or channels are missing.
 RETRY_SECONDS = 60.0
 # Its queues have many declarations: after so many seconds those of a worker that starts are not in the way of its first task.
 START_SECONDS = 1.0
 
 
+MakeConsumer = Callable[[ConsumerListener], "Consumer"]
+
+
+class _Share:
+    """What one consumer of a queue may hold of its window, and holds."""
+
+    __slots__ = ("consumer", "has_begun", "held", "is_void", "publishing", "size", "window")
+
+    def __init__(self, window: _Window, size: int, consumer: Consumer) -> None:
+        self.window = window
+        self.size = size
+        self.consumer = consumer
+        # How many are held, and how many of these are being published.
+        self.held = 0
+        self.publishing = 0
+        self.has_begun = False
+        # Its channel is gone, and its deliveries come again.
+        self.is_void = False
+
+    def ack(self, delivery: Delivery) -> None:
+        """Acknowledge what was held."""
+        self.held -= 1
+        self.window.held -= 1
+        self.consumer.ack(delivery.tag)
+
+
+class _Further(ConsumerListener):
+    """A further consumer of a queue: what comes is held, and when its channel is gone it is over."""
+
+    def __init__(
+        self,
+        window: _Window,
+        size: int,
+        make_consumer: MakeConsumer,
+        on_delivery: Callable[[_Share, Delivery], None],
+        on_over: Callable[[_Share], None],
+    ) -> None:
+        self.share = _Share(window, size, make_consumer(self))
+        self._hold, self._on_over = on_delivery, on_over
+
+    def start(self) -> None:
+        """The first consumer has declared the queue."""
+        self.share.consumer.add_queue(self.share.window.queue, prefetch=self.share.size, declare=())
+        self.share.consumer.start()
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        self._hold(self.share, delivery)
+
+    def on_consuming(self, epoch: int) -> None:
+        self.share.has_begun = True
+
+    def on_connection_lost(self, error: Exception) -> None:
+        self._on_over(self.share)
+
+    def on_fatal(self, error: Exception) -> None:
+        self._on_over(self.share)
+
+    def on_cancelled(self, queue: str, reason: str) -> None:
+        """The queue was deleted, and the first consumer makes it anew: what is held goes out, and no more comes this way."""
+        self.share.consumer.pause()
+
+    def on_warning(self, text: str) -> None:
+        logger.debug("delays: %s", text)
+
+    def unanswered(self, queue: str) -> int:
+        return self.share.held
+
+
 class _Held:
     """A delivery that waits here, or is being published."""
 
-    __slots__ = ("channel_key", "delivery", "due", "next_look", "tries")
+    __slots__ = ("delivery", "due", "next_look", "share", "tries")
 
-    def __init__(self, delivery: Delivery, due: float, next_look: float, channel_key: tuple[int, int]) -> None:
+    def __init__(self, delivery: Delivery, due: float, next_look: float, share: _Share) -> None:
         self.delivery = delivery
-        # The connection and channel that it came on.
-        self.channel_key = channel_key
+        # Of whose channel it came on.
+        self.share = share
         self.due = due
         # When to look at it next (Unix time).
         self.next_look = next_look
@@ -76,21 +150,33 @@ class _Held:
 
 
 class _Window:
-    """A queue's level and longest wait, how many of its messages may be held, and how many are held."""
+    """A queue, how many of its messages may be held, and how many are held."""
 
-    __slots__ = ("held", "is_too_large", "level", "longest", "size")
+    __slots__ = ("held", "level", "longest", "queue", "shares", "size")
 
-    def __init__(self, level: int, longest: float) -> None:
-        self.level = level
-        self.longest = longest
+    def __init__(self, held_queue: HeldQueue) -> None:
+        self.queue = held_queue.queue
+        self.level = held_queue.level
+        self.longest = held_queue.longest
         self.size = WINDOW
         self.held = 0
-        # It becomes smaller with the next delivery.
-        self.is_too_large = False
+        # Of its consumers: the first one's, then those of further ones. None while there is no channel.
+        self.shares: list[_Share] = []
+
+    def begin(self, consumer: Consumer | None) -> list[_Share]:
+        """What came before is void, and this is the first consumer now; the shares of further ones."""
+        before, self.shares = self.shares, []
+        for share in before:
+            share.is_void = True
+        self.size, self.held = WINDOW, 0
+        if consumer is not None:
+            self.shares.append(_Share(self, WINDOW, consumer))
+        return before[1:]
 
 
 class Forwarder:
-    """Forwards delayed messages while the worker runs; all on its loop."""
+    """Forwards delayed messages while the worker runs; all on its loop. `make_ends` makes the consumer of all queues, the
+    publisher, and what makes further consumers, all over one connection."""
 
     name = "delays"
 
@@ -99,7 +185,7 @@ class Forwarder:
         *,
         loop: Loop,
         delays: DelayPlan,
-        make_ends: Callable[[ConsumerListener], tuple[Consumer, LoopPublisher]],
+        make_ends: Callable[[ConsumerListener], tuple[Consumer, LoopPublisher, MakeConsumer]],
         wall_clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -112,17 +198,18 @@ class Forwarder:
         self._ahead = float("-inf")
         self._consumer: Consumer | None = None
         self._publisher: LoopPublisher | None = None
+        self._make_further: MakeConsumer | None = None
         self._windows: dict[str, _Window] = {}
+        # Of the first consumer; -1 while there is no channel.
         self._epoch = -1
-        # Each consumer counts its epochs from the start.
-        self._connections = 0
+        # No window grows before.
+        self._grows_at = float("-inf")
         # Held messages that are not due yet: (when to look, number, held).
         self._waiting: list[tuple[float, int, _Held]] = []
         self._numbers = itertools.count()
         self._timer = OneTimer(loop)
         self._timer_at = float("inf")
-        # How many of the present channel's deliveries are being published; when each attempt began, the oldest first.
-        self._publishing = 0
+        # When each publish under way began, the oldest first.
         self._attempts: dict[_Held, float] = {}
         self._watch = OneTimer(loop)
         self._renewed_at = float("-inf")
@@ -152,8 +239,7 @@ class Forwarder:
         if self._consumer is None or not dropped:
             return 0
         for _, _, held in dropped:
-            self._windows[held.delivery.queue].held -= 1
-            self._consumer.ack(held.delivery.tag)
+            held.share.ack(held.delivery)
         numbers = {number for _, number, _ in dropped}
         self._waiting = [entry for entry in self._waiting if entry[1] not in numbers]
         heapq.heapify(self._waiting)
@@ -177,11 +263,10 @@ class Forwarder:
             self._restart.set(START_SECONDS, self._begin_consuming)
 
     def _begin_consuming(self) -> None:
-        self._connections += 1
-        self._consumer, self._publisher = self._make_ends(self)
+        self._consumer, self._publisher, self._make_further = self._make_ends(self)
         for held_queue in self._delays.held():
-            window = self._windows[held_queue.queue.name] = _Window(held_queue.level, held_queue.longest)
-            self._consumer.add_queue(held_queue.queue, prefetch=window.size, declare=held_queue.declare)
+            self._windows[held_queue.queue.name] = _Window(held_queue)
+            self._consumer.add_queue(held_queue.queue, prefetch=WINDOW, declare=held_queue.declare)
         self._consumer.start()
         self._shrinking.start()
 
@@ -195,12 +280,20 @@ class Forwarder:
         self._shrinking.stop()
         for timer in (self._timer, self._restart, self._watch):
             timer.cancel()
-        if self._consumer is not None and self._publishing:
+        if self._consumer is not None and self._is_publishing:
             self._consumer.pause()
+            for window in self._windows.values():
+                for share in window.shares[1:]:
+                    share.consumer.pause()
         else:
             self._close()
 
+    @property
+    def _is_publishing(self) -> bool:
+        return any(share.publishing for window in self._windows.values() for share in window.shares)
+
     def _close(self) -> None:
+        self._begin(-1)
         if self._consumer is not None:
             self._consumer.stop()
             self._consumer = None
@@ -212,37 +305,42 @@ class Forwarder:
 
     def on_delivery(self, delivery: Delivery) -> None:
         """Hold the message, or forward it now."""
+        if self._consumer is None:
+            return  # it is requeued when the channel is closed
         if delivery.epoch != self._epoch:
             self._begin(delivery.epoch)
         window = self._windows.get(delivery.queue)
-        if window is None or self._is_stopped:
+        if window is not None:
+            self._hold(window.shares[0], delivery)
+
+    def _hold(self, share: _Share, delivery: Delivery) -> None:
+        if share.is_void or self._is_stopped:
             return  # it is requeued when the channel is closed
+        window = share.window
         headers = delivery.properties.headers or {}
         if TO_HEADER not in headers:
-            self._drop(delivery)
+            self._drop(share, delivery)
             return
         now = self._look_at_clock()
         due, next_look = due_at(headers), leaves_at(headers, window.level)
         # A message that claims to be due later than its queue allows must not be held for ever.
         due = min(now if due is None else due, now + window.longest)
-        held = _Held(delivery, due, due if next_look is None else min(next_look, due), self._channel_key)
+        held = _Held(delivery, due, due if next_look is None else min(next_look, due), share)
+        share.held += 1
         window.held += 1
         if held.next_look <= now:
             self._look(held, now)
         else:
             self._wait(held)
         if window.held >= window.size and held.next_look - now < SOON_SECONDS:
-            self._grow(delivery.queue, window)
-        elif window.is_too_large:
-            self._shrink(delivery.queue, window)
+            self._grow(window)
 
-    def _drop(self, delivery: Delivery) -> None:
+    def _drop(self, share: _Share, delivery: Delivery) -> None:
         """Drop a message that was not delayed by us: it names no destination, and requeued it would come here again."""
         self._complain(
             f"delays: a message in {delivery.queue} does not say where it is to go, and is dropped; no more is said of others"
         )
-        if self._consumer is not None:
-            self._consumer.ack(delivery.tag)
+        share.consumer.ack(delivery.tag)
 
     def on_consuming(self, epoch: int) -> None:
         """A new channel."""
@@ -258,6 +356,10 @@ class Forwarder:
                 "of them come again each time, and one that goes on at that moment may run twice. Raise consumer_timeout to half "
                 "an hour, its default, or more"
             )
+        further = [share for window in self._windows.values() for share in window.shares[1:]]
+        if not isinstance(error, (TimeoutError, HostLeft)) and not all(share.has_begun for share in further):
+            # The broker's user may have no channels left, which ends the connection.
+            self._grows_at = self._monotonic() + RETRY_SECONDS
         self._begin(-1)
 
     def on_cancelled(self, queue: str, reason: str) -> None:
@@ -269,14 +371,13 @@ class Forwarder:
             f"delays: this worker does not forward delayed messages ({error}). The broker does, 6 to 10 s after their time, if "
             "their queues exist: `amqtask topology declare` makes them, and the worker's user needs the right to read them"
         )
-        self._begin(-1)
         self._close()
         if not self._is_stopped:
             self._restart.set(RETRY_SECONDS, self._begin_consuming)
 
     def unanswered(self, queue: str) -> int:
-        """How many of the queue's messages are held."""
-        return self._windows[queue].held
+        """How many of the queue's messages the first consumer holds."""
+        return sum(share.held for share in self._windows[queue].shares[:1])
 
     def on_warning(self, text: str) -> None:
         """Log one line for the forty queues, which are all alike."""
@@ -290,20 +391,16 @@ class Forwarder:
             self._complaints.add(text)
             logger.warning("%s", text)
 
-    @property
-    def _channel_key(self) -> tuple[int, int]:
-        return self._connections, self._epoch
-
     def _begin(self, epoch: int) -> None:
-        """Deliveries of another channel are void."""
+        """Deliveries of other channels are void."""
         if epoch == self._epoch:
             return
         self._epoch = epoch
-        self._publishing = 0
         self._attempts.clear()
         self._waiting.clear()
         for window in self._windows.values():
-            window.held = 0
+            for share in window.begin(None if epoch < 0 else self._consumer):
+                share.consumer.stop()
 
     # -- waiting
 
@@ -343,7 +440,7 @@ class Forwarder:
         if not (held.delivery.properties.headers or {}).get("eta"):  # it waits for so long, and not until a time of day
             held.due -= seconds
             held.next_look -= seconds
-        held.due = min(held.due, now + self._windows[held.delivery.queue].longest)
+        held.due = min(held.due, now + held.share.window.longest)
         held.next_look = min(held.next_look, held.due)
 
     def _look(self, held: _Held, now: float) -> None:
@@ -351,7 +448,7 @@ class Forwarder:
         if held.due <= now:
             self._publish(held, self._delays.addressed(held.delivery))
             return
-        window = self._windows[held.delivery.queue]
+        window = held.share.window
         if window.level and held.next_look < held.due and window.held * 2 > window.size:
             self._publish(held, self._delays.delayed_on(held.delivery, held.due - now))
         else:
@@ -360,41 +457,53 @@ class Forwarder:
 
     # -- windows
 
-    def _grow(self, queue: str, window: _Window) -> None:
+    def _grow(self, window: _Window) -> None:
         held = sum(queue_window.held for queue_window in self._windows.values())
-        size = min(window.size * 2, MOST_IN_A_QUEUE)
-        if not window.level and held < MOST_HELD and size > window.size and self._consumer is not None:
-            window.size = size
-            self._consumer.set_prefetch(queue, size)
+        size = min(window.size, MOST_IN_A_QUEUE - window.size)
+        if window.level or held >= MOST_HELD or not size or self._make_further is None:
+            return
+        if self._monotonic() < self._grows_at:
+            return
+        further = _Further(window, size, self._make_further, self._hold, self._end)
+        window.shares.append(further.share)
+        window.size += size
+        further.start()
 
     def _look_at_sizes(self) -> None:
         for window in self._windows.values():
-            window.is_too_large = window.size > WINDOW and window.held * 4 < window.size
+            if len(window.shares) > 1 and window.held * 4 < window.size and not window.shares[-1].publishing:
+                self._end(window.shares[-1])
 
-    def _shrink(self, queue: str, window: _Window) -> None:
-        """With a delivery: so the queue has a majority of its nodes. On a node that has lost the others the channel would stand
-        still for a minute, and keep all its consumers and what they are given (RabbitMQ 4.3: `rabbit_fifo_client:checkout`)."""
-        window.is_too_large = False
-        if self._consumer is not None:
-            window.size = max(WINDOW, window.size // 2)
-            self._consumer.set_prefetch(queue, window.size)
+    def _end(self, share: _Share) -> None:
+        """A further consumer's channel is gone, or to be closed: what it holds comes again."""
+        if share.is_void:
+            return
+        share.is_void = True
+        window = share.window
+        window.shares.remove(share)
+        window.size -= share.size
+        window.held -= share.held
+        self._waiting = [entry for entry in self._waiting if entry[2].share is not share]
+        heapq.heapify(self._waiting)
+        self._attempts = {held: began for held, began in self._attempts.items() if held.share is not share}
+        share.consumer.stop()
 
     # -- forwarding
 
     def _publish(self, held: _Held, message: Message) -> None:
-        self._publishing += 1
+        held.share.publishing += 1
         self._publish_again(held, message)
 
     def _publish_again(self, held: _Held, message: Message) -> None:
-        if self._publisher is not None and held.channel_key == self._channel_key:
+        if self._publisher is not None and not held.share.is_void:
             self._attempts[held] = self._monotonic()
             if not self._watch.is_set:
                 self._watch.set(WATCH_SECONDS, self._look_at_attempts)
             self._publisher.publish(message, lambda error: self._published(held, message, error))
 
     def _published(self, held: _Held, message: Message, error: PublishError | None) -> None:
-        delivery = held.delivery
-        if held.channel_key != self._channel_key or self._consumer is None:
+        delivery, share = held.delivery, held.share
+        if share.is_void:
             return  # its channel is gone: it is delivered again
         self._attempts.pop(held, None)
         is_hosts = isinstance(error, PublishRefused) and not isinstance(error, MessageRefused)
@@ -402,17 +511,18 @@ class Forwarder:
             return
         if error is not None and held.tries > 2 * TRIES:
             # We cannot publish it: the broker dead-letters it as it is, and its destination has to deal with it.
-            self._consumer.reject(delivery.tag, requeue=False)
+            share.consumer.reject(delivery.tag, requeue=False)
+            share.held -= 1
+            share.window.held -= 1
         elif error is not None and not self._is_stopped:
             self._loop.call_later(
                 PAUSE_SECONDS, partial(self._publish_again, held, self._next_message(held, message, error))
             )
             return
-        self._publishing -= 1
-        self._windows[delivery.queue].held -= 1
+        share.publishing -= 1
         if error is None:
-            self._consumer.ack(delivery.tag)
-        if self._is_stopped and not self._publishing:
+            share.ack(delivery)
+        if self._is_stopped and not self._is_publishing:
             self._close()
 
     def _look_at_attempts(self) -> None:

@@ -238,11 +238,11 @@ class AmqpSharedEnds:
     def __init__(self, shared: LoopConnection) -> None:
         self._shared = shared
 
-    def consumer(self, listener: ConsumerListener, *, no_ack: bool = False) -> PikaConsumer:
-        """A consumer over the connection."""
+    def consumer(self, listener: ConsumerListener, *, no_ack: bool = False, is_second: bool = False) -> PikaConsumer:
+        """A consumer over the connection, on a channel of its own."""
         from amqtask.transport.consumer import PikaConsumer
 
-        return PikaConsumer(self._shared, listener, no_ack=no_ack)
+        return PikaConsumer(self._shared, listener, no_ack=no_ack, is_second=is_second)
 
     def publisher(self, *, on_warning: OnWarning, nack_patience: float | None = None) -> PikaLoopPublisher:
         """A publisher over the connection."""

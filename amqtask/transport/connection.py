@@ -232,6 +232,8 @@ class LoopConnection:
 
     def start(self, use: ConnectionUse) -> None:
         """A user wants the connection: connect, unless that is under way or done."""
+        if use not in self.users:
+            self.users.append(use)
         if self.is_open and self._connection.is_open:
             self.loop.call_soon(lambda: self._welcome(use))
         elif not self._is_running:
@@ -242,8 +244,10 @@ class LoopConnection:
         if use.is_running and self.is_open and self._connection.is_open:
             use.listener.on_open(self._connection)
 
-    def stop(self, on_stopped: Callable[[], None] | None) -> None:
+    def stop(self, use: ConnectionUse, on_stopped: Callable[[], None] | None) -> None:
         """A user does not need it any more. After the last one it is closed, flushing what was written; `on_stopped` follows."""
+        if use in self.users:
+            self.users.remove(use)
         connection = self._connection
         if self._listeners:
             connection = None
@@ -416,4 +420,4 @@ class ConnectionUse:
     def stop(self, on_stopped: Callable[[], None] | None = None) -> None:
         """Stop using the connection; `on_stopped` follows, after the close if this was the last user."""
         self.is_running = False
-        self._connection.stop(on_stopped)
+        self._connection.stop(self, on_stopped)

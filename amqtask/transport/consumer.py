@@ -7,6 +7,8 @@ is called.
 A prefetch window is changed with another consumer: `basic.qos` with global=false applies to consumers started after it, not to
 running ones (https://www.rabbitmq.com/docs/consumer-prefetch), and RabbitMQ 4.3 denies global=true. To grow the window, a further
 consumer gets the difference; to shrink it, one with the new window is started, and the others are cancelled when it is confirmed.
+All of them are on one channel, which stands still while a node of RabbitMQ 4.3 that has lost the others starts or cancels one of
+them (`rabbit_fifo_client:checkout`, for a minute). Who cannot wait for that has a second consumer, on a channel of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
+from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError, NoFreeChannels
 
 from amqtask.exceptions import AccessRefused, OperationalError, PublishRefused
 from amqtask.ground.loop import OneTimer
@@ -29,7 +31,7 @@ from amqtask.transport.contract import ConsumerListener
 from amqtask.transport.declare import RESOURCE_LOCKED, Declarer, QueueLocked
 from amqtask.transport.errors import ACCESS_REFUSED, lacks
 from amqtask.transport.lookout import Lookout, Watch, Watched, can_be_watched
-from amqtask.transport.wire import take_until_cancelled
+from amqtask.transport.wire import close_with_consumers, take_until_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -106,12 +108,15 @@ class _Consumed:
 
 class PikaConsumer(ConnectionListener):
     """A Consumer on pika's SelectConnection. `no_ack` is for mailboxes whose messages need no answer; others may use the
-    connection, too."""
+    connection, too. `is_second`: see transport.contract.SharedEnds."""
 
-    def __init__(self, connection: LoopConnection, listener: ConsumerListener, *, no_ack: bool = False) -> None:
+    def __init__(
+        self, connection: LoopConnection, listener: ConsumerListener, *, no_ack: bool = False, is_second: bool = False
+    ) -> None:
         loop = connection.loop
         self._listener = listener
         self._no_ack = no_ack
+        self._is_second = is_second
         self._connection, self._use = connection, connection.join(self)
         self._declarer = Declarer(loop, listener.on_warning)
         self._lookout = Lookout(
@@ -243,7 +248,10 @@ class PikaConsumer(ConnectionListener):
     def stop(self, *, on_stopped: Callable[[], None] | None = None) -> None:
         """Close; answers that were written go out first."""
         self._timer.cancel()
+        self._pika, channel = None, self._channel or self._opening
         self._drop_channel()
+        if self._is_second and channel is not None:
+            close_with_consumers(channel)
         self._declarer.lost()
         self._lookout.end()
         self._use.stop(on_stopped)
@@ -257,9 +265,14 @@ class PikaConsumer(ConnectionListener):
         self._pika = connection
         self._has_own_timeouts = connection.server_version >= OWN_TIMEOUTS_SINCE
         self._declarer.connected(connection)
-        if not self._no_ack:
+        if not (self._no_ack or self._is_second):
             self._lookout.begin(connection)
-        self._open_channel()
+        try:
+            self._open_channel()
+        except NoFreeChannels:
+            if not self._is_second:
+                raise
+            # It gets nothing, and the first one goes on.
 
     def on_lost(self, error: Exception) -> None:
         """The broker has requeued all unanswered deliveries."""
@@ -411,7 +424,7 @@ class PikaConsumer(ConnectionListener):
         """Start the timer for the next consumer's confirm. Only until all queues are consumed: a new connection would then cost
         the deliveries of this one."""
         self._start_timer.cancel()
-        if self._starting and not self._is_consuming:
+        if self._starting and not self._is_consuming and not self._is_second:
             self._start_timer.set(self._start_seconds, self._starts_late)
 
     def _starts_late(self) -> None:

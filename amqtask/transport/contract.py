@@ -457,11 +457,12 @@ class Delayed(Protocol):
 
 
 class SharedEnds(Protocol):
-    """A consumer and a publisher that share a connection: when one loses it, the other has lost it, too.
+    """Consumers and a publisher that share a connection: when one loses it, the others have lost it, too.
 
     The first that is made is the first to be told so."""
 
-    def consumer(self, listener: ConsumerListener, *, no_ack: bool = False) -> Consumer: ...
+    def consumer(self, listener: ConsumerListener, *, no_ack: bool = False, is_second: bool = False) -> Consumer:
+        """`is_second`: another one consumes its queues, too, and finds out when they deliver nothing."""
 
     def publisher(self, *, on_warning: OnWarning, nack_patience: float | None = None) -> LoopPublisher:
         """`nack_patience`: for so many seconds a message that the broker refuses is tried again (None: the publisher's own)."""

@@ -248,6 +248,9 @@ class Declarer:
         """Declare these in order; `on_done(None)` once all exist, `on_done(error)` for the first one that fails.
 
         `on_done` is not called when the connection is lost before."""
+        if not entities and not self._runs:
+            on_done(None)  # it needs no channel
+            return
         self._runs.append(_Run(entities, on_done))
         if len(self._runs) == 1:
             self._go_on()

@@ -475,6 +475,13 @@ def take_until_cancelled(channel: Any, tag: str) -> None:
     channel._cancelled.discard(tag)
 
 
+def close_with_consumers(channel: Any) -> None:
+    """Close the channel, unless that is under way. pika would cancel its consumers first, and a broker may take long for each."""
+    if not (channel.is_closed or channel.is_closing):
+        channel._cancelled.update(channel._consumers)
+        channel.close()
+
+
 def _takes_writes(transport: Any) -> bool:
     """Whether no earlier frames wait to be written. A TLS socket may have to read first: that is left to pika."""
     return (

@@ -12,6 +12,7 @@ from amqtask.protocol.message import Delivery, Message, Properties
 from amqtask.services import forwarder
 from amqtask.services.forwarder import Forwarder
 from amqtask.topology.delays import DelayPlan
+from amqtask.transport.contract import ConsumerListener
 from tests.worker.fakes import HandLoop, HandPublisher, ToldConsumer
 
 
@@ -22,12 +23,14 @@ class Place:
         self.loop = HandLoop()
         self.plan = DelayPlan(clock=self.now)
         self.consumer = ToldConsumer()
+        # Those that were made beside it, and who listens to them.
+        self.further: list[tuple[ToldConsumer, ConsumerListener]] = []
         self.publisher = HandPublisher()
         self.tags = itertools.count(1)
         self.forwarder = Forwarder(
             loop=self.loop,
             delays=self.plan,
-            make_ends=lambda listener: (self.consumer, self.publisher),
+            make_ends=lambda listener: (self.consumer, self.publisher, self.make_further),
             wall_clock=self.now,
             monotonic=lambda: self.loop.now,
         )
@@ -39,11 +42,16 @@ class Place:
     def now(self) -> float:
         return 1_700_000_000 + self.loop.now + self.set_by
 
+    def make_further(self, listener: ConsumerListener) -> ToldConsumer:
+        consumer = ToldConsumer()
+        self.further.append((consumer, listener))
+        return consumer
+
     def message(self, seconds: float, *, to: str = "", body: bytes = b"", eta: str | None = None) -> Message:
         return self.plan.delayed(Message(body, Properties(headers={"task": "t", "eta": eta}), to, "work"), seconds)
 
-    def deliver(self, message: Message, queue: str | None = None, *, epoch: int = 1) -> int:
-        """As the broker does when the message is at the head of its queue; the tag."""
+    def deliver(self, message: Message, queue: str | None = None, *, epoch: int = 1, further: int | None = None) -> int:
+        """As the broker does when the message is at the head of its queue, to the first consumer or a `further` one; the tag."""
         if queue is None:
             headers = message.properties.headers
             level = max(level for level in range(9) if f"amqtask-delay-{level}" in headers)
@@ -52,7 +60,8 @@ class Place:
         delivery = Delivery(
             message.body, message.properties, message.exchange, message.routing_key, False, queue, tag, epoch
         )
-        self.forwarder.on_delivery(delivery)
+        listener = self.forwarder if further is None else self.further[further][1]
+        listener.on_delivery(delivery)
         return tag
 
     @property
@@ -256,20 +265,100 @@ def test_a_message_that_claims_a_time_beyond_its_queue_is_held_no_longer_than_th
     assert len(place.sent) == 1
 
 
-def test_a_window_grows_while_messages_that_are_soon_due_fill_it() -> None:
-    place = Place()
-
+def fill(place: Place, *, further: int | None = None) -> None:
+    """As many messages as the first consumer of a queue may hold, due in 3 s."""
     for _ in range(forwarder.WINDOW):
-        place.deliver(place.message(3))
+        place.deliver(place.message(3), further=further)
 
-    assert place.consumer.windows["amqtask.delay.0s"] == 2 * forwarder.WINDOW
-    place.loop.advance(3)
-    place.publisher.confirm_all()
-    place.loop.advance(forwarder.SHRINK_SECONDS)
-    # Not by itself: where a queue delivers nothing its nodes may have lost each other, and the channel would stand still.
-    assert place.consumer.windows["amqtask.delay.0s"] == 2 * forwarder.WINDOW
-    place.deliver(place.message(3))
-    assert place.consumer.windows["amqtask.delay.0s"] == forwarder.WINDOW
+
+def test_a_window_grows_beside_the_consumers_that_are_there_while_messages_that_are_soon_due_fill_it() -> None:
+    place = Place()
+    before = dict(place.consumer.windows)
+    fill(place)
+
+    assert [consumer.windows for consumer, _ in place.further] == [{"amqtask.delay.0s": forwarder.WINDOW}]
+    fill(place, further=0)
+    assert [consumer.windows["amqtask.delay.0s"] for consumer, _ in place.further] == [
+        forwarder.WINDOW,
+        2 * forwarder.WINDOW,
+    ]
+    # A channel that starts or cancels a consumer may stand still, with all that it has.
+    assert (place.consumer.windows, place.consumer.words) == (before, ["start"])
+    assert place.further[0][0].words == ["start"]
+
+
+def test_what_a_further_consumer_gets_is_forwarded_and_answered_where_it_came() -> None:
+    place = Place()
+    fill(place)
+    tag = place.deliver(place.message(2, body=b"further"), further=0)
+
+    place.loop.advance(2.5)
+    assert place.sent == [("", "work", b"further")]
+    place.publisher.confirm()
+
+    assert (place.further[0][0].frames, place.consumer.frames) == ([("ack", tag, False)], [])
+
+
+def test_a_window_shrinks_as_its_last_consumer_ends_once_that_publishes_nothing() -> None:
+    place = Place()
+    place.loop.advance(forwarder.SHRINK_SECONDS - 3.5)
+    fill(place)
+    place.deliver(place.message(3.3), further=0)
+    place.loop.advance(3.1)
+    for _ in range(forwarder.WINDOW):
+        place.publisher.confirm()
+
+    place.loop.advance(0.5)
+    assert place.publisher.outstanding == 1
+    assert place.further[0][0].words == ["start"]
+    place.publisher.confirm()
+    place.loop.advance(forwarder.SHRINK_SECONDS - 1)
+    sent = len(place.sent)
+    place.deliver(place.message(3), further=0)
+    place.loop.advance(5)
+
+    assert place.further[0][0].words == ["start", "stop"]
+    assert place.consumer.words == ["start"]
+    assert len(place.sent) == sent, "what it held comes again"
+
+
+def test_what_a_further_consumer_held_is_forgotten_with_its_channel_and_the_rest_is_kept() -> None:
+    place = Place()
+    fill(place)
+    lost = place.message(2, body=b"further")
+    place.deliver(lost, further=0)
+
+    place.further[0][1].on_connection_lost(ConnectionResetError())
+    place.loop.advance(4)
+
+    assert [body for _, _, body in place.sent] == [b""] * forwarder.WINDOW
+    assert place.further[0][0].words[-1] == "stop"
+    place.deliver(lost)
+    assert place.sent[-1] == ("", "work", b"further")
+
+
+def test_where_a_further_channel_ends_the_connection_there_is_none_for_a_minute() -> None:
+    place = Place()
+    fill(place)
+
+    # As RabbitMQ does where the user may open so many channels and no more.
+    place.forwarder.on_connection_lost(ConnectionResetError("no more channels"))
+    for epoch in (2, 3):
+        for _ in range(forwarder.WINDOW):
+            place.deliver(place.message(3), epoch=epoch)
+        assert len(place.further) == epoch - 1
+        place.loop.advance(forwarder.RETRY_SECONDS)
+
+
+def test_further_consumers_end_with_the_first_ones_channel() -> None:
+    place = Place()
+    fill(place)
+    place.deliver(place.message(2, body=b"further"), further=0)
+
+    place.forwarder.on_connection_lost(ConnectionResetError())
+    place.loop.advance(4)
+
+    assert (place.sent, place.further[0][0].words) == ([], ["start", "stop"])
 
 
 def test_long_waits_are_held_to_their_end_while_there_is_room_and_go_down_a_level_when_there_is_not() -> None:

@@ -281,7 +281,7 @@ class RedisEnds:
         )
         self._consumer: RedisConsumer | None = None
 
-    def consumer(self, listener: ConsumerListener, *, no_ack: bool = False) -> RedisConsumer:
+    def consumer(self, listener: ConsumerListener, *, no_ack: bool = False, is_second: bool = False) -> RedisConsumer:
         """On the loop."""
         from amqtask.transport.redis.consumer import RedisConsumer
 
