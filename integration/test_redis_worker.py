@@ -196,6 +196,12 @@ def test_celerys_worker_runs_what_we_call(on_redis: OnRedis) -> None:
         assert any(answer["ok"] == "pong" for answer in on_redis.asked("ping").values())
 
 
+def test_our_worker_asks_celerys_what_was_revoked(on_redis: OnRedis) -> None:
+    with CeleryWorker(on_redis.celery, on_redis.queue), on_redis.worker("-c", "1") as worker:
+        worker.await_log("mingle: sync with")
+        assert "mingle: all alone" not in worker.log
+
+
 def test_a_delayed_call_reaches_celerys_worker_while_any_worker_of_ours_runs(on_redis: OnRedis) -> None:
     other = OnRedis(on_redis.url)
     with CeleryWorker(on_redis.celery, on_redis.queue), other.worker("-c", "1"):

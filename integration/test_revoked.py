@@ -69,7 +69,8 @@ def our_worker_that_heard(node: str, queue: str, redis_url: str) -> Iterator[Wor
     """Our worker, started until the other one has answered it in time: it listens for five seconds."""
     for _ in range(STARTS):
         with our_worker(queue, redis_url, loglevel="DEBUG") as worker:
-            eventually(lambda worker=worker: re.search(r"mingle: (sync with|all alone)", worker.log))  # type: ignore[misc]
+            eventually(lambda worker=worker: re.search(r"mingle: (sync with|no answer)", worker.log))  # type: ignore[misc]
+            assert "mingle: all alone" not in worker.log
             if f"mingle: sync with {node}" in worker.log:
                 yield worker
                 return
@@ -145,12 +146,24 @@ def test_a_workflow_is_cancelled_and_what_runs_is_asked_to_end(
         assert app.send_task("sample.add", (2, 3), queue=queue).get(timeout=90) == 5
 
 
+def test_a_worker_that_is_alone_finds_that_out(hurt_node: RabbitNode) -> None:
+    environment = {"AMQTASK_BROKER_URL": hurt_node.url, "SAMPLE_QUEUE": f"alone-{uuid.uuid4().hex[:8]}"}
+
+    def is_told() -> bool:
+        with WorkerProcess(OURS, "-P", "solo", environment=environment, loglevel="DEBUG") as worker:
+            eventually(lambda: re.search(r"mingle: (all alone|no answer)", worker.log))
+            return "mingle: all alone" in worker.log
+
+    assert any(is_told() for _ in range(STARTS))
+
+
 def test_workers_ask_each_other_again_after_a_lost_connection(hurt_node: RabbitNode) -> None:
     environment = {"AMQTASK_BROKER_URL": hurt_node.url, "SAMPLE_QUEUE": f"again-{uuid.uuid4().hex[:8]}"}
     names = [f"w{uuid.uuid4().hex[:8]}@here" for _ in range(2)]
     first, second = (WorkerProcess(OURS, "-P", "solo", "-n", name, environment=environment) for name in names)
     with first, second:
         second.await_log(f"mingle: sync with {names[0]}")
+        assert "mingle: all alone" not in second.log
 
         def has_asked_again() -> bool:
             hurt_node.ctl("close_all_connections", "test")

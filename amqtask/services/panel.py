@@ -40,7 +40,7 @@ MOST_ASKING = 10
 
 
 class Panel(ConsumerListener):
-    """Consumes the worker's mailbox and replies. The publisher for replies connects with the first reply.
+    """Consumes the worker's mailbox and replies. The publisher for replies and questions connects with the first one.
 
     `make_consumer` makes a consumer without acks: a command that is lost with its worker is useless for another one. With
     `mingles` a worker that starts asks its neighbours for revoked tasks. `on_listening`: it hears orders (again).
@@ -79,6 +79,7 @@ class Panel(ConsumerListener):
             Mingle(
                 control,
                 loop=loop,
+                publish=self._publish,
                 accept=accept,
                 serializer=serializer,
                 prefix=prefix,
@@ -97,11 +98,17 @@ class Panel(ConsumerListener):
 
     def start(self) -> None:
         if self._consumer is None and not self._stopped:
-            self._consumer = self._make_consumer(self)
-            self._consumer.add_queue(self._mailbox, prefetch=PREFETCH)
-            if self._mingle is not None:
-                self._mingle.start(self._consumer)
-            self._consumer.start()
+            if self._mingle is None:
+                self._consume()
+            else:
+                self._mingle.start(self._consume)
+
+    def _consume(self) -> None:
+        self._consumer = self._make_consumer(self)
+        self._consumer.add_queue(self._mailbox, prefetch=PREFETCH)
+        if self._mingle is not None:
+            self._mingle.listen(self._consumer)
+        self._consumer.start()
 
     def stop(self) -> None:
         self._stopped = True
@@ -206,10 +213,13 @@ class Panel(ConsumerListener):
         exchange = reply_exchange(self._prefix)
         if command.reply_exchange == exchange.name:
             message.declare = (exchange,)
+        self._publish(message, _note_reply)
+
+    def _publish(self, message: Message, on_done: Callable[[PublishError | None], None]) -> None:
         if self._publisher is None:
             self._publisher = self._make_publisher()
             self._publisher.start()
-        self._publisher.publish(message, _note_reply)
+        self._publisher.publish(message, on_done)
 
     def _reply_message(self, command: Command, payload: object) -> Message:
         return reply_message(command, self._hostname, payload, serializer=self._serializer, clock=self._control.clock)

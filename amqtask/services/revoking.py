@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from amqtask.exceptions import AmqTaskError, ConfigurationError, PublishError
+from amqtask.exceptions import AmqTaskError, ConfigurationError, PublishError, Unroutable
 from amqtask.ground.loop import OneTimer
 from amqtask.ground.printable import bounded_logger
 from amqtask.protocol.control import CANCEL, TREE, Command, command_message, read_reply, reply_exchange, reply_queue
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from amqtask.execution.request import Request
     from amqtask.ground.shapes import CommandArguments, JsonFields, JsonObject
     from amqtask.pool import Loop
-    from amqtask.protocol.message import Delivery
+    from amqtask.protocol.message import Delivery, Message
     from amqtask.services.command_context import Control
     from amqtask.transport.contract import Consumer
 
@@ -180,13 +180,14 @@ def _spelled(stamps: Iterable[Stamp]) -> str:
 
 # -- Mingle: a worker that starts asks its neighbours for revoked tasks (celery/worker/consumer/mingle.py).
 #
-# Model. `hello` goes to all mailboxes through the fanout exchange, also to the worker's own: once that copy is back, every
-# neighbour has its copy, and answers within milliseconds unless it is busy. The number of neighbours is unknown; so the
-# worker starts no task until no answer came for QUIET_SECONDS after its own copy or the last answer, but at most for
-# HOLD_SECONDS after its start (a broker that is away must not hold it longer). Later answers are taken for LISTEN_SECONDS,
-# and count for tasks that have not begun. After a lost connection it asks again, without holding tasks: revokes of the
-# meantime did not reach it. It then asks only for those: after a restart of the broker all workers ask each other at once,
-# and their lists may be long.
+# Model. Before the worker has a mailbox, a command for nobody goes to all mailboxes, mandatory: when the broker returns it,
+# there is no neighbour, and the worker starts its tasks. (One that starts in the same moment may be missed: it knows only what
+# its state file has.) `hello` goes there once the worker has its own: when that copy is back, every neighbour has its copy,
+# and answers within milliseconds unless it is busy. The number of neighbours is unknown; so with any the worker starts no task
+# until no answer came for QUIET_SECONDS after its own copy or the last answer, but at most for HOLD_SECONDS after its start (a
+# broker that is away must not hold it longer). Later answers are taken for LISTEN_SECONDS, and count for tasks that have not
+# begun. After a lost connection it asks again, without holding tasks: revokes of the meantime did not reach it. It then asks
+# only for those: after a restart of the broker all workers ask each other at once, and their lists may be long.
 
 QUIET_SECONDS = 0.03
 HOLD_SECONDS = 0.3
@@ -201,13 +202,14 @@ MARGIN_SECONDS = 600.0
 
 
 class Mingle:
-    """Asks over the panel's consumer and the worker's own publisher; the panel calls it with replies and events."""
+    """Asks and hears over the panel's publisher and consumer; the panel calls it with replies and events."""
 
     def __init__(
         self,
         control: Control,
         *,
         loop: Loop,
+        publish: Callable[[Message, Callable[[PublishError | None], None]], None],
         accept: frozenset[str],
         serializer: str,
         prefix: str,
@@ -215,6 +217,7 @@ class Mingle:
         queue_expires: float,
     ) -> None:
         self._control = control
+        self._publish = publish
         self._accept = accept
         self._serializer = serializer
         self._prefix = prefix
@@ -226,20 +229,42 @@ class Mingle:
         self._lost_at = 0.0
         self._is_holding = False
         self._has_held = False
+        # What follows the look for neighbours, until it is called.
+        self._and_then: Callable[[], None] | None = None
         # Timers that release the tasks: the latest one, and the one that each answer puts off.
         self._last_release, self._next_release = OneTimer(loop), OneTimer(loop)
         self._deaf_timer = OneTimer(loop)
 
-    def start(self, consumer: Consumer) -> None:
-        """Consume answers with this consumer; the first time also hold the worker's tasks back."""
-        self.listen(consumer)
-        if not self._has_held:
-            self._has_held = self._is_holding = True
-            self._control.worker.dispatcher.hold()
-            self._last_release.set(HOLD_SECONDS, self._release)
+    def start(self, and_then: Callable[[], None]) -> None:
+        """The first time hold the worker's tasks back, and look whether it has neighbours; then, or now, call `and_then`."""
+        if self._has_held:
+            and_then()
+            return
+        self._has_held = self._is_holding = True
+        self._and_then = and_then
+        self._control.worker.dispatcher.hold()
+        self._last_release.set(HOLD_SECONDS, self._too_late)
+        message = self._message(Command("ping", destination=(self._control.worker.setup.hostname,)))
+        message.mandatory = True
+        self._publish(message, self._looked)
+
+    def _looked(self, error: PublishError | None) -> None:
+        if isinstance(error, Unroutable):
+            logger.info("mingle: all alone")
+            self._release()
+        self._go_on()
+
+    def _too_late(self) -> None:
+        self._release()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        and_then, self._and_then = self._and_then, None
+        if and_then is not None:
+            and_then()
 
     def listen(self, consumer: Consumer) -> None:
-        """Consume the queue for answers again, on a new connection."""
+        """Consume the queue for answers, also again, on a new connection."""
         if self._ticket and not self._lost_at:
             self._lost_at = time.time()
         self._deaf_timer.cancel()
@@ -262,13 +287,15 @@ class Mingle:
             reply_exchange=reply_exchange(self._prefix).name,
             reply_key=self._oid,
         )
-        message = command_message(
-            hello, self._prefix, serializer=self._serializer, clock=self._control.lamport.forward()
-        )
+        message = self._message(hello)
         message.declare = ()  # the exchange exists, because the mailbox is bound to it
         logger.debug("mingle: searching for neighbors")
-        self._control.worker.publisher.publish(message, _note)
+        self._publish(message, _note)
         self._deaf_timer.set(LISTEN_SECONDS, lambda: self._be_deaf(consumer))
+
+    def _message(self, command: Command) -> Message:
+        clock = self._control.lamport.forward()
+        return command_message(command, self._prefix, serializer=self._serializer, clock=clock)
 
     def heard(self, hello: Command) -> bool:
         """A `hello` came: whether it is one of our own. Of the last one, all neighbours have their copies now."""
@@ -315,13 +342,14 @@ class Mingle:
 
     def _be_deaf(self, consumer: Consumer) -> None:
         if not self._neighbours:
-            logger.debug("mingle: all alone")
+            logger.debug("mingle: no answer")
         consumer.cancel_queue(self.queue.name)
 
     def stop(self) -> None:
         """Cancel the timers, and release the held tasks."""
         for timer in (self._last_release, self._next_release, self._deaf_timer):
             timer.cancel()
+        self._and_then = None
         self._release()
 
 

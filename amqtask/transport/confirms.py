@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from amqtask.protocol.entities import Exchange
 from amqtask.protocol.message import Message
 
 if TYPE_CHECKING:
@@ -150,6 +151,11 @@ class Attempt:
     def is_suspicious(self) -> bool:
         """Whether it was under way so often when a connection ended that it should go alone."""
         return self.losses >= SUSPICIOUS_LOSSES
+
+    @property
+    def declares_queues(self) -> bool:
+        """Whether a queue or binding that it declares may be gone when it is returned: exchanges alone take it to no queue."""
+        return not all(isinstance(entity, Exchange) for entity in self.message.declare)
 
     def declares_anew(self) -> bool:
         """Whether it goes once more with all its declarations, after it was returned: its queue may have been deleted since."""

@@ -250,7 +250,7 @@ class PikaLoopPublisher(ConnectionListener):
         for pending in confirming.confirms.settle(method.delivery_tag, method.multiple):
             message = pending.message
             if len(returns) and returns.claim(message.properties.message_id, message.exchange, message.routing_key):
-                if not self._goes_again(pending):
+                if not (pending.declares_queues and self._goes_again(pending)):
                     self._settled(pending, unroutable(message))
             elif acked:
                 if message.exchange:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from amqtask.protocol.control import Command, read_command, reply_message
+from amqtask.exceptions import AccessRefused, PublishError, Unroutable
+from amqtask.protocol.control import Command, control_exchange, read_command, reply_message
 from amqtask.protocol.message import Delivery, Message, Properties
 from tests.services.test_panel import ACCEPT, Remote
 
@@ -15,13 +16,21 @@ from tests.services.test_panel import ACCEPT, Remote
 class Starting(Remote):
     """A worker that has just started, and its neighbours."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_looked: bool = True) -> None:
         super().__init__(mingles=True)
+        if has_looked:
+            self.finds(None)
 
     @property
     def asked(self) -> list[Command]:
         """The hellos that it sent."""
-        return [self.read(message) for message in self.bench.publisher.sent if message.exchange == "celery.pidbox"]
+        to_all = [self.read(message) for message in self.publisher.sent if message.exchange == "celery.pidbox"]
+        return [command for command in to_all if command.method == "hello"]
+
+    def finds(self, error: PublishError | None) -> None:
+        """The broker has passed on what it sent to see whether anybody is there (None), or says why it has not."""
+        self.publisher.confirm(error)
+        self.bench.loop.turn()
 
     def read(self, message: Message) -> Command:
         properties = message.properties
@@ -67,15 +76,78 @@ def test_tasks_wait_for_the_neighbours_answers() -> None:
     assert worker.ask("clock")["clock"] > 40
 
 
-def test_a_worker_without_neighbours_begins_at_once() -> None:
+def test_a_worker_without_neighbours_begins_at_once_and_asks_all_the_same() -> None:
+    worker = Starting(has_looked=False)
+    worker.bench.deliver("a")
+    assert (worker.bench.started, worker.consumers) == ([], [])
+
+    worker.finds(Unroutable("no queue"))
+    assert worker.bench.started == ["a"]
+
+    hello = worker.consumes()  # of one that started in the same moment
+    worker.answer(hello, revoked=["b"])
+    worker.bench.deliver("b", "c")
+    worker.bench.end("a")
+    assert worker.bench.started == ["a", "c"]
+
+
+def test_the_look_for_neighbours_comes_back_when_there_are_none_and_is_for_none_of_them() -> None:
+    worker = Starting(has_looked=False)
+    (message,) = worker.publisher.sent
+
+    assert message.mandatory
+    assert message.declare == (control_exchange(),)
+    assert not worker.read(message).is_for("other@h")
+
+
+def test_neighbours_that_say_nothing_are_waited_for() -> None:
     worker = Starting()
     worker.bench.deliver("a")
-    hello = worker.consumes()
 
-    worker.hear(hello)
-    worker.bench.loop.advance(0.06)
+    worker.hear(worker.consumes())
+    worker.bench.loop.advance(0.02)
+    assert worker.bench.started == []
+    worker.bench.loop.advance(0.02)
 
     assert worker.bench.started == ["a"]
+
+
+@pytest.mark.parametrize("error", [None, AccessRefused("may not publish")])
+def test_a_look_that_found_nothing_out_holds_the_mailbox_up_for_moments(error: PublishError | None) -> None:
+    worker = Starting(has_looked=False)
+    worker.bench.deliver("a")
+
+    worker.bench.loop.advance(0.31)
+    assert worker.bench.started == ["a"]
+    assert worker.consumers[-1].words == ["start"]
+    worker.finds(error)
+
+    assert len(worker.consumers) == 1
+
+
+def test_neighbours_that_may_not_be_asked_for_are_taken_to_be_there() -> None:
+    worker = Starting(has_looked=False)
+    worker.bench.deliver("a")
+
+    worker.finds(AccessRefused("may not publish"))
+
+    assert worker.bench.started == []
+    assert worker.consumers[-1].words == ["start"]
+
+
+def test_a_worker_that_stops_waits_for_no_answer_of_the_look() -> None:
+    worker = Starting(has_looked=False)
+
+    assert worker.bench.publisher.outstanding == 0
+
+
+def test_a_worker_that_stops_at_once_takes_no_mailbox() -> None:
+    worker = Starting(has_looked=False)
+    worker.panel.stop()
+
+    worker.finds(None)
+
+    assert worker.consumers == []
 
 
 @pytest.mark.parametrize("is_first", [True, False])
