@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
-import lzma
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +15,30 @@ _MOST_MEMORY = 128 * 1024 * 1024
 _MOST_STREAMS = 100
 # One byte of zstd becomes some tens of kilobytes at most; so it is decompressed in pieces of so many bytes.
 _ZSTD_PIECE = 256
+
+
+def _bz2_compress(body: bytes) -> bytes:
+    import bz2
+
+    return bz2.compress(body)
+
+
+def _bz2_stream() -> Any:
+    import bz2
+
+    return bz2.BZ2Decompressor()
+
+
+def _lzma_compress(body: bytes) -> bytes:
+    import lzma
+
+    return lzma.compress(body)
+
+
+def _lzma_stream() -> Any:
+    import lzma
+
+    return lzma.LZMADecompressor(memlimit=_MOST_MEMORY)
 
 
 def _zstd_compress(body: bytes) -> bytes:
@@ -106,8 +128,8 @@ _COMPRESSION_NAMES = {
 }
 _COMPRESS: Mapping[str, tuple[Callable[[bytes], bytes], Callable[[bytes, _Unpacked], None]]] = {
     "application/x-gzip": (zlib.compress, _gunzip),
-    "application/x-bz2": (bz2.compress, _unpack(bz2.BZ2Decompressor)),
-    "application/x-lzma": (lzma.compress, _unpack(lambda: lzma.LZMADecompressor(memlimit=_MOST_MEMORY))),
+    "application/x-bz2": (_bz2_compress, _unpack(_bz2_stream)),
+    "application/x-lzma": (_lzma_compress, _unpack(_lzma_stream)),
     "application/zstd": (_zstd_compress, _zstd_decompress),
 }
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import pickle
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -252,10 +251,14 @@ def _load_msgpack(body: bytes, encoding: str, subject: Headers | None) -> object
 
 
 def _dump_pickle(value: object, subject: Headers | None) -> bytes:
+    import pickle
+
     return pickle.dumps(value, protocol=4)  # kombu's on every Python but the newest; all that run read it
 
 
 def _load_pickle(body: bytes, encoding: str, subject: Headers | None) -> object:
+    import pickle
+
     return pickle.loads(body)
 
 
