@@ -25,25 +25,42 @@ def root_of(version: str, folder: Path) -> str:
     """What RabbitNode takes as `root`: "" where the machine's own RabbitMQ has this version. Raises: NodeError."""
     if _installed(Path("/")).startswith(f"{version}."):
         return ""
+    return str(rabbit_root(version, folder))
+
+
+def rabbit_root(version: str, folder: Path) -> Path:
+    """A Debian with that RabbitMQ, whatever the machine has. Raises: NodeError."""
     root = folder / version
     if not _installed(root).startswith(f"{version}."):
         _make(version, root)
-    return str(root)
+    return root
 
 
 def python_root(folder: Path) -> Path:
     """A Debian with Python 3.13 and pip, as the image of the Dockerfile begins. Raises: NodeError."""
-    root = folder / "python"
-    if not (root / "usr/bin/python").exists() or not (root / "usr/bin/pip").exists():
+    return _trixie(folder / "python", "python3-venv", "python3-pip", "python-is-python3", "ca-certificates")
+
+
+def docker_root(folder: Path) -> Path:
+    """A Debian with a Docker engine, `docker build` and `docker compose`, and what gives it a network. Raises: NodeError."""
+    docker = ("docker.io", "docker-cli", "docker-buildx", "docker-compose")
+    return _trixie(folder / "docker", *docker, "iptables", "iproute2", "slirp4netns", "ca-certificates")
+
+
+def _trixie(root: Path, *packages: str) -> Path:
+    """It has its name when it is whole."""
+    if not root.exists():
         if os.geteuid() != 0:
-            raise NodeError(f"there is no Python in {root}, and only root can put it there")
-        print(f"installing Python of Debian trixie into {root} …", file=sys.stderr, flush=True)
-        shutil.rmtree(root, ignore_errors=True)
-        root.mkdir(parents=True)
-        packages = "--include=python3-venv,python3-pip,python-is-python3,ca-certificates"
+            raise NodeError(f"there is no {root}, and only root can make it")
+        print(f"installing {', '.join(packages)} of Debian trixie into {root} …", file=sys.stderr, flush=True)
+        making = root.with_name(f"{root.name}.part")
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
         script = Path("/usr/share/debootstrap/scripts/sid")
         debootstrap = program("debootstrap", "debootstrap")
-        _run(debootstrap, "--variant=minbase", packages, "trixie", str(root), _mirror(), str(script))
+        included = f"--include={','.join(packages)}"
+        _run(debootstrap, "--variant=minbase", included, "trixie", str(making), _mirror(), str(script))
+        making.rename(root)
     return root
 
 
