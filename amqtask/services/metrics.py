@@ -290,11 +290,6 @@ class CountedPublisher:
         """See LoopPublisher."""
         return self._publisher.oldest
 
-    @property
-    def answers(self) -> int:
-        """See LoopPublisher."""
-        return self._publisher.answers
-
     def start(self) -> None:
         self._publisher.start()
 

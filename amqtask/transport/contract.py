@@ -100,10 +100,6 @@ class LoopPublisher(Protocol):
         """The message that waits longest for its confirm, while the broker could give it (connected, not blocked); else None."""
 
     @property
-    def answers(self) -> int:
-        """A number that is another one when the broker has answered a publish: confirmed or refused it."""
-
-    @property
     def host(self) -> str:
         """The URL, without password, of the host that it is connected to; empty while it is not."""
 

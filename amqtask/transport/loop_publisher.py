@@ -166,11 +166,6 @@ class PikaLoopPublisher(ConnectionListener):
             )
         return None if pending is None else pending.message
 
-    @property
-    def answers(self) -> int:
-        """How many messages the present channels have confirms or nacks for."""
-        return sum(confirming.confirms.settled for confirming in self._confirming_channels)
-
     def start(self) -> None:
         """Connect now."""
         self._is_stopped = False
@@ -324,7 +319,7 @@ class PikaLoopPublisher(ConnectionListener):
 
     def _look(self) -> None:
         """Look whether confirms come. (That covers declarations: a message that waits for one is not confirmed.)"""
-        answers = self.answers
+        answers = sum(confirming.confirms.settled for confirming in self._confirming_channels)
         has_moved = answers != self._confirmed
         self._confirmed = answers
         if has_moved:

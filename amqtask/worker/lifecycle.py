@@ -20,6 +20,7 @@ from amqtask.worker.shutdown import EX_FAILURE, Degree, Shutdown, SignalHandlers
 if TYPE_CHECKING:
     from amqtask.pool import Pool
     from amqtask.protocol.entities import Queue
+    from amqtask.protocol.message import Message
     from amqtask.transport.contract import Consumer, LoopPublisher
     from amqtask.worker.deliveries import Deliveries
     from amqtask.worker.dispatcher import Dispatcher, Surplus
@@ -107,7 +108,8 @@ class Lifecycle:
         self._ended_before = 0
         self._busy_since: float | None = None
         # How often the broker had answered publishes at the last look, and since when it answers none.
-        self._answers, self._answered_at = 0, clock()
+        self._oldest: Message | None = None
+        self._answered_at = clock()
         # How many waited for confirms then.
         self._waits = 0
         # The unconfirmed messages when a stopping worker last looked, and since when there was no confirm.
@@ -208,9 +210,10 @@ class Lifecycle:
         near = worker.dispatcher.next_in_line.look_for_room()
         # Room for those that wait for confirms is made a look later: what the broker has answered since then shows that it works.
         before, self._waits = self._waits, worker.finisher.look_for_long_waits()
-        answers = worker.publisher.answers
-        if answers != self._answers or worker.publisher.oldest is None:
-            self._answers, self._answered_at = answers, now
+        # The confirm of a younger message is no answer: its queue may be on the node that has lost the others.
+        oldest = worker.publisher.oldest
+        if oldest is None or oldest is not self._oldest:
+            self._oldest, self._answered_at = oldest, now
         elif now - self._answered_at < SILENT_SECONDS:
             return
         worker.windows.hold(min(before, self._waits) + len(worker.lost) + near)

@@ -257,17 +257,15 @@ class HandPublisher:
     def __init__(self) -> None:
         self.sent: list[Message] = []
         self.went_to: list[str] = []
-        self.answers = 0
         self._pending: list[tuple[Message, Callable[[PublishError | None], None]]] = []
 
     def publish(self, message: Message, on_done: Callable[[PublishError | None], None]) -> None:
         self.sent.append(message)
         self._pending.append((message, on_done))
 
-    def confirm(self, error: PublishError | None = None) -> None:
-        """Confirm (or refuse) the oldest message."""
-        self.answers += 1
-        self._pending.pop(0)[1](error)
+    def confirm(self, error: PublishError | None = None, *, which: int = 0) -> None:
+        """Confirm (or refuse) the oldest message, or another one."""
+        self._pending.pop(which)[1](error)
 
     def confirm_all(self) -> None:
         while self._pending:

@@ -289,7 +289,7 @@ class RedisLoopPublisher(LinkOwner):
         self._declared = Declared(self._layout, on_warning)
         self._numbers = itertools.count()
         self._pending: dict[int, _Pending] = {}
-        self._unwritable = self._answers = 0
+        self._unwritable = 0
         self._retry = OneTimer(self._loop)
         self._is_stopped = False
         # The last warning of a Redis that cannot be reached: one is enough while that is so.
@@ -314,11 +314,6 @@ class RedisLoopPublisher(LinkOwner):
         if not self._pending or not self._link.is_open or self._retry.is_set:
             return None
         return next(iter(self._pending.values())).message
-
-    @property
-    def answers(self) -> int:
-        """How many publishes Redis has answered."""
-        return self._answers
 
     def start(self) -> None:
         """Connect."""
@@ -373,7 +368,6 @@ class RedisLoopPublisher(LinkOwner):
             on_reply(reply)
 
     def _answered(self, number: int, reply: Any) -> None:
-        self._answers += 1
         pending = self._pending.get(number)
         if pending is None or self._is_stopped:
             return
