@@ -19,6 +19,7 @@ import yaml
 from amqtask import AmqTask
 from integration.conftest import Broker
 from integration.machine import NodeError, free_port
+from integration.projects import Project
 from integration.roots import python_root
 from integration.waiting import PATIENT
 from integration.workers import eventually
@@ -122,6 +123,34 @@ def test_systemd_takes_the_units(unit: Path, tmp_path: Path) -> None:
 
     done = subprocess.run([analyze, "verify", str(written)], capture_output=True, text=True, check=False)
     assert [line for line in done.stderr.splitlines() if unit.name.split(".")[0].rstrip("@") in line] == []
+
+
+def beats() -> Iterator[Any]:
+    """A beat's command line and what asks whether it is well, of the compose file and of the manifest."""
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["beat"]
+    yield pytest.param(service["command"], service["healthcheck"]["test"][1].replace("$$", "$"), id="compose")
+    (deployment,) = (
+        each for _, each in documents() if each["kind"] == "Deployment" and each["metadata"]["name"] == "beat"
+    )
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    yield pytest.param(container["args"], container["livenessProbe"]["exec"]["command"][-1], id="kubernetes")
+
+
+@pytest.mark.parametrize(("words", "probe"), [*beats()])
+def test_beat_answers_what_asks_whether_it_is_well(
+    words: list[str], probe: str, broker_url: str, tmp_path: Path
+) -> None:
+    project = Project(tmp_path, broker_url=broker_url, AMQTASK_APP="shop", SHOP_QUEUE="probed")
+    (tmp_path / "shop.py").write_text(TASKS)
+    beat = shlex.join(words).replace("/var/lib/amqtask", str(tmp_path))
+    with project.start(f"amqtask {beat}", ready="beat: Starting..."):
+        asked = ["sh", "-c", probe]
+        eventually(
+            lambda: subprocess.run(
+                asked, cwd=tmp_path, env={**os.environ, **project.environment}, capture_output=True, check=False
+            ).returncode == 0,
+            what=probe,
+        )  # fmt: skip
 
 
 # -- the image
