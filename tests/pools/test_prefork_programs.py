@@ -192,3 +192,25 @@ def test_a_task_that_asks_for_a_retry_keeps_nothing_alive() -> None:
             assert [reference() for reference in kept[:2]] == [None, None]
         finally:
             gc.enable()
+
+
+def test_what_no_child_has_read_is_taken_back_where_gevent_has_patched_all_sockets() -> None:
+    pytest.importorskip("gevent")
+
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", TAKES_BACK], capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (0, "8, taken back []\n"), done.stderr
+
+
+TAKES_BACK = """
+from gevent import monkey
+monkey.patch_all()
+from amqtask.testing.tasks import POOL_TASKS
+from tests.pools.preforked import Prefork
+
+with Prefork(1) as prefork:
+    value = prefork.value(prefork.submit("add", 4, 4))
+    print(f"{value}, taken back {prefork.pool.take_back()}")
+"""

@@ -160,9 +160,11 @@ class ChildProcess:
         if not has_ended and (self.is_full or self.is_leaving):
             return []  # a piece must not be missing in the middle, nor the STOP packet
         packets = []
+        # gevent's sockets, where a program has all patched, wait whatever the flags say; this is the one within.
+        child_end = getattr(self._child_end, "_sock", self._child_end)
         while True:
             try:
-                packets.append(self._child_end.recv(PIECE + 1, socket.MSG_DONTWAIT))
+                packets.append(child_end.recv(PIECE + 1, socket.MSG_DONTWAIT))
             except OSError:
                 break
         taken = []
