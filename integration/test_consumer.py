@@ -86,6 +86,19 @@ def test_a_queue_that_exists_with_other_arguments_costs_no_delivery_of_the_other
     assert [other.name in text and "'classic'" in text for text in listener.warnings] == [True]
 
 
+def test_a_queue_of_which_nobody_has_said_that_it_is_of_another_type_is_consumed(
+    rabbit: Broker, looped: Looped, queue: Queue
+) -> None:
+    # As for a user that may not declare. RabbitMQ 4.3 takes some arguments only for consumers of quorum queues.
+    rabbit.channel().queue_declare(queue.name, durable=True, arguments=dict(CLASSIC))
+    listener, consumer = looped.consuming()
+    consumer.add_queue(queue, prefetch=1, declare=())
+
+    fill(rabbit, queue, b"found")
+
+    looped.until(lambda: listener.bodies == [b"found"])
+
+
 def test_a_queue_stops_while_another_one_is_being_declared(
     rabbit: Broker, looped: Looped, queue: Queue, other: Queue
 ) -> None:

@@ -53,6 +53,8 @@ START_SECONDS, LONGEST_START_SECONDS = 3.0, 6.0
 # its connection, and one that is stuck is told of by its watchdog: two weeks.
 HELD_FOR = {"x-consumer-timeout": 14 * 24 * 3600 * 1000}
 OWN_TIMEOUTS_SINCE = (4, 3)
+# Of a queue that somebody else has made of another type: "PRECONDITION_FAILED - invalid arg 'x-consumer-timeout' for queue …".
+_MAY_NOT_HOLD = "invalid arg 'x-consumer-timeout'"
 
 
 def keeps_consumers_of_deleted(connection: Wire) -> bool:
@@ -103,6 +105,8 @@ class _Consumed:
     tags: list[str] = field(default_factory=list)
     is_declaring: bool = False
     was_consumed: bool = False
+    # Whether the broker takes HELD_FOR for it, which it does for quorum queues alone.
+    may_hold: bool = True
     watch: Watch = field(default_factory=Watch)
 
 
@@ -328,6 +332,8 @@ class PikaConsumer(ConnectionListener):
         self._drop_channel()
         if self._pika is None or not self._pika.is_open:
             return  # the connection's own end follows
+        if refused is not None and _MAY_NOT_HOLD in str(error):
+            refused.may_hold = False
         fatal = _refusal(error, refused)
         if fatal is not None and not self._was_consuming:
             self._listener.on_fatal(fatal)
@@ -408,7 +414,9 @@ class PikaConsumer(ConnectionListener):
         if not self._no_ack and prefetch != self._window:
             self._window = prefetch
             self._channel.basic_qos(prefetch_count=prefetch)
-        own = not self._no_ack and self._has_own_timeouts and is_quorum(consumed.queue)
+        if self._declarer.is_of_other_type(consumed.queue):
+            consumed.may_hold = False
+        own = not self._no_ack and self._has_own_timeouts and consumed.may_hold and is_quorum(consumed.queue)
         self._channel.basic_consume(
             consumed.queue.name,
             _deliver_to(self._listener.on_delivery, consumed, self._epoch),

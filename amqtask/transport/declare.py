@@ -53,6 +53,16 @@ def may_exist(entity: Declaration, refusal: ChannelClosing) -> bool:
 class FoundEntities(set[Declaration]):
     """The entities that are used as they are found."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Queues of which the broker said that they are of another type.
+        self.of_other_types: set[Declaration] = set()
+
+    def forget(self, entity: Declaration) -> None:
+        """It is gone."""
+        self.discard(entity)
+        self.of_other_types.discard(entity)
+
     def excuse(self, entity: Declaration, refusal: ChannelClosing) -> bool:
         """Whether this is a binding of such an exchange, which need not be made."""
         return isinstance(entity, Binding) and refusal.reply_code == ACCESS_REFUSED and entity.source in self
@@ -60,6 +70,8 @@ class FoundEntities(set[Declaration]):
     def note(self, entity: Declaration, refusal: ChannelClosing, warn: Callable[[str], None]) -> None:
         """The entity exists, though the broker refused to declare it: use it, and warn."""
         self.add(entity)
+        if "'x-queue-type'" in refusal.reply_text:
+            self.of_other_types.add(entity)
         if refusal.reply_code == ACCESS_REFUSED:
             warn(f"the broker's user may not declare {entity_name(entity)}; it exists and is used as found")
         elif not isinstance(entity, Binding):
@@ -244,6 +256,10 @@ class Declarer:
         self._runs.clear()
         self._set_timer()
 
+    def is_of_other_type(self, queue: Queue) -> bool:
+        """Whether the broker said so of the queue that it has."""
+        return queue in self._found.of_other_types
+
     def declare(self, entities: Sequence[Declaration], on_done: OnDeclared) -> None:
         """Declare these in order; `on_done(None)` once all exist, `on_done(error)` for the first one that fails.
 
@@ -349,7 +365,7 @@ class Declarer:
             return _error(entity, run.refusal)
         if entity in self._found:
             if error.reply_code == NOT_FOUND:
-                self._found.discard(entity)  # deleted meanwhile: declare it with our arguments
+                self._found.forget(entity)  # deleted meanwhile: declare it with our arguments
                 return None
             return _error(entity, error)
         if self._found.excuse(entity, error):
