@@ -236,13 +236,15 @@ class Mingle:
         self._deaf_timer = OneTimer(loop)
 
     def start(self, and_then: Callable[[], None]) -> None:
-        """The first time hold the worker's tasks back, and look whether it has neighbours; then, or now, call `and_then`."""
+        """The first time hold the worker's tasks back, and look whether it has neighbours; then, or now, call `and_then`, which
+        has it take commands. It is ready when it does."""
         if self._has_held:
             and_then()
             return
         self._has_held = self._is_holding = True
         self._and_then = and_then
         self._control.worker.dispatcher.hold()
+        self._control.worker.lifecycle.hold_back()
         self._last_release.set(HOLD_SECONDS, self._too_late)
         message = self._message(Command("ping", destination=(self._control.worker.setup.hostname,)))
         message.mandatory = True
@@ -257,6 +259,7 @@ class Mingle:
     def _too_late(self) -> None:
         self._release()
         self._go_on()
+        self._control.worker.lifecycle.let_go()
 
     def _go_on(self) -> None:
         and_then, self._and_then = self._and_then, None
@@ -272,6 +275,7 @@ class Mingle:
 
     def ask(self, consumer: Consumer) -> None:
         """Send `hello`: the mailbox and the queue for answers are consumed now."""
+        self._control.worker.lifecycle.let_go()
         self._ticket, self._neighbours = str(uuid.uuid4()), 0
         after = self._lost_at - MARGIN_SECONDS if self._lost_at else 0.0
         self._lost_at = 0.0

@@ -98,6 +98,7 @@ class Lifecycle:
         self.services = tuple(services)
         self.started_at = time.time()
         self.is_ready = False
+        self._is_consuming = self._is_held_back = False
         self.shutdown = Shutdown(self, worker.loop, setup)
         self._handlers = SignalHandlers(worker.loop, self.shutdown.on_signal)
         self._busy_check = Ticker(worker.loop, BUSY_CHECK_SECONDS, self.look_at_long_tasks)
@@ -168,9 +169,22 @@ class Lifecycle:
         worker.consumer.add_queue(queue, prefetch=window.current, dead_letter=dead_letter)
         return True
 
+    def hold_back(self) -> None:
+        """The worker is not ready before it takes commands: until `let_go`."""
+        self._is_held_back = True
+
+    def let_go(self) -> None:
+        """It takes commands, or will not take any for now."""
+        self._is_held_back = False
+        self._look_whether_ready()
+
     def note_consuming(self) -> None:
         """All queues are consumed (again); the first time the worker is ready."""
-        if not self.is_ready:
+        self._is_consuming = True
+        self._look_whether_ready()
+
+    def _look_whether_ready(self) -> None:
+        if self._is_consuming and not self._is_held_back and not self.is_ready:
             self.is_ready = True
             logger.warning("%s ready.", self._setup.hostname)
             if signals.worker_ready:

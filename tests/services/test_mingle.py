@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from amqtask import AmqTask
 from amqtask.exceptions import AccessRefused, PublishError, Unroutable
 from amqtask.protocol.control import Command, control_exchange, read_command, reply_message
 from amqtask.protocol.message import Delivery, Message, Properties
+from amqtask.testing.worker import start_worker
 from tests.services.test_panel import ACCEPT, Remote
 
 
@@ -57,6 +59,13 @@ class Starting(Remote):
     def replies(self) -> str:
         (name,) = [name for name in self.consumers[-1].windows if ".reply." in name]
         return name
+
+
+def test_a_worker_that_is_ready_takes_commands() -> None:
+    app = AmqTask("ready", broker="memory://", set_as_current=False)
+
+    with start_worker(app, hostname="ready@here"):
+        assert app.control.ping(timeout=20, limit=1) == [{"ready@here": {"ok": "pong"}}]
 
 
 def test_tasks_wait_for_the_neighbours_answers() -> None:
