@@ -103,6 +103,20 @@ class RedisSuite(TransportSuite):
         self.client.zadd(f"{self.prefix}amqtask.lease", dict.fromkeys(self.held(queue), 1.0))
         self.client.eval(SWEEP.source, 1, self.prefix, 100)
 
+    def test_what_is_published_in_the_loops_last_turn_leaves(self) -> None:
+        queue, _ = self.work_queue()
+        self.publisher.declare([queue])
+        publisher = self.loop_publisher()
+        ends: list[PublishError | None] = []
+        publisher.publish(Message(b"first", Properties(), "", queue.name), ends.append)
+        self.until(lambda: ends)
+
+        publisher.publish(Message(b"last", Properties(), "", queue.name), ends.append)
+        publisher.stop()  # as where a worker's loop ends in this turn
+
+        eventually(lambda: self.client.llen(f"{self.prefix}{queue.name}") == 2)
+        self.settle()
+
     # -- what is held
 
     def test_what_is_held_stays_held_over_a_lost_connection(self) -> None:

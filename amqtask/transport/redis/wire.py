@@ -438,6 +438,8 @@ class Wire:
     def drain(self, on_drained: Callable[[], None]) -> None:
         """Close once all commands have their replies; `on_drained` follows in any case."""
         self._on_drained = on_drained
+        if self._is_flush_due:
+            self._flush()  # this turn may be the loop's last
         if self._is_over or not self._waiting:
             self._loop.call_soon(self._close_drained)
 
