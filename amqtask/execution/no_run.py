@@ -118,9 +118,7 @@ DEFAULT = Bounds()
 
 
 def _listed(embed: JsonFields, name: str) -> list[object]:
-    signatures = embed.get(name)
-    if not signatures:
-        return []
+    signatures = embed[name]
     if isinstance(signatures, Mapping):
         return [signatures]
     if not isinstance(signatures, (list, tuple)):
